@@ -1,0 +1,116 @@
+"""Brings a competition's files into input/: from class folders, from Kaggle, or the built-in sample."""
+
+import argparse
+import json
+import re
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from scenes.console import UserError, run, say
+from scenes.environment import ensure_environment
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    folders = verbs.add_parser("folders", help="make train.csv and test.csv from a folder for each class")
+    folders.add_argument("folder", type=Path, metavar="DIR", help="DIR/CLASS/*.jpg, or DIR/train/CLASS, DIR/test, …")
+
+    download = verbs.add_parser("download", help="get a competition's files from Kaggle (needs the kaggle command)")
+    download.add_argument("--competition", required=True, metavar="SLUG", help="the last part of its address")
+
+    sample = verbs.add_parser("sample", help="draw the built-in sample competition")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--train-rows", type=int, default=600, metavar="N")
+    sample.add_argument("--test-rows", type=int, default=200, metavar="N")
+
+    for verb, out in ((folders, "input"), (download, "input"), (sample, "input/sample")):
+        verb.add_argument("--out", type=Path, default=Path(out), metavar="DIR", help=f"where to (default: {out})")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one verb."""
+    args = parse(argv)
+    if args.verb == "folders":
+        prepare_folders(args.folder, args.out)
+    elif args.verb == "download":
+        download_competition(args.competition, args.out)
+    else:
+        draw_sample(args.out, args.train_rows, args.test_rows, args.seed)
+
+
+def prepare_folders(folder: Path, out: Path) -> None:
+    """Writes the CSVs of a folder of class folders and says what they hold and how to use them."""
+    from scenes.data.prepare import read_folders, write_csvs
+
+    layout = read_folders(folder)
+    written = write_csvs(layout, out)
+    classes = Counter(row.label for row in layout.train)
+    named = ", ".join(f"{label} {n}" for label, n in list(classes.items())[:20]) + (", …" if len(classes) > 20 else "")
+    say(f"wrote {', '.join(map(str, written))}")
+    say(f"  train: {len(layout.train)} images, {len(classes)} classes ({named})")
+    if layout.validation:
+        say(f"  validation: {len(layout.validation)} images, in train.csv too; its column `split` tells them apart")
+    if layout.test:
+        kept = "; their labels are in test_labels.csv alone" if layout.test[0].label else ""
+        say(f"  test: {len(layout.test)} images{kept}")
+    else:
+        say("  test: no test folder, so no test.csv")
+    if layout.ignored:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(layout.ignored.items()))
+        say(f"  ignored: {layout.ignored.total()} files ({kinds})")
+    if layout.unused:
+        say(f"  not used: {', '.join(layout.unused)}")
+
+    places = {"data.root": out.resolve(), "data.image_dir": folder.resolve()}
+    say("Nothing was copied: the images stay where they are. Put this into your config")
+    say("  data:")
+    for key, place in places.items():
+        say(f"    {key.removeprefix('data.')}: {yaml_text(place)}")
+    say("or add to a command")
+    say(f"  {set_option(places)}")
+
+
+def download_competition(slug: str, out: Path) -> None:
+    """Gets a competition's files from Kaggle and says what came."""
+    from scenes.data.prepare import download
+
+    placed = download(slug, out)
+    say(f"{out} now holds {', '.join(path.relative_to(out).as_posix() for path in placed)}")
+    for path in placed:
+        if path.suffix.lower() == ".zip":
+            say(f"{path} is an archive itself: unpack it if it holds the images")
+
+
+def draw_sample(out: Path, train_rows: int, test_rows: int, seed: int) -> None:
+    """Draws the sample and says how to use it."""
+    if min(train_rows, test_rows) < 1:
+        raise UserError("--train-rows and --test-rows: one row at least")
+    if (out / "train.csv").exists():  # maybe drawn with other rows or another seed
+        raise UserError(f"{out / 'train.csv'}: exists already and is not overwritten; choose another folder with --out")
+    from scenes.data.sample import draw
+
+    draw(out, train_rows=train_rows, test_rows=test_rows, seed=seed)
+    say(f"{out} holds the sample, {train_rows} training and {test_rows} test rows; add to a command")
+    say(f"  {set_option({'data.root': out.resolve()})}")
+
+
+def set_option(places: dict[str, Path]) -> str:
+    """The paths as options for the shell."""
+    return "--set " + " ".join(shlex.quote(f"{key}={yaml_text(place)}") for key, place in places.items())
+
+
+def yaml_text(path: Path) -> str:
+    """A path as YAML reads it back, quoted where it must be."""
+    text = str(path)
+    return text if re.fullmatch(r"/[\w./-]*", text) else json.dumps(text, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    ensure_environment()
+    run(main)

@@ -1,0 +1,325 @@
+"""Every knob with its default on one screen, and the strict reading of experiment files."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from scenes.console import Problem, UserError, raise_problems
+
+Stages = Literal["all"] | Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of the config: immutable, unknown keys refused, no lossy conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+class DataConfig(Section):
+    """Where the competition's files are and how rows are split."""
+
+    root: Path = Path("input")  # the other paths are below it, unless absolute
+    train_csv: Path = Path("train.csv")
+    test_csv: Path = Path("test.csv")
+    sample_submission: Path = Path("sample_submission.csv")  # used where it exists
+    image_dir: Path = Path("SceneImages")
+    test_image_dir: Path | None = None  # by default image_dir
+    image_suffix: str = ""  # ".jpg" where the CSV names images without it
+    image_column: str = "image_name"
+    label_column: str = "label"
+    class_names: list[str] | None = None  # for people to read, in the order of the sorted labels
+    group_column: str | None = None  # rows of one group share a fold
+    fold_column: str | None = None  # your own folds, numbered from 0
+    folds: Annotated[int, Field(ge=2)] = 5
+    fold_seed: int = 42  # apart from `seed`, so that models of different seeds can be blended and compared
+    cache: Path = Path(".cache")  # decoded images and frozen features, shared by all runs
+    sample: bool = False  # draw the built-in sample competition into root if it is not there
+
+
+class ModelConfig(Section):
+    """The network: a timm body and a head."""
+
+    name: str = "tf_efficientnet_lite0.in1k"  # any timm model, or simple_cnn
+    weights: str = "hub"  # hub (local copies first) | local (never the network) | none | a file
+    pool: Literal["avg", "max", "avgmax"] | None = None  # by default the model's own
+    hidden: Annotated[int, Field(ge=0)] = 0  # width of a hidden layer in the head; 0: a linear head
+    dropout: Fraction = 0.0  # before each linear layer of the head
+
+
+class TrainConfig(Section):
+    """One fold's training."""
+
+    epochs: Annotated[int, Field(ge=0, le=10_000)] = 3  # 0 with linear_probe: the probe alone
+    batch_size: Annotated[int, Field(ge=1)] = 64  # rows per optimiser step
+    accumulate: Annotated[int, Field(ge=1)] = 1  # micro-batches a step is split into, where memory is short
+    linear_probe: bool = True  # the head starts as a logistic regression on frozen features (LP-FT)
+    trainable_stages: Stages | dict[Annotated[int, Field(ge=0)], Stages] = "all"  # last N of the body; {epoch: N}
+    batch_norm: Literal["auto", "frozen", "batch"] = "auto"  # auto: pretrained statistics stay frozen, see docs
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 2e-4
+    head_lr: Annotated[float, Field(gt=0)] | None = None  # by default lr
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05  # not on biases and norms
+    momentum: Fraction = 0.9  # of sgd
+    schedule: Literal["cosine", "one_cycle", "plateau", "constant"] = "cosine"
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.3  # linear; one_cycle rises for 30 % of training instead
+    plateau_patience: Annotated[int, Field(ge=0)] = 2  # plateau: epochs without a better loss before lr × 0.1
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    label_smoothing: Fraction = 0.1
+    class_weights: Literal["balanced"] | list[Annotated[float, Field(gt=0)]] | None = None
+    ema_decay: Fraction = 0.0  # 0: off; else validation, OOF and inference use the averaged weights
+    early_stopping: Annotated[int, Field(ge=1)] | None = None  # patience in epochs; the CV is then optimistic
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 or fp16 on a GPU, fp32 on a CPU
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0  # besides one at the end of each epoch
+    wandb: str | None = None  # a Weights & Biases project
+
+
+class LoaderConfig(Section):
+    """How batches are fed; never changes a result."""
+
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"  # auto: none on a CPU, the cores on a GPU
+
+
+class InferConfig(Section):
+    """How probabilities are made from images."""
+
+    tta: Literal["none", "hflip", "multiscale", "five_crop"] = "hflip"
+    batch_size: Annotated[int, Field(ge=1)] = 64
+
+
+class Config(Section):
+    """One experiment."""
+
+    name: str = ""  # the run is runs/NAME; by default the file's stem
+    seed: int = 0
+    image_size: Annotated[int, Field(ge=16, le=4096)] = 150  # pixels, square
+    augment: Literal["none", "light", "medium", "strong"] | list[str | dict[str, dict[str, Any]]] = "light"
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    loader: LoaderConfig = LoaderConfig()
+    infer: InferConfig = InferConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _is_folder_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII):
+            raise ValueError("a run's name starts with a letter or digit and holds only letters, digits, . _ -")
+        return name
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Config":
+        train = self.train
+        if train.linear_probe and self.model.hidden:
+            raise ValueError("train.linear_probe needs a linear head: set model.hidden: 0 or train.linear_probe: false")
+        if train.epochs == 0 and not train.linear_probe:
+            raise ValueError("train.epochs: 0 trains nothing without train.linear_probe: true")
+        if train.accumulate > train.batch_size:
+            raise ValueError("train.accumulate is larger than train.batch_size")
+        return self
+
+
+# Changing these cannot change what a run computes, so a run may go on with other values.
+FREE_KEYS = ("loader.", "infer.", "data.root", "data.cache", "data.test", "data.sample", "train.checkpoint_minutes")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without its traps: no duplicate keys, no aliases, `no` is a word, `1e-3` is a number."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.constructor.ConstructorError(None, None, "aliases are not supported", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str | int):
+                problem = f"the key {key_node.value!r} is not a plain word"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    letter: [
+        (tag, regexp) for tag, regexp in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
+    ]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF")
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|Inf)|\.(?:nan|NaN))$"),
+    "-+0123456789.",
+)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads an experiment file and applies `--set` pairs.
+
+    Args:
+        path: A YAML file that holds only what differs from the defaults.
+        overrides: ``key=value`` strings, the value in YAML, e.g. ``train.epochs=5``.
+
+    Raises:
+        UserError: If anything is unknown or of a wrong type; all mistakes are listed.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"no config at {path}; there are: {_neighbours(path)}") from None
+    except (IsADirectoryError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a YAML file ({error})") from None
+    values = _parse_yaml(text, str(path))
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a config is a list of `key: value` lines, this is a {type(values).__name__}")
+    values.setdefault("name", path.stem)
+    for pair in overrides:
+        _apply(values, pair)
+    return validate(values, str(path), _lines(text))
+
+
+def validate(values: Mapping[str, Any], source: str, lines: Mapping[str, int] | None = None) -> Config:
+    """Turns plain values into a checked config.
+
+    Args:
+        values: The nested values.
+        source: Where they are from, for messages.
+        lines: The line of each dotted key, for messages.
+
+    Raises:
+        UserError: With every mistake, each with its place and the nearest valid name.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problems: dict[str, list[Problem]] = {}
+        for detail in error.errors():
+            key = _known_part(detail["loc"])
+            line = (lines or {}).get(key)
+            where = f"{source}, line {line}" if line else source
+            if detail["type"] == "extra_forbidden":
+                problem = Problem(where, f"unknown key {key!r}", _nearest(key))
+            else:
+                message = detail["msg"].removeprefix("Value error, ")
+                given = "" if not key or isinstance(detail["input"], dict) else f" (given: {detail['input']!r})"
+                problem = Problem(where, f"{key}: {message}{given}" if key else message)
+            # A union reports each of its members; the reader wants one entry a key.
+            problems.setdefault(key, []).append(problem)
+    merged = [
+        same[0] if len(same) == 1 else same[0]._replace(what="; or ".join(dict.fromkeys(p.what for p in same)))
+        for same in problems.values()
+    ]
+    raise_problems(merged, "The config cannot be used")
+    raise AssertionError
+
+
+def dump(config: Config) -> str:
+    """Writes a resolved config as YAML that `load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def differences(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
+    """Lists (key, old value, new value) for each knob that differs and can change a result."""
+    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    keys = [key for key in after if not key.startswith(FREE_KEYS)]
+    return [(key, before.get(key), after[key]) for key in keys if before.get(key) != after[key]]
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{source}, line {mark.line + 1}" if mark else source
+        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+
+
+def _apply(values: dict[str, Any], pair: str) -> None:
+    """Merges one ``a.b=value`` into the nested values."""
+    key, equals, text = pair.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set takes key=value pairs, e.g. --set train.epochs=5; got {pair!r}")
+    *sections, last = key.strip().split(".")
+    target = values
+    for section in sections:
+        inner = target.get(section)
+        target[section] = inner = dict(inner) if isinstance(inner, dict) else {}
+        target = inner
+    target[last] = _parse_yaml(text, f"--set {pair}")
+
+
+def _lines(text: str) -> dict[str, int]:
+    """Finds the line, from 1, on which each dotted key stands."""
+    found: dict[str, int] = {}
+
+    def visit(node: yaml.Node | None, prefix: str) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                found[prefix + str(key.value)] = key.start_mark.line + 1
+                visit(value, f"{prefix}{key.value}.")
+
+    visit(yaml.compose(text, _Loader), "")
+    return found
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flattens sections (not free-form values) to dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if not prefix and isinstance(value, dict):
+            flat |= _flat(value, f"{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _known_part(location: tuple[int | str, ...]) -> str:
+    """Cuts what pydantic appends to a location inside a union, e.g. the member's type."""
+    parts = [str(part) for part in location]
+    depth = 2 if parts and parts[0] in Config.model_fields and _section(parts[0]) else 1
+    return ".".join(parts[:depth])
+
+
+def _section(name: str) -> type[Section] | None:
+    annotation = Config.model_fields[name].annotation
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def valid_keys() -> list[str]:
+    """Lists every dotted key a config may hold."""
+    keys = []
+    for name in Config.model_fields:
+        section = _section(name)
+        keys += [f"{name}.{field}" for field in section.model_fields] if section else [name]
+    return keys
+
+
+def _nearest(key: str) -> str:
+    keys = valid_keys()
+    short = {k.rpartition(".")[2]: k for k in keys}
+    match = difflib.get_close_matches(key, keys, 1, 0.6) or [
+        short[name] for name in difflib.get_close_matches(key.rpartition(".")[2], list(short), 1, 0.6)
+    ]
+    return f"did you mean {match[0]!r}?" if match else "every key with its default: src/scenes/config.py"
+
+
+def _neighbours(path: Path) -> str:
+    folder = path.parent if path.parent.is_dir() else Path("configs")
+    return ", ".join(str(file) for file in sorted(folder.glob("*.yaml"))) or "none in that folder"
+
+
+TTA_NAMES: tuple[str, ...] = get_args(InferConfig.model_fields["tta"].annotation)

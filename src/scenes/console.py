@@ -1,0 +1,168 @@
+"""What a person sees: errors with a remedy, tables, progress."""
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from time import monotonic
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
+PLAIN_LINE_SECONDS = 10.0
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong: where it is, what it is, what to do about it."""
+
+    where: str
+    what: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" + (f"\n      → {self.remedy}" if self.remedy else "")
+
+
+class UserError(Exception):
+    """A mistake the user can mend: printed without a traceback, exit code 2."""
+
+
+def raise_problems(problems: Sequence[Problem], title: str = "") -> None:
+    """Raises one error that lists every problem; does nothing when there are none.
+
+    Raises:
+        UserError: If `problems` is not empty.
+    """
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        lines = "\n".join(f"  {i}. {problem}" for i, problem in enumerate(problems, 1))
+        raise UserError(f"{title or 'The data cannot be used'}: {count}\n{lines}")
+
+
+def say(message: str = "") -> None:
+    """Prints a line at once, also into a pipe."""
+    print(message, flush=True)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a script's main function and exits: 0 done, 2 a user's mistake, 130 interrupted, 1 anything else."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted: what was saved is kept; give the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"error: {error.strerror}{where}; the last saved state is kept: make room or allow writing, "
+            "and give the same command again",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
+    """Prints a table, numbers right-aligned; in a pipe as wide as its content."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(table)
+
+
+def progress(items: Iterable[T], total: int, label: str, unit: str = "it", per_item: int = 1) -> Iterator[T]:
+    """Yields `items` while showing how far, how fast and how long still.
+
+    On a terminal a bar; elsewhere a plain line at most every ten seconds.
+
+    Args:
+        items: What to go through.
+        total: How many items there are.
+        label: What is being done.
+        unit: What is counted in the rate.
+        per_item: How many units an item holds.
+    """
+    meter = Meter(total, label, unit, per_item)
+    try:
+        for item in items:
+            yield item
+            meter.advance()
+    finally:
+        meter.close()
+
+
+class StopRequest:
+    """Turns the first Ctrl-C or SIGTERM within its block into a wish, so that work can stop between two steps."""
+
+    requested = False
+
+    def __enter__(self) -> "StopRequest":
+        def ask(number: int, _: object) -> None:
+            if self.requested:  # a second one does not wait
+                raise KeyboardInterrupt
+            self.requested = True
+            say("stopping after this step …")
+
+        try:
+            self._old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not in the main thread
+            self._old = {}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+class Meter:
+    """Progress that is advanced by hand and can carry values such as the loss."""
+
+    def __init__(self, total: int, label: str, unit: str = "it", per_item: int = 1, done: int = 0) -> None:
+        self.total, self.label, self.unit, self.per_item = total, label, unit, per_item
+        self.done = self.first = done
+        self.start = self.last_line = monotonic()
+        self.bar = None
+        if sys.stdout.isatty():
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
+            self.bar = Progress(*columns, TimeRemainingColumn(), transient=True)
+            self.bar.start()
+            self.task = self.bar.add_task(label, total=total, completed=done, note="")
+
+    @property
+    def rate(self) -> float:
+        """Units per second since the start."""
+        return (self.done - self.first) * self.per_item / max(monotonic() - self.start, 1e-9)
+
+    def advance(self, note: str = "") -> None:
+        """Counts one item and shows `note` beside the rate."""
+        self.done += 1
+        text = f"{self.rate:.0f} {self.unit}/s  {note}".rstrip()
+        if self.bar:
+            self.bar.update(self.task, completed=self.done, note=text)
+        elif monotonic() - self.last_line >= PLAIN_LINE_SECONDS and self.done < self.total:
+            self.last_line = monotonic()
+            left = (self.total - self.done) * self.per_item / max(self.rate, 1e-9)
+            say(f"  {self.label}: {self.done}/{self.total}  {text}  {left:.0f} s left")
+
+    def close(self) -> None:
+        """Removes the bar."""
+        if self.bar:
+            self.bar.stop()
+            self.bar = None

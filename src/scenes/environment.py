@@ -1,0 +1,189 @@
+"""What this Python has and what it lacks: the check of setup.sh, the way into .venv, the record of a run.
+
+Runs before anything is installed: at import it needs only the standard library, and an old Python will do.
+"""
+
+from __future__ import annotations  # for `X | Y` under Python 3.9
+
+import contextlib
+import importlib
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+NEEDED = ("torch", "timm", "cv2", "pandas", "pydantic", "albumentations", "accelerate", "sklearn", "safetensors")
+# Four distributions of one module: any of them will do, and two at once overwrite each other.
+OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python")
+RECORDED = (
+    *("torch", "torchvision", "timm", "accelerate", "albumentations", *OPENCV),
+    *("numpy", "pandas", "scikit-learn", "safetensors", "pydantic", "pillow"),
+)
+REEXECUTED = "SCENES_REEXECUTED"
+
+
+def unsatisfied(extra: str = "", pyproject: Path = ROOT / "pyproject.toml") -> list[str]:
+    """Lists the supported ranges this interpreter does not meet, without importing any of the packages.
+
+    Args:
+        extra: A group of optional dependencies to check as well, such as "dev".
+        pyproject: The file that holds the ranges.
+
+    Returns:
+        A line for each range that is not met; empty when all are.
+    """
+    try:
+        import tomllib
+    except ImportError:
+        return [f"Python 3.11 or newer: found {platform.python_version()}"]
+    for module in ("packaging.requirements", "pip._vendor.packaging.requirements"):
+        try:
+            parse = importlib.import_module(module).Requirement
+            break
+        except ImportError:
+            continue
+    else:
+        return ["packaging: not installed (versions cannot be compared)"]
+
+    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+    ranges = [f"python{project['requires-python']}", *project["dependencies"], OPENCV[0]]
+    ranges += project["optional-dependencies"][extra] if extra else []
+    problems = []
+    for line in ranges:
+        requirement = parse(line)
+        if requirement.marker and not requirement.marker.evaluate():
+            continue
+        if requirement.name == "python":
+            found = [".".join(map(str, sys.version_info[:3]))]
+        else:
+            found = list(_versions(*(OPENCV if requirement.name in OPENCV else (requirement.name,))).values())
+        if not any(_within(requirement.specifier, each) for each in found):
+            problems.append(f"{line}: {'found ' + ', '.join(found) if found else 'not installed'}")
+    return problems
+
+
+def _within(specifier: object, found: str) -> bool:
+    """Whether a version is in a range; a version that cannot be read is not."""
+    try:
+        return bool(specifier.contains(found, prereleases=True))  # type: ignore[attr-defined]
+    except ValueError:
+        return False
+
+
+def _versions(*names: str) -> dict[str, str]:
+    """The versions of those distributions that are installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {name: text for name, text in found.items() if text}  # None: the remains of a broken install
+
+
+def ensure_environment() -> None:
+    """Goes on in .venv when this Python lacks the requirements; called first in every script of src/.
+
+    So `python src/infer.py` works from a bare shell. Exits with code 2 when there is no .venv to go on in.
+    """
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing albumentations calls the package index
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    again = os.environ.pop(REEXECUTED, None)  # not inherited by what this process starts
+    if not missing:
+        return
+    venv = ROOT / ".venv"
+    python = venv / "bin" / "python"
+    if python.is_file() and Path(sys.prefix).resolve() != venv.resolve() and not again:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.environ[REEXECUTED] = "1"
+        arguments = getattr(sys, "orig_argv", ["", *sys.argv])[1:]  # with -u, -m and the like; Python 3.9 has only argv
+        with contextlib.suppress(OSError):  # a broken .venv: setup.sh mends it
+            os.execv(python, [str(python), *arguments])
+    print(
+        f"error: the requirements are not installed here (missing: {', '.join(missing)}); run: bash setup.sh",
+        file=sys.stderr,
+    )
+    sys.exit(2)
+
+
+_stand_ins: list[object] = []  # torch forgets an operator when the library that defined it is collected
+
+
+def import_torchvision() -> None:
+    """Imports torchvision, also the CUDA build of it beside a CPU-only torch; call it before `import timm`.
+
+    There the import fails, for want of compiled operators that this project never calls. They are declared, without an
+    implementation, and it is tried again. Where the import works, nothing else happens.
+
+    Raises:
+        RuntimeError: If torchvision fails for any other reason.
+    """
+    try:
+        import torchvision  # noqa: F401
+
+        return
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+    import torch
+
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _stand_ins.append(library)
+    for module in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[module]  # half imported
+    importlib.import_module("torchvision")
+
+
+def describe() -> dict[str, object]:
+    """What a result depends on beside config and data: versions, device, threads, commit (for environment.json)."""
+    import torch
+
+    commit, dirty = _commit()
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    if not devices and torch.backends.mps.is_available():
+        devices = ["Apple GPU (mps)"]
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": _versions(*RECORDED),
+        "devices": devices or [_processor()],
+        "cpu_threads": torch.get_num_threads(),
+        "commit": commit,
+        "dirty": dirty,
+    }
+
+
+def _processor() -> str:
+    """The processor's name; `platform` does not know it on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """The commit of this repository and whether a tracked file differs from it; None where git cannot tell."""
+    # Both paths given: a repository around an unpacked copy of this one is not ours.
+    git = ["git", f"--git-dir={ROOT / '.git'}", f"--work-tree={ROOT}"]
+    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run([*git, *describe], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+    commit, _, dirty = done.stdout.strip().partition("-")
+    return commit, bool(dirty)
+
+
+if __name__ == "__main__":
+    lines = unsatisfied("".join(sys.argv[1:2]))
+    print("\n".join(lines), end="\n" if lines else "")
+    sys.exit(1 if lines else 0)

@@ -1,0 +1,116 @@
+"""The one way from images to probabilities: validation, out-of-fold, test and kernel all call `predict`."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scenes.console import Meter
+from scenes.data.batches import EvalImages, eval_loader
+from scenes.data.images import Images
+from scenes.model.backbone import Classifier
+
+
+class View(NamedTuple):
+    """One way to look at an image.
+
+    Attributes:
+        name: What to call it.
+        scale: The image is resized to scale × size.
+        crop: Which size × size part of that is taken, as (down, right) in 0 … 1; None takes all of it.
+        flip: Mirrored left to right.
+    """
+
+    name: str
+    scale: float = 1.0
+    crop: tuple[float, float] | None = None
+    flip: bool = False
+
+    def canvas(self, size: int) -> int:
+        """The side in pixels of the resized image."""
+        return round(size * self.scale)
+
+    def apply(self, canvas: Tensor, size: int) -> Tensor:
+        """Cuts the view out of resized images (n, h, w, 3)."""
+        if self.crop:
+            room = canvas.shape[1] - size
+            down, right = (round(part * room) for part in self.crop)
+            canvas = canvas[:, down : down + size, right : right + size]
+        return canvas.flip(2) if self.flip else canvas
+
+
+PLAIN = View("plain")
+# Never upside down and never turned: scenes have a sky.
+VIEWS: dict[str, list[View]] = {
+    "none": [PLAIN],
+    "hflip": [PLAIN, View("hflip", flip=True)],
+    "multiscale": [PLAIN, View("hflip", flip=True), View("large", 1.25), View("large hflip", 1.25, flip=True)],
+    "five_crop": [
+        View("centre", 1.15, (0.5, 0.5)),
+        View("top left", 1.15, (0.0, 0.0)),
+        View("top right", 1.15, (0.0, 1.0)),
+        View("bottom left", 1.15, (1.0, 0.0)),
+        View("bottom right", 1.15, (1.0, 1.0)),
+    ],
+}
+
+
+def predict(
+    models: Sequence[Classifier],
+    images: Images,
+    rows: np.ndarray,
+    views: Sequence[View],
+    size: int,
+    batch_size: int,
+    device: torch.device,
+    precision: str = "fp32",
+    workers: int | str = "auto",
+    label: str = "",
+) -> np.ndarray:
+    """Predicts every row with every model under every view, reading each image once.
+
+    Args:
+        models: On `device`; set to evaluation mode here.
+        images: The images.
+        rows: int, shape (n,): which of them, in the order wanted.
+        views: At least one.
+        size: The models' image size in pixels.
+        batch_size: Images at a time.
+        device: Where the models are.
+        precision: ``fp32``, ``bf16`` or ``fp16``, the autocast type.
+        workers: Loader processes, or ``auto``.
+        label: What to call this in progress lines; empty for none.
+
+    Returns:
+        float32, shape (models, views, n, classes): softmax probabilities.
+    """
+    for model in models:
+        model.eval()
+    dataset = EvalImages(images, rows, [view.canvas(size) for view in views])
+    meter = Meter(-(-len(rows) // batch_size), label, "img", batch_size) if label else None
+    done: list[Tensor] = []
+    with torch.inference_mode(), autocast(device, precision):
+        for batch in eval_loader(dataset, batch_size, workers, device):
+            canvases = {side: canvas.to(device, non_blocking=True) for side, canvas in batch.canvases.items()}
+            # Channels stay last in memory, the layout convolutions are fastest in.
+            inputs = [view.apply(canvases[view.canvas(size)], size).permute(0, 3, 1, 2) for view in views]
+            done.append(torch.stack([torch.stack([softmax(model(seen)) for seen in inputs]) for model in models]).cpu())
+            if meter:
+                meter.advance()
+    if meter:
+        meter.close()
+    return torch.cat(done, 2).numpy()
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """Probabilities in float32, whatever the logits' precision."""
+    return logits.float().softmax(-1)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast | nullcontext[None]:
+    """The context in which layers run in `precision`."""
+    types = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return torch.autocast(device.type, types[precision]) if precision in types else nullcontext()

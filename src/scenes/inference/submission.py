@@ -1,0 +1,135 @@
+"""From a trained run to a submission Kaggle accepts: checked against test.csv, written whole or not at all."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from scenes.config import Config
+from scenes.console import Problem, UserError, raise_problems, say
+from scenes.data.competition import Table, read_test
+from scenes.data.folds import fold_name
+from scenes.data.images import Images, read_images
+from scenes.files import keep_old, write_text
+from scenes.inference.predict import VIEWS, predict
+from scenes.model.device import choose_device, choose_precision
+from scenes.model.weights import load_classifier
+from scenes.runs import Run
+
+SUBMISSIONS = Path("submissions")
+
+
+def submit(run: Run, config: Config, folds: Sequence[int], out: Path | None = None) -> Path:
+    """Predicts the test rows with the mean over folds and views, and writes the submission.
+
+    Args:
+        run: A run with these folds trained.
+        config: The run's config, perhaps with other data or views.
+        folds: Which models.
+        out: Where to; by default ``submissions/NAME.csv``. Beside it go the probabilities.
+
+    Returns:
+        The submission's path.
+
+    Raises:
+        UserError: If test.csv, an image, a fold's weights or the result is not as it must be.
+    """
+    out = out or SUBMISSIONS / f"{run.name}.csv"
+    table, problems = read_test(config.data)
+    images, image_problems = read_images(table, config.image_size, config.data.cache, "test")
+    raise_problems(problems + image_problems)
+    assert images is not None
+    probabilities, classes = predict_folds(run, config, folds, images, len(table))
+    labels = [classes[best] for best in probabilities.argmax(1)]
+    submission = pd.DataFrame({config.data.image_column: table.names, config.data.label_column: labels})
+    submission.columns = pd.Index(_header(config))
+    check_submission(submission, table, classes, config)
+    by_class = pd.DataFrame(probabilities, columns=classes)
+    by_class.insert(0, config.data.image_column, table.names)
+    _write(out.with_name(f"{out.stem}_probabilities.csv"), by_class)
+    _write(out, submission)
+    return out
+
+
+def predict_folds(
+    run: Run, config: Config, folds: Sequence[int], images: Images, count: int
+) -> tuple[np.ndarray, list[str]]:
+    """Averages the softmax probabilities of all folds and views.
+
+    Returns:
+        float32, shape (count, classes), rows sum to 1; and the classes.
+
+    Raises:
+        UserError: If the folds' weights disagree on the classes.
+    """
+    device = choose_device()
+    loaded = [load_classifier(run.weights_file(fold), config) for fold in folds]
+    classes = loaded[0][1]
+    if strangers := [fold_name(f) for f, (_, other) in zip(folds, loaded, strict=True) if other != classes]:
+        raise UserError(f"{run.folder}: {', '.join(strangers)} was trained on other classes than {fold_name(folds[0])}")
+    views = VIEWS[config.infer.tta]
+    names = ", ".join(fold_name(fold) for fold in folds)
+    say(f"predicting {count} test images with {names} of {run.name}, views: {', '.join(v.name for v in views)}")
+    probabilities = predict(
+        [model.to(device) for model, _ in loaded],
+        images,
+        np.arange(count),
+        views,
+        config.image_size,
+        config.infer.batch_size,
+        device,
+        choose_precision(config.train.precision, device),
+        config.loader.workers,
+        "predicting",
+    )
+    return probabilities.mean((0, 1)), classes
+
+
+def _header(config: Config) -> list[str]:
+    """The submission's column names: the sample submission's if there is one."""
+    path = config.data.root / config.data.sample_submission
+    if not path.exists():
+        return [config.data.image_column, config.data.label_column]
+    header = [str(name) for name in pd.read_csv(path, nrows=0, encoding="utf-8-sig")]
+    if len(header) != 2:
+        raise UserError(f"{path}: has {len(header)} columns, expected an image column and a label column")
+    return header
+
+
+def check_submission(submission: pd.DataFrame, test: Table, classes: Sequence[str], config: Config) -> None:
+    """Checks that a submission has each test row once, in order, with a known label.
+
+    Args:
+        submission: Two columns, image and label.
+        test: test.csv.
+        classes: The allowed labels.
+        config: Says where the sample submission is; where it exists it must list the same images.
+
+    Raises:
+        UserError: With the list of all that is wrong.
+    """
+    problems = []
+    names, labels = (submission.iloc[:, column].astype(str).tolist() for column in (0, 1))
+    if names != test.names:
+        problems.append(Problem("submission", f"its images are not {test.csv}'s, in that order"))
+    if unknown := sorted(set(labels) - set(classes)):
+        problems.append(Problem("submission", f"has labels that training did not have: {', '.join(unknown[:5])}"))
+    path = config.data.root / config.data.sample_submission
+    if path.exists():
+        sample = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        expected = sample.iloc[:, 0].tolist()
+        if sorted(expected) != sorted(names):
+            differ = sorted(set(expected) ^ set(names))
+            what = f"lists other images than {test.csv} (first: {differ[0] if differ else 'one is repeated'})"
+            problems.append(Problem(str(path), what, "use the files of one competition, or remove the sample"))
+    raise_problems(problems, "The submission would not be accepted; nothing was written")
+
+
+def _write(path: Path, table: pd.DataFrame) -> None:
+    """Writes a CSV; an older one of other content is kept under a number."""
+    text = table.to_csv(index=False, lineterminator="\n")
+    if path.exists() and path.read_bytes() != text.encode():
+        say(f"{path} was there with other content; it is now {keep_old(path)}")
+    write_text(path, text)
+    say(f"wrote {path} ({len(table)} rows)")

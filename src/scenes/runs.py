@@ -1,0 +1,133 @@
+"""The run folder: where each file of a run is, and when it may be continued."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from scenes.config import Config, differences, dump, load_config
+from scenes.console import UserError
+from scenes.data.folds import FULL, fold_name, parse_folds
+from scenes.files import write_text
+
+RUNS = Path("runs")
+
+
+class Run:
+    """One training run's folder, ``runs/NAME``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.folder.resolve().name
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved config."""
+        return self.folder / "config.yaml"
+
+    @property
+    def folds_file(self) -> Path:
+        """Each training row's group and fold."""
+        return self.folder / "folds.csv"
+
+    @property
+    def oof_file(self) -> Path:
+        """Out-of-fold probabilities of all finished folds."""
+        return self.folder / "oof.csv"
+
+    @property
+    def metrics_file(self) -> Path:
+        """The scores; written when all asked folds are finished."""
+        return self.folder / "metrics.json"
+
+    def fold_folder(self, fold: int) -> Path:
+        """Where a fold's files are."""
+        return self.folder / fold_name(fold)
+
+    def weights_file(self, fold: int) -> Path:
+        """A fold's final weights."""
+        return self.fold_folder(fold) / "weights.safetensors"
+
+    def fold_oof_file(self, fold: int) -> Path:
+        """A fold's held-out probabilities by view; the last file a fold writes."""
+        return self.fold_folder(fold) / "oof.safetensors"
+
+    def is_finished(self, fold: int) -> bool:
+        """Whether nothing of a fold is left to do."""
+        return self.weights_file(fold).exists() and (fold == FULL or self.fold_oof_file(fold).exists())
+
+    def finished_folds(self, folds: int) -> list[int]:
+        """Lists the finished cross-validation folds."""
+        return [fold for fold in range(folds) if self.is_finished(fold)]
+
+    def load_config(self, overrides: list[str] | None = None) -> Config:
+        """Reads the resolved config.
+
+        Raises:
+            UserError: If this is not a run's folder, or the overrides are wrong.
+        """
+        if not self.config_file.exists():
+            raise UserError(f"{self.folder}: not a run (no config.yaml in it); there are: {_listed(RUNS)}")
+        return load_config(self.config_file, overrides or [])
+
+    def chosen_folds(self, text: str | None, folds: int) -> list[int]:
+        """Resolves ``--folds`` for inference; by default all finished folds, else the full model.
+
+        Raises:
+            UserError: If a fold is not trained; lists those that are.
+        """
+        trained = self.finished_folds(folds)
+        available = trained or ([FULL] if self.is_finished(FULL) else [])
+        chosen = parse_folds(text, folds) if text else available
+        if missing := [fold_name(fold) for fold in chosen if not self.is_finished(fold)]:
+            raise UserError(f"{self.folder}: {', '.join(missing)} not trained; trained: {self._trained(folds)}")
+        if not chosen:
+            raise UserError(f"{self.folder}: no fold is trained yet; give train.py's command again to go on")
+        return chosen
+
+    def _trained(self, folds: int) -> str:
+        names = [fold_name(fold) for fold in (*range(folds), FULL) if self.is_finished(fold)]
+        return ", ".join(names) or "none"
+
+
+def begin(config: Config) -> Run:
+    """Makes the run's folder, or goes on with it if its config is the same.
+
+    Raises:
+        UserError: If the run began with another config; shows the difference and the ways out.
+    """
+    run = Run(RUNS / config.name)
+    if run.config_file.exists() and (changed := differences(run.load_config(), config)):
+        lines = "".join(f"\n  {key}: {old!r} → {new!r}" for key, old, new in changed)
+        raise UserError(
+            f"{run.folder} began with another config:{lines}\n"
+            f"  → restore these values to go on with it; or give this one a name: --set name=NEW; "
+            f"or delete {run.folder}"
+        )
+    write_text(run.config_file, dump(config))
+    return run
+
+
+def newest() -> Run:
+    """Finds the run that finished last.
+
+    Raises:
+        UserError: If there is none.
+    """
+    finished = sorted(RUNS.glob("*/metrics.json"), key=lambda file: file.stat().st_mtime_ns)
+    if not finished:
+        raise UserError(f"no finished run in {RUNS}/: train one first, e.g. bash train.sh configs/quickstart.yaml")
+    return Run(finished[-1].parent)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON atomically, readable and stable."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _listed(folder: Path) -> str:
+    names = sorted(file.parent.name for file in folder.glob("*/config.yaml"))
+    return ", ".join(f"{folder}/{name}" for name in names) or "none"

@@ -1,0 +1,207 @@
+"""All folds of a run, and what they say together: oof.csv, metrics.json, a table."""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors import safe_open
+
+from scenes.config import Config
+from scenes.console import UserError, print_table, say
+from scenes.data.folds import FULL, fold_name, write_or_compare
+from scenes.environment import describe
+from scenes.files import write_text
+from scenes.inference.predict import VIEWS
+from scenes.metrics import accuracy, evaluate, log_losses, percent
+from scenes.model.backbone import parameter_count
+from scenes.runs import Run, begin, write_json
+from scenes.training import recipe
+from scenes.training.fit import FoldTraining
+from scenes.training.job import Job, prepare
+
+
+def cross_validate(config: Config, folds: Sequence[int]) -> Run:
+    """Trains the folds that are not finished and scores all that are.
+
+    Raises:
+        UserError: If the data, the config or a saved state cannot be used.
+    """
+    job = prepare(config)
+    run = begin(config)
+    write_or_compare(run.folds_file, job.fold_table())
+    write_json(run.folder / "environment.json", describe())
+    _introduce(job, run)
+    for fold in folds:
+        if run.is_finished(fold):
+            say(f"{fold_name(fold)}: finished before")
+            continue
+        rows, held = job.rows(fold)
+        say(f"{fold_name(fold)}: {len(rows)} rows to train on, {len(held)} held out")
+        start = time.monotonic()
+        FoldTraining(job, run, fold).fit()
+        say(f"  {fold_name(fold)} took {_duration(time.monotonic() - start)}")
+    if run.finished_folds(config.data.folds):
+        summarise(job, run)
+    return run
+
+
+def dry_run(config: Config, folds: Sequence[int]) -> None:
+    """Does two batches of everything in a scratch folder and says what the full run would take."""
+    job = prepare(config)
+    say(f"dry run of {config.name}: two batches of everything, nothing is kept but the image cache")
+    start = time.monotonic()
+    if job.starts_with_probe or job.trains_on_features:
+        job.features  # noqa: B018 - computed here, so that it is timed apart; the full run finds them cached
+    features = time.monotonic() - start
+    with tempfile.TemporaryDirectory() as scratch:
+        speed = FoldTraining(job, Run(Path(scratch)), folds[0], step_limit=2).fit()
+    rows, held = (len(part) for part in job.rows(folds[0]))
+    train, views = config.train, len(VIEWS[config.infer.tta])
+    seconds = {"features, once (kept)": features}
+    if train.epochs:
+        seconds["training a fold"] = train.epochs * rows / speed.train
+    if held:
+        seconds["judging a fold"] = held * (max(0, train.epochs - 1) + views) / speed.predict
+    print_table(["part", "time"], [(part, _duration(value)) for part, value in seconds.items()])
+    total = sum(value for part, value in seconds.items() if part.endswith("fold")) * len(folds)
+    say(f"the {len(folds)} fold{'s' if len(folds) > 1 else ''} would take about {_duration(total)} on this machine")
+
+
+def summarise(job: Job, run: Run) -> dict[str, Any]:
+    """Writes oof.csv and metrics.json of the finished folds and prints the scores.
+
+    Returns:
+        What metrics.json holds.
+    """
+    config, classes = job.config, job.labels.classes
+    oof = gather(run, config.data.folds)
+    targets = job.labels.targets[oof.rows]
+    table = pd.DataFrame(oof.mean, columns=classes)
+    table.insert(0, "fold", job.fold_of[oof.rows])
+    table.insert(0, "label", [classes[target] for target in targets])
+    table.insert(0, "image_name", [job.table.names[row] for row in oof.rows])
+    write_text(run.oof_file, table.to_csv(index=False, lineterminator="\n"))
+
+    folds = run.finished_folds(config.data.folds)
+    fold_of = job.fold_of[oof.rows]
+    metrics = {
+        "folds": folds,
+        "of": config.data.folds,
+        "optimistic": optimistic(config),
+        "views": {
+            view: dict(zip(("accuracy", "accuracy_se"), accuracy(oof.views[i], targets), strict=True))
+            | {"log_loss": float(log_losses(oof.views[i], targets).mean())}
+            for i, view in enumerate(oof.view_names)
+        },
+        "per_fold": {
+            str(fold): dict(zip(("accuracy", "accuracy_se"), accuracy(oof.mean[at], targets[at]), strict=True))
+            | {"log_loss": float(log_losses(oof.mean[at], targets[at]).mean()), "n": int(at.sum())}
+            for fold, at in ((fold, fold_of == fold) for fold in folds)
+        },
+        "class_names": job.labels.class_names,
+    } | evaluate(oof.mean, targets, classes)
+    write_json(run.metrics_file, metrics)
+    _print_scores(run, metrics)
+    return metrics
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Held-out probabilities of all finished folds.
+
+    Attributes:
+        rows: int64, shape (n,): positions in train.csv, ascending.
+        views: float32, shape (views, n, classes).
+        view_names: What the views are.
+    """
+
+    rows: np.ndarray
+    views: np.ndarray
+    view_names: list[str]
+
+    @property
+    def mean(self) -> np.ndarray:
+        """float32, shape (n, classes): the mean over the views."""
+        return self.views.mean(0)
+
+
+def gather(run: Run, folds: int) -> OutOfFold:
+    """Reads what each finished fold predicted for the rows it never saw.
+
+    Raises:
+        UserError: If a row stands in two folds, or folds were predicted under different views.
+    """
+    rows, views, names = [], [], set()
+    for fold in run.finished_folds(folds):
+        with safe_open(run.fold_oof_file(fold), "np") as saved:
+            rows.append(saved.get_tensor("rows"))
+            views.append(saved.get_tensor("probabilities"))
+            names.add(saved.metadata()["views"])
+    if len(names) > 1:
+        raise UserError(f"{run.folder}: the folds were predicted under different views ({'; '.join(sorted(names))})")
+    all_rows = np.concatenate(rows)
+    if len(np.unique(all_rows)) != len(all_rows):
+        raise UserError(f"{run.folder}: a row is held out by two folds; the fold folders are mixed up")
+    order = np.argsort(all_rows)
+    return OutOfFold(all_rows[order], np.concatenate(views, 1)[:, order], names.pop().split(","))
+
+
+def optimistic(config: Config) -> str | None:
+    """Why the cross-validation score is better than the truth, if it is."""
+    if config.train.early_stopping:
+        return "early stopping chose each fold's epoch by the rows the fold is scored on"
+    if config.train.schedule == "plateau":
+        return "the plateau schedule followed the rows the fold is scored on"
+    return None
+
+
+def _introduce(job: Job, run: Run) -> None:
+    config = job.config
+    model = job.new_model()
+    is_frozen = recipe.freezes_batch_norm(config.train, job.pretrained is not None)
+    statistics = "batch norm frozen" if is_frozen else "batch norm learning"
+    device = describe()["devices"]
+    say(
+        f"{run.folder}: {config.model.name}, {parameter_count(model) / 1e6:.1f} million weights, {config.image_size} px"
+    )
+    say(f"  {len(job.table)} rows, {len(job.labels.classes)} classes, {config.data.folds} folds; {statistics}")
+    say(f"  {device[0] if isinstance(device, list) else device}, {job.precision}")
+
+
+def _print_scores(run: Run, metrics: dict[str, Any]) -> None:
+    rows = [
+        (f"fold {fold}", scores["n"], percent(scores["accuracy"], scores["accuracy_se"]), f"{scores['log_loss']:.4f}")
+        for fold, scores in metrics["per_fold"].items()
+    ]
+    rows.append(
+        ("all", metrics["n"], percent(metrics["accuracy"], metrics["accuracy_se"]), f"{metrics['log_loss']:.4f}")
+    )
+    print_table(["out of fold", "n", "accuracy ± s.e.", "log loss"], rows)
+    names = metrics["class_names"]
+    per_class = [
+        (name, scores["support"], *(f"{scores[key]:.3f}" for key in ("precision", "recall", "f1")))
+        for name, scores in zip(names, metrics["per_class"].values(), strict=True)
+    ]
+    print_table(["class", "n", "precision", "recall", "F1"], per_class[:20])
+    part = "" if len(metrics["folds"]) == metrics["of"] else f" ({len(metrics['folds'])} of {metrics['of']} folds)"
+    score = percent(metrics["accuracy"], metrics["accuracy_se"])
+    say(
+        f"CV accuracy{part}: {score} (n = {metrics['n']}), log loss {metrics['log_loss']:.4f}, "
+        f"macro F1 {metrics['macro_f1']:.4f}"
+    )
+    if metrics["optimistic"]:
+        say(f"This score is optimistic: {metrics['optimistic']}.")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+__all__ = ["FULL", "cross_validate", "dry_run", "gather", "optimistic", "summarise"]

@@ -1,0 +1,327 @@
+"""One fold, top to bottom: start or resume, train step by step, predict the held-out rows."""
+
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from timm.utils import ModelEmaV3
+from torch import Tensor
+from torch.nn import functional
+
+from scenes.console import Meter, StopRequest, UserError, say
+from scenes.data.batches import AugmentedImages, Schedule, StepSampler, train_loader
+from scenes.data.folds import FULL, fold_name
+from scenes.files import write_atomic, write_text
+from scenes.inference.predict import PLAIN, VIEWS, predict
+from scenes.metrics import accuracy, log_losses
+from scenes.model.backbone import Classifier
+from scenes.model.weights import save_classifier
+from scenes.randomness import key, seed_all
+from scenes.runs import Run
+from scenes.training import checkpoint, recipe
+from scenes.training.job import Job
+from scenes.training.probe import fit_head
+from scenes.training.trackers import Trackers
+
+# Reading a loss back from a GPU waits for it, so it is looked at only so often; always before anything is saved.
+FINITE_CHECK_STEPS = 20
+
+
+class Speed(NamedTuple):
+    """What a fold achieved, in images per second."""
+
+    train: float
+    predict: float
+
+
+class FoldTraining:
+    """Trains one fold, or goes on where it was stopped, and predicts the rows it never saw.
+
+    Everything random in a step follows from (seed, fold, step), so that a resumed run ends in the same bytes.
+    """
+
+    def __init__(self, job: Job, run: Run, fold: int, step_limit: int | None = None) -> None:
+        """Builds the fold's start.
+
+        Args:
+            job: What the run's folds share.
+            run: Where to write.
+            fold: Its number, or FULL.
+            step_limit: For a dry run: stop after so many steps and predict as many batches.
+        """
+        self.job, self.run, self.fold, self.step_limit = job, run, fold, step_limit
+        self.config, self.train = job.config, job.config.train
+        self.name, self.folder = fold_name(fold), run.fold_folder(fold)
+        self.train_rows, self.held_rows = job.rows(fold)
+        if step_limit is not None:
+            self.held_rows = self.held_rows[: step_limit * self.config.infer.batch_size]
+        self.schedule = Schedule(self.train_rows, self.train.epochs, self.train.batch_size, self.config.seed, fold)
+        self.targets = torch.from_numpy(job.labels.targets).to(job.device)
+        self.class_weights = recipe.class_weights(
+            self.train, job.labels.targets[self.train_rows], len(job.labels.classes)
+        )
+        # What a checkpoint holds, beside the networks and the optimiser.
+        self.step = 0
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Any] | None = None
+        self.loss_sum = torch.zeros((), device=job.device)
+
+    def fit(self) -> Speed:
+        """Trains and predicts the fold.
+
+        Raises:
+            UserError: If the loss is no longer finite, or a saved state cannot be used.
+        """
+        self._start()
+        self._resume()
+        steps = self.schedule.steps if self.step_limit is None else min(self.step_limit, self.schedule.steps)
+        meter = Meter(steps, self.name, "img", self.train.batch_size, done=self.step)
+        trackers = None if self.step_limit else Trackers(self.config, self.folder, self.name, self.step)
+        micro_batches = self._micro_batches()
+        last_save = time.monotonic()
+        is_new_epoch = True
+        with StopRequest() as stop:
+            while self.step < steps and not self._stops_early():
+                if is_new_epoch:  # modes follow from the epoch alone, so that a resumed run has them too
+                    self._set_modes()
+                rate = self._train_step(micro_batches)
+                meter.advance(f"rate {rate:.1e}")
+                epoch = self.schedule.ends_epoch(self.step - 1)
+                is_new_epoch = epoch is not None and self.step_limit is None
+                if is_new_epoch:
+                    self._end_epoch(epoch, rate, trackers, meter.rate)
+                due = time.monotonic() - last_save > self.train.checkpoint_minutes * 60 or stop.requested
+                if is_new_epoch or (due and self.step_limit is None):
+                    self._save()
+                    last_save = time.monotonic()
+                if stop.requested:
+                    raise KeyboardInterrupt
+        meter.close()
+        if trackers:
+            trackers.close()
+        self._check_finite()
+        return Speed(meter.rate, self._finish())
+
+    def _start(self) -> None:
+        """Makes the networks and the optimiser as they are before the first step."""
+        job, train = self.job, self.train
+        seed_all(key("init", self.config.seed, self.fold))
+        self.model = job.new_model()
+        if job.starts_with_probe:
+            self._start_head_as_probe()
+        self.averaged = ModelEmaV3(self.model, decay=train.ema_decay, use_warmup=True) if train.ema_decay else None
+        self.accelerator = Accelerator(
+            mixed_precision="no" if job.precision == "fp32" else job.precision, cpu=job.device.type == "cpu"
+        )
+        trained = self.model.head if job.trains_on_features else self.model
+        self.network, self.optimizer = self.accelerator.prepare(trained, recipe.make_optimizer(self.model, train))
+        if self.class_weights is not None:
+            self.class_weights = self.class_weights.to(job.device)
+
+    def _start_head_as_probe(self) -> None:
+        """Replaces the random head by a logistic regression (LP-FT, Kumar et al. 2022, arXiv:2202.10054)."""
+        labels, features = self.job.labels, self.job.features
+        rows = self.train_rows
+        weights, biases, strength = fit_head(
+            features[:, rows], labels.targets[rows], len(labels.classes), key("probe", self.config.seed, self.fold)
+        )
+        linear = self.model.head[-1]
+        with torch.no_grad():
+            linear.weight.copy_(torch.from_numpy(weights))
+            linear.bias.copy_(torch.from_numpy(biases))
+        if len(self.held_rows):
+            logits = torch.from_numpy(features[0, self.held_rows] @ weights.T + biases)
+            row = self._scores(logits.softmax(1).numpy(), self.held_rows)
+            self.history.append({"epoch": 0, "steps": 0, "lr": 0.0, "train_loss": None, **row})
+            say(f"  {self.name} probe: held-out accuracy {row['val_accuracy']:.4f}, strength C = {strength:g}")
+
+    def _resume(self) -> None:
+        """Goes on from the last checkpoint, if there is one."""
+        saved = checkpoint.load(self.folder, self._identity) if self.step_limit is None else None
+        if not saved:
+            return
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.averaged:
+            self.averaged.module.load_state_dict(saved["averaged"])
+        if self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(saved["scaler"])
+        self.step, self.history, self.best = saved["step"], saved["history"], saved["best"]
+        self.loss_sum = saved["loss_sum"].to(self.job.device)
+        say(f"  {self.name} goes on at step {self.step} of {self.schedule.steps}")
+
+    def _save(self) -> None:
+        """Writes the checkpoint and history.csv; never a state whose loss is not finite."""
+        self._check_finite()
+        state = {
+            "identity": self._identity,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "averaged": self.averaged.module.state_dict() if self.averaged else None,
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+            "step": self.step,
+            "history": self.history,
+            "best": self.best,
+            "loss_sum": self.loss_sum,
+        }
+        checkpoint.save(self.folder, state)
+        self._write_history()
+
+    @property
+    def _identity(self) -> str:
+        """What a checkpoint must belong to; the config itself is compared when a run begins."""
+        return f"{self.config.name} {self.name} {self.config.model.name} {len(self.job.labels.classes)} classes"
+
+    def _micro_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields (input, rows) on the device from the present step on: images, or features of a frozen body."""
+        job, config = self.job, self.config
+        sampler = StepSampler(self.schedule, self.step, self.train.accumulate)
+        if job.trains_on_features:
+            features = torch.from_numpy(job.features[0])
+            for samples in sampler:
+                rows = torch.tensor([sample.row for sample in samples])
+                yield features[rows].to(job.device), rows.to(job.device)
+            return
+        pictures = AugmentedImages(job.images, config.augment, config.image_size, config.seed, self.fold)
+        for batch in train_loader(pictures, sampler, config.loader.workers, job.device):
+            images = batch.images.to(job.device, non_blocking=True).permute(0, 3, 1, 2)
+            yield images, batch.rows.to(job.device, non_blocking=True)
+
+    def _set_modes(self) -> None:
+        stages = recipe.trainable_stages(self.train, int(self.schedule.epoch(self.step)))
+        is_frozen = recipe.freezes_batch_norm(self.train, self.job.pretrained is not None)
+        recipe.set_modes(self.model, stages, is_frozen)
+
+    def _train_step(self, micro_batches: Iterator[tuple[Tensor, Tensor]]) -> float:
+        """Does one optimiser step; returns its rate."""
+        train = self.train
+        rate = recipe.learning_rate(self.step, self.schedule, train, self.history)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        for micro in range(train.accumulate):
+            inputs, rows = next(micro_batches)
+            seed_all(key("step", self.config.seed, self.fold, self.step, micro))  # for dropout and drop path
+            with self.accelerator.autocast():
+                logits = self.network(inputs)
+            losses = functional.cross_entropy(
+                logits.float(),
+                self.targets[rows],
+                self.class_weights,
+                reduction="none",
+                label_smoothing=train.label_smoothing,
+            )
+            # Divided by the whole batch, so that the split into micro-batches does not change the gradient.
+            loss = losses.sum() / train.batch_size
+            self.loss_sum += loss.detach()
+            self.accelerator.backward(loss)
+        if train.clip_norm:
+            self.accelerator.clip_grad_norm_(self.network.parameters(), train.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.averaged:
+            self.averaged.update(self.model, step=self.step)
+        self.step += 1
+        if self.step % FINITE_CHECK_STEPS == 0:
+            self._check_finite()
+        return rate
+
+    def _check_finite(self) -> None:
+        if not torch.isfinite(self.loss_sum):
+            raise UserError(
+                f"{self.name}: the loss is no longer finite at step {self.step}; the last good state is kept. "
+                f"Lower train.lr ({self.train.lr:g}) or train in full precision: --set train.precision=fp32"
+            )
+
+    def _end_epoch(self, epoch: int | None, rate: float, trackers: Trackers | None, speed: float) -> None:
+        """Adds the epoch to the history and judges it."""
+        steps = self.step - sum(row["steps"] for row in self.history)
+        row = {"epoch": epoch, "steps": steps, "lr": rate, "train_loss": float(self.loss_sum) / steps}
+        self.loss_sum.zero_()
+        if len(self.held_rows) and (self.step < self.schedule.steps or self.train.early_stopping):
+            row |= self._validate()
+        self.history.append(row)
+        if self.train.early_stopping:
+            self._track_best(row)
+        if trackers:
+            trackers.log(row | {"images_per_second": speed}, self.step)
+        scores = f", held-out accuracy {row['val_accuracy']:.4f}" if "val_accuracy" in row else ""
+        say(f"  {self.name} epoch {epoch}: loss {row['train_loss']:.4f}{scores}, {speed:.0f} img/s")
+
+    @property
+    def _judged(self) -> Classifier:
+        """The network whose predictions count: the averaged one if there is one."""
+        return self.averaged.module if self.averaged else self.model
+
+    def _validate(self) -> dict[str, float]:
+        """Scores the held-out rows under the plain view."""
+        model = self._judged
+        if self.job.trains_on_features:
+            with torch.inference_mode():
+                held = torch.from_numpy(self.job.features[0, self.held_rows]).to(self.job.device)
+                return self._scores(model.head.eval()(held).float().softmax(1).cpu().numpy(), self.held_rows)
+        return self._scores(self._predict(model, [PLAIN])[0], self.held_rows)
+
+    def _scores(self, probabilities: np.ndarray, rows: np.ndarray) -> dict[str, float]:
+        targets = self.job.labels.targets[rows]
+        loss = float(log_losses(probabilities, targets).mean())
+        return {"val_loss": loss, "val_accuracy": accuracy(probabilities, targets)[0]}
+
+    def _track_best(self, row: dict[str, Any]) -> None:
+        """Keeps the weights of the epoch with the lowest held-out loss."""
+        if self.best is None or row["val_loss"] < self.best["val_loss"]:
+            state = {name: tensor.detach().cpu().clone() for name, tensor in self._judged.state_dict().items()}
+            self.best = {"val_loss": row["val_loss"], "epoch": row["epoch"], "waited": 0, "model": state}
+        else:
+            self.best["waited"] += 1
+
+    def _stops_early(self) -> bool:
+        patience = self.train.early_stopping
+        return bool(patience and self.best and self.best["waited"] >= patience)
+
+    def _predict(self, model: Classifier, views: list[Any]) -> np.ndarray:
+        """Probabilities of the held-out rows, float32, shape (views, n, classes)."""
+        config = self.config
+        label = f"predicting {self.name}" if len(views) > 1 else ""
+        return predict(
+            [model],
+            self.job.images,
+            self.held_rows,
+            views,
+            config.image_size,
+            config.infer.batch_size,
+            self.job.device,
+            self.job.precision,
+            config.loader.workers,
+            label,
+        )[0]
+
+    def _finish(self) -> float:
+        """Saves the final weights and the held-out probabilities; returns the prediction speed."""
+        model = self._judged
+        if self.best:
+            model.load_state_dict(self.best["model"])
+            say(f"  {self.name}: restored epoch {self.best['epoch']}, the best on its held-out rows")
+        save_classifier(model, self.run.weights_file(self.fold), self.job.labels.classes, self.config.name)
+        if self.fold == FULL:
+            self._write_history()
+            return 0.0
+        views = VIEWS[self.config.infer.tta]
+        start = time.monotonic()
+        probabilities = self._predict(model, views)
+        speed = len(self.held_rows) * len(views) / (time.monotonic() - start)
+        if self.history and "val_loss" not in self.history[-1]:
+            self.history[-1] |= self._scores(probabilities[0], self.held_rows)
+        self._write_history()
+        content = {"probabilities": torch.from_numpy(probabilities), "rows": torch.from_numpy(self.held_rows)}
+        metadata = {"views": ",".join(view.name for view in views)}
+        write_atomic(self.run.fold_oof_file(self.fold), lambda path: save_file(content, path, metadata))
+        return speed
+
+    def _write_history(self) -> None:
+        text = pd.DataFrame(self.history).to_csv(index=False, lineterminator="\n")
+        write_text(self.folder / "history.csv", text)

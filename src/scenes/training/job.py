@@ -1,0 +1,165 @@
+"""What all folds of a run share: checked data, decoded images, the folds, pretrained weights, the device."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from scenes.config import Config
+from scenes.console import UserError, raise_problems, say
+from scenes.data.batches import compose
+from scenes.data.competition import Labels, Table, overlap, read_test, read_train
+from scenes.data.folds import FULL, given_folds, group_rows, make_folds
+from scenes.data.images import Images, read_images
+from scenes.inference.predict import VIEWS
+from scenes.model.backbone import Classifier
+from scenes.model.device import choose_device, choose_precision
+from scenes.model.weights import pretrained_state
+from scenes.training.probe import body_features
+from scenes.training.recipe import body_is_frozen
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run's inputs, the same for every fold.
+
+    Attributes:
+        table: The training rows.
+        labels: Their targets and the classes.
+        images: Their images.
+        groups: int64, shape (n,): rows of one group share a fold.
+        fold_of: int64, shape (n,): each row's fold.
+        pretrained: The body's weights to start from, or None.
+        device: Where to compute.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+    """
+
+    config: Config
+    table: Table
+    labels: Labels
+    images: Images
+    groups: np.ndarray
+    fold_of: np.ndarray
+    pretrained: dict[str, Tensor] | None
+    device: torch.device
+    precision: str
+
+    def rows(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
+        """The rows a fold trains on and those it is judged on (none for the full model)."""
+        everything = np.arange(len(self.table))
+        if fold == FULL:
+            return everything, everything[:0]
+        return everything[self.fold_of != fold], everything[self.fold_of == fold]
+
+    def new_model(self) -> Classifier:
+        """A network with the pretrained body and a random head, on the device."""
+        model = Classifier(self.config.model, self.config.image_size, len(self.labels.classes))
+        if self.pretrained:
+            model.body.load_state_dict(self.pretrained)
+        return model.to(self.device, memory_format=torch.channels_last)
+
+    @property
+    def starts_with_probe(self) -> bool:
+        """Whether the head starts as a logistic regression; without pretrained features there is nothing to probe."""
+        return self.config.train.linear_probe and self.pretrained is not None
+
+    @property
+    def trains_on_features(self) -> bool:
+        """Whether the body's output for a row never changes, so that only the head need be trained."""
+        return body_is_frozen(self.config.train) and self.config.augment == "none"
+
+    @cached_property
+    def features(self) -> np.ndarray:
+        """The frozen body's features of all rows, float32, shape (2, n, f): as they are, mirrored."""
+        config = self.config
+        return body_features(
+            self.new_model(),
+            self.images,
+            config.image_size,
+            config.infer.batch_size,
+            self.device,
+            config.loader.workers,
+            config.data.cache,
+        )
+
+    def fold_table(self) -> pd.DataFrame:
+        """The content of folds.csv."""
+        columns = {
+            "image_name": self.table.names,
+            "label": [self.labels.classes[target] for target in self.labels.targets],
+            "pixels": self.images.pixel_hashes,
+            "group": self.groups,
+            "fold": self.fold_of,
+        }
+        return pd.DataFrame(columns)
+
+
+def prepare(config: Config) -> Job:
+    """Reads and checks everything a run needs, before any training.
+
+    Raises:
+        UserError: With the list of all that is wrong.
+    """
+    compose(config.augment, config.image_size)  # a wrong transform is found here, not in a worker
+    if config.data.sample:
+        from scenes.data.sample import draw
+
+        draw(config.data.root)
+    table, labels, images = read_data(config)
+    data = config.data
+    groups = group_rows(images.pixel_hashes, table.columns[data.group_column].tolist() if data.group_column else None)
+    if data.fold_column:
+        fold_of = given_folds(table.columns[data.fold_column].tolist(), data.folds, groups, table.csv)
+    else:
+        fold_of = make_folds(labels.targets, groups, data.folds, data.fold_seed)
+    device = choose_device()
+    precision = choose_precision(config.train.precision, device)
+    job = Job(config, table, labels, images, groups, fold_of, pretrained_state(config), device, precision)
+    _check_model(job)
+    return job
+
+
+def read_data(config: Config) -> tuple[Table, Labels, Images]:
+    """Reads the CSVs and decodes all images, the test's too, so that bad ones are known before training.
+
+    Raises:
+        UserError: With the list of all that is wrong.
+    """
+    data = config.data
+    table, labels, problems = read_train(data, None if data.fold_column else data.folds)
+    test = None
+    if (data.root / data.test_csv).exists():
+        test, test_problems = read_test(data)
+        problems += test_problems + overlap(table, test)
+    images, image_problems = read_images(table, config.image_size, data.cache, "training")
+    problems += image_problems
+    if test:
+        problems += read_images(test, config.image_size, data.cache, "test")[1]
+    raise_problems(problems)
+    assert images is not None
+    return table, labels, images
+
+
+def _check_model(job: Job) -> None:
+    """Finds what can only be known once the network and the classes are there."""
+    config = job.config
+    if isinstance(config.train.class_weights, list) and len(config.train.class_weights) != len(job.labels.classes):
+        count = len(config.train.class_weights)
+        raise UserError(f"train.class_weights has {count} weights for {len(job.labels.classes)} classes")
+    model = job.new_model()
+    sizes = sorted({view.canvas(config.image_size) for view in VIEWS[config.infer.tta] if not view.crop})
+    for size in sizes[1:]:
+        try:
+            with torch.no_grad():
+                model.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=job.device))
+        except (AssertionError, RuntimeError) as error:
+            raise UserError(
+                f"infer.tta {config.infer.tta}: {config.model.name} does not take {size} px: {error}"
+            ) from None
+    if config.train.linear_probe and job.pretrained is None:
+        say("no pretrained weights: the head starts at random, without a linear probe")
+    if job.trains_on_features:
+        say("the body is frozen and nothing is augmented: its features are computed once, only the head trains")
