@@ -1,13 +1,14 @@
 """Every knob with its default on one screen, and the strict reading of experiment files."""
 
 import difflib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from scenes.console import Problem, UserError, raise_problems
 
@@ -19,6 +20,17 @@ class Section(BaseModel):
     """A part of the config: immutable, unknown keys refused, no lossy conversions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_of_its_kind(cls, value: object, info: ValidationInfo) -> object:
+        """Refuses what pydantic would convert (true to 1) or explain in its own terms (an empty section)."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and kind is not bool:
+            raise ValueError("true and false have no meaning here")
+        if isinstance(kind, type) and issubclass(kind, Section) and not isinstance(value, kind | dict):
+            raise ValueError("a section, its `key: value` lines belong below it, indented; without any, leave it out")
+        return value
 
 
 class DataConfig(Section):
@@ -36,8 +48,8 @@ class DataConfig(Section):
     class_names: list[str] | None = None  # for people to read, in the order of the sorted labels
     group_column: str | None = None  # rows of one group share a fold
     fold_column: str | None = None  # your own folds, numbered from 0
-    folds: Annotated[int, Field(ge=2)] = 5
-    fold_seed: int = 42  # apart from `seed`, so that models of different seeds can be blended and compared
+    folds: Annotated[int, Field(ge=2, le=1000)] = 5
+    fold_seed: Annotated[int, Field(ge=0, lt=2**32)] = 42  # not `seed`: models of all seeds share the folds
     cache: Path = Path(".cache")  # decoded images and frozen features, shared by all runs
     sample: bool = False  # draw the built-in sample competition into root if it is not there
 
@@ -48,7 +60,7 @@ class ModelConfig(Section):
     name: str = "tf_efficientnet_lite0.in1k"  # any timm model, or simple_cnn
     weights: str = "hub"  # hub (local copies first) | local (never the network) | none | a file
     pool: Literal["avg", "max", "avgmax"] | None = None  # by default the model's own
-    hidden: Annotated[int, Field(ge=0)] = 0  # width of a hidden layer in the head; 0: a linear head
+    hidden: Annotated[int, Field(ge=0, le=65_536)] = 0  # width of a hidden layer in the head; 0: a linear head
     dropout: Fraction = 0.0  # before each linear layer of the head
 
 
@@ -56,7 +68,7 @@ class TrainConfig(Section):
     """One fold's training."""
 
     epochs: Annotated[int, Field(ge=0, le=10_000)] = 3  # 0 with linear_probe: the probe alone
-    batch_size: Annotated[int, Field(ge=1)] = 64  # rows per optimiser step
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 64  # rows per optimiser step
     accumulate: Annotated[int, Field(ge=1)] = 1  # micro-batches a step is split into, where memory is short
     linear_probe: bool = True  # the head starts as a logistic regression on frozen features (LP-FT)
     trainable_stages: Stages | dict[Annotated[int, Field(ge=0)], Stages] = "all"  # last N of the body; {epoch: N}
@@ -67,7 +79,7 @@ class TrainConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.05  # not on biases and norms
     momentum: Fraction = 0.9  # of sgd
     schedule: Literal["cosine", "one_cycle", "plateau", "constant"] = "cosine"
-    warmup_epochs: Annotated[float, Field(ge=0)] = 0.3  # linear; one_cycle rises for 30 % of training instead
+    warmup_epochs: Annotated[float, Field(ge=0, le=10_000)] = 0.3  # linear; one_cycle rises for 30 % of training
     plateau_patience: Annotated[int, Field(ge=0)] = 2  # plateau: epochs without a better loss before lr × 0.1
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     label_smoothing: Fraction = 0.1
@@ -76,20 +88,21 @@ class TrainConfig(Section):
     early_stopping: Annotated[int, Field(ge=1)] | None = None  # patience in epochs; the CV is then optimistic
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 or fp16 on a GPU, fp32 on a CPU
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0  # besides one at the end of each epoch
+    time_budget_minutes: Annotated[float, Field(gt=0)] | None = None  # then save and stop, exit code 3
     wandb: str | None = None  # a Weights & Biases project
 
 
 class LoaderConfig(Section):
     """How batches are fed; never changes a result."""
 
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"  # auto: none on a CPU, the cores on a GPU
+    workers: Annotated[int, Field(ge=0, le=1024)] | Literal["auto"] = "auto"  # auto: none on a CPU, the cores on a GPU
 
 
 class InferConfig(Section):
     """How probabilities are made from images."""
 
     tta: Literal["none", "hflip", "multiscale", "five_crop"] = "hflip"
-    batch_size: Annotated[int, Field(ge=1)] = 64
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 64
 
 
 class Config(Section):
@@ -108,8 +121,11 @@ class Config(Section):
     @field_validator("name")
     @classmethod
     def _is_folder_name(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII):
-            raise ValueError("a run's name starts with a letter or digit and holds only letters, digits, . _ -")
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", name, re.ASCII):
+            raise ValueError(
+                "a run's name, by default the file's, starts with a letter or digit and holds only letters, digits, "
+                ". _ - (100 at most)"
+            )
         return name
 
     @model_validator(mode="after")
@@ -125,45 +141,87 @@ class Config(Section):
 
 
 # Changing these cannot change what a run computes, so a run may go on with other values.
-FREE_KEYS = ("loader.", "infer.", "data.root", "data.cache", "data.test", "data.sample", "train.checkpoint_minutes")
+# Where the training data is may change because folds.csv notices when the data itself does.
+FREE_KEYS = (
+    "name",
+    "data.root",
+    "data.train_csv",
+    "data.test_csv",
+    "data.sample_submission",
+    "data.image_dir",
+    "data.test_image_dir",
+    "data.class_names",
+    "data.cache",
+    "data.sample",
+    "train.checkpoint_minutes",
+    "train.time_budget_minutes",
+    "train.wandb",
+    "loader.workers",
+    "infer.batch_size",
+)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without its traps: no duplicate keys, no aliases, `no` is a word, `1e-3` is a number."""
+    """YAML without its traps: no duplicate keys, aliases, tags or dates; `no` is a word, `1e-3` and 010 are numbers."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.constructor.ConstructorError(None, None, "aliases are not supported", event.start_mark)
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise _error("aliases are not supported", event)
+        if getattr(event, "tag", None):
+            raise _error(f"the tag {event.tag} is not supported", event)
         return super().compose_node(parent, index)
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        value = super().construct_scalar(node)
+        if re.search("[\0\ud800-\udfff]", value):  # neither may stand in a path, a CSV or this run's config.yaml
+            raise _error(f"{value!r} is not text", node)
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str | int):
-                problem = f"the key {key_node.value!r} is not a plain word"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
-                )
-            seen.add(key)
+            if isinstance(key, bool) or not isinstance(key, str | int):
+                raise _error("a key must be a plain word", key_node)
+            if str(key) in seen:
+                raise _error(f"the key {key!r} stands twice", key_node)
+            seen.add(str(key))
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        return int(self.construct_scalar(node))  # YAML's own takes 010 for 8 and 1:30 for 90
 
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        value = super().construct_yaml_float(node)
+        if not math.isfinite(value):
+            raise _error(f"{node.value} is not a finite number", node)
+        return value
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes each word that either this file's reader or plain YAML would not read as a word."""
+
+
+def _error(problem: str, at: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
+
+
+# Of YAML's own guesses at what a plain word is only `null` stays.
 _Loader.yaml_implicit_resolvers = {
-    letter: [
-        (tag, regexp) for tag, regexp in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
-    ]
+    letter: [(tag, regexp) for tag, regexp in resolvers if tag.endswith(":null")]
     for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF")
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|Inf)|\.(?:nan|NaN))$"),
-    "-+0123456789.",
-)
+_PLAIN_WORDS = {
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?[0-9]+",
+    "float": r"[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|nan|NaN))",
+}
+for _kind, _pattern in _PLAIN_WORDS.items():
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), "tTfF-+.0123456789")
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -180,25 +238,31 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"no config at {path}; there are: {_neighbours(path)}") from None
-    except (IsADirectoryError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a YAML file ({error})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a YAML file ({error}); save it as UTF-8") from None
     values = _parse_yaml(text, str(path))
     values = {} if values is None else values
     if not isinstance(values, dict):
-        raise UserError(f"{path}: a config is a list of `key: value` lines, this is a {type(values).__name__}")
+        raise UserError(f"{path}: a config is made of `key: value` lines, this is a {type(values).__name__}")
     values.setdefault("name", path.stem)
+    places = {key: f"{path}, line {line}" for key, line in _lines(text).items()}
     for pair in overrides:
-        _apply(values, pair)
-    return validate(values, str(path), _lines(text))
+        key = _apply(values, pair)
+        below = [place for place in places if place.startswith(f"{key}.")]
+        for place in [key, *below]:
+            places[place] = f"--set {pair}"
+    return validate(values, str(path), places)
 
 
-def validate(values: Mapping[str, Any], source: str, lines: Mapping[str, int] | None = None) -> Config:
+def validate(values: Mapping[str, Any], source: str, places: Mapping[str, str] | None = None) -> Config:
     """Turns plain values into a checked config.
 
     Args:
         values: The nested values.
         source: Where they are from, for messages.
-        lines: The line of each dotted key, for messages.
+        places: Where exactly each dotted key is from, for messages.
 
     Raises:
         UserError: With every mistake, each with its place and the nearest valid name.
@@ -209,13 +273,13 @@ def validate(values: Mapping[str, Any], source: str, lines: Mapping[str, int] | 
         problems: dict[str, list[Problem]] = {}
         for detail in error.errors():
             key = _known_part(detail["loc"])
-            line = (lines or {}).get(key)
-            where = f"{source}, line {line}" if line else source
+            where = _place(key, places or {}) or source
             if detail["type"] == "extra_forbidden":
                 problem = Problem(where, f"unknown key {key!r}", _nearest(key))
             else:
                 message = detail["msg"].removeprefix("Value error, ")
-                given = "" if not key or isinstance(detail["input"], dict) else f" (given: {detail['input']!r})"
+                is_whole = not key or isinstance(detail["input"], dict)
+                given = "" if is_whole else f" (given: {_short(detail['input'])})"
                 problem = Problem(where, f"{key}: {message}{given}" if key else message)
             # A union reports each of its members; the reader wants one entry a key.
             problems.setdefault(key, []).append(problem)
@@ -229,37 +293,44 @@ def validate(values: Mapping[str, Any], source: str, lines: Mapping[str, int] | 
 
 def dump(config: Config) -> str:
     """Writes a resolved config as YAML that `load_config` reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def differences(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
     """Lists (key, old value, new value) for each knob that differs and can change a result."""
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
-    keys = [key for key in after if not key.startswith(FREE_KEYS)]
-    return [(key, before.get(key), after[key]) for key in keys if before.get(key) != after[key]]
+    return [(key, before[key], after[key]) for key in after if key not in FREE_KEYS and before[key] != after[key]]
 
 
 def _parse_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, _Loader)
+    except RecursionError:
+        raise UserError(f"{source}: not a config: brackets or lines are nested too deeply") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise UserError(
+            f"{source}, line {line}: not valid YAML: #x{error.character:04x} is no text character"
+        ) from None
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}, line {mark.line + 1}" if mark else source
         raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
 
 
-def _apply(values: dict[str, Any], pair: str) -> None:
-    """Merges one ``a.b=value`` into the nested values."""
+def _apply(values: dict[str, Any], pair: str) -> str:
+    """Merges one ``a.b=value`` into the nested values; returns its key."""
     key, equals, text = pair.partition("=")
     if not equals or not key.strip():
         raise UserError(f"--set takes key=value pairs, e.g. --set train.epochs=5; got {pair!r}")
     *sections, last = key.strip().split(".")
     target = values
     for section in sections:
-        inner = target.get(section)
-        target[section] = inner = dict(inner) if isinstance(inner, dict) else {}
-        target = inner
+        target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise UserError(f"--set {pair}: {section} is {_short(target)}, which has nothing below it to set")
     target[last] = _parse_yaml(text, f"--set {pair}")
+    return key.strip()
 
 
 def _lines(text: str) -> dict[str, int]:
@@ -274,6 +345,12 @@ def _lines(text: str) -> dict[str, int]:
 
     visit(yaml.compose(text, _Loader), "")
     return found
+
+
+def _place(key: str, places: Mapping[str, str]) -> str:
+    """Where a key is from, or else something below it, or else the section it is in."""
+    below = [place for known, place in places.items() if known.startswith(f"{key}.")]
+    return places.get(key) or next(iter(below), "") or places.get(key.rpartition(".")[0], "")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -310,11 +387,19 @@ def valid_keys() -> list[str]:
 
 def _nearest(key: str) -> str:
     keys = valid_keys()
+    if key in keys:  # right, but in one word at the top of the file
+        section, _, field = key.partition(".")
+        return f"a file has it in two lines: `{section}:` and, indented, `{field}: …`"
     short = {k.rpartition(".")[2]: k for k in keys}
     match = difflib.get_close_matches(key, keys, 1, 0.6) or [
         short[name] for name in difflib.get_close_matches(key.rpartition(".")[2], list(short), 1, 0.6)
     ]
     return f"did you mean {match[0]!r}?" if match else "every key with its default: src/scenes/config.py"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def _neighbours(path: Path) -> str:

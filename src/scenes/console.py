@@ -1,10 +1,12 @@
 """What a person sees: errors with a remedy, tables, progress."""
 
 import errno
+import io
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import NamedTuple, TypeVar
 
@@ -27,6 +29,14 @@ class UserError(Exception):
     """A mistake the user can mend: printed without a traceback, exit code 2."""
 
 
+class StoppedError(Exception):
+    """Work that stopped in good order before its end, by a signal or for want of time."""
+
+    def __init__(self, why: str, exit_code: int) -> None:
+        super().__init__(f"{why}: everything is saved; give the same command again to go on")
+        self.exit_code = exit_code
+
+
 def raise_problems(problems: Sequence[Problem], title: str = "") -> None:
     """Raises one error that lists every problem; does nothing when there are none.
 
@@ -45,13 +55,18 @@ def say(message: str = "") -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a script's main function and exits: 0 done, 2 a user's mistake, 130 interrupted, 1 anything else."""
+    """Runs a script's main function and exits: 0 done, 2 a user's mistake, 3 out of time, 130 interrupted, 1 else."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a letter that the terminal cannot show must not end a training
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except StoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         print("\ninterrupted: what was saved is kept; give the same command again to go on", file=sys.stderr)
         sys.exit(130)
@@ -75,12 +90,14 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], title: 
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
+    # Text, because a plain string is taken for markup: a class named [red] or :sea: would vanish.
+    table = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, title_justify="left")
     for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+        table.add_column(Text(name), justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(Text(str(cell)) for cell in row))
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table)
 
@@ -109,14 +126,25 @@ def progress(items: Iterable[T], total: int, label: str, unit: str = "it", per_i
 class StopRequest:
     """Turns the first Ctrl-C or SIGTERM within its block into a wish, so that work can stop between two steps."""
 
-    requested = False
+    def __init__(self, deadline: float) -> None:
+        """Sets when to stop in any case, in seconds of the monotonic clock."""
+        self.deadline = deadline
+        self.signalled = False
+
+    @property
+    def reason(self) -> StoppedError | None:
+        """Why to stop now, if there is a reason."""
+        if self.signalled:
+            return StoppedError("interrupted", 130)
+        return StoppedError("the time budget is used up", 3) if monotonic() >= self.deadline else None
 
     def __enter__(self) -> "StopRequest":
         def ask(number: int, _: object) -> None:
-            if self.requested:  # a second one does not wait
+            if self.signalled:  # a second one does not wait
                 raise KeyboardInterrupt
-            self.requested = True
-            say("stopping after this step …")
+            self.signalled = True
+            with suppress(RuntimeError):  # the signal came in the middle of another print
+                say("stopping after this step …")
 
         try:
             self._old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

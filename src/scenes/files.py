@@ -1,5 +1,6 @@
 """Files that are either whole or not there: atomic writes, numbered back-ups, safe unpacking."""
 
+import glob
 import os
 import zipfile
 import zlib
@@ -17,6 +18,9 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         write: Called with a temporary path in the same folder, which it fills.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left_over in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if not _is_running(int(left_over.suffixes[-2][1:])):
+            left_over.unlink(missing_ok=True)  # its process was killed
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
@@ -26,6 +30,17 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    """Whether there is a process of this number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -63,7 +63,7 @@ def evaluate(probabilities: np.ndarray, targets: np.ndarray, classes: Sequence[s
         "macro_f1": float(per_class[2].mean()),
     }
     if len(classes) > TOP_K:
-        best = np.argpartition(-probabilities, TOP_K - 1, axis=1)[:, :TOP_K]
+        best = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP_K]  # ties go to the first class, as in argmax
         scores[f"top_{TOP_K}_accuracy"] = float((best == targets[:, None]).any(1).mean())
     scores["per_class"] = {
         label: {name: float(per_class[i][c]) for i, name in enumerate(("precision", "recall", "f1"))}

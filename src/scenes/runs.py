@@ -1,8 +1,12 @@
 """The run folder: where each file of a run is, and when it may be continued."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from scenes.config import Config, differences, dump, load_config
 from scenes.console import UserError
@@ -54,6 +58,25 @@ class Run:
     def fold_oof_file(self, fold: int) -> Path:
         """A fold's held-out probabilities by view; the last file a fold writes."""
         return self.fold_folder(fold) / "oof.safetensors"
+
+    def time_file(self, fold: int) -> Path:
+        """How long a fold took."""
+        return self.fold_folder(fold) / "time.json"
+
+    @contextmanager
+    def lock(self, fold: int) -> Iterator[None]:
+        """Keeps other processes off a fold; a killed process leaves no lock behind.
+
+        Raises:
+            UserError: If another process works on the fold.
+        """
+        folder = self.fold_folder(fold)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(folder / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise UserError(f"{folder}: another process is training this fold; wait for it or stop it") from None
 
     def is_finished(self, fold: int) -> bool:
         """Whether nothing of a fold is left to do."""

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import itertools
 import os
 import random
 import warnings
@@ -19,8 +20,6 @@ from scenes.data.images import Images
 from scenes.randomness import key
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the package index for news
-import itertools
-
 import albumentations as A
 
 # Natural scenes have an upside and no preferred side: no vertical flips, no quarter turns.
@@ -89,16 +88,17 @@ class Schedule:
         cuts = (divmod(position, len(self.rows)) for position in positions)
         return [Sample(int(self._order(epoch)[place]), epoch) for epoch, place in cuts]
 
-    def epoch(self, step: int) -> float:
-        """Epochs seen before a step."""
-        return step * self.batch_size / len(self.rows)
+    def epoch(self, step: int) -> int:
+        """How many epochs are complete before a step."""
+        return step * self.batch_size // len(self.rows)
 
     def ends_epoch(self, step: int) -> int | None:
-        """The number, from 1, of the epoch that is complete after this step; None within one."""
-        done, before = int(self.epoch(step + 1)), int(self.epoch(step))
-        if step == self.steps - 1:
-            return self.epochs
-        return done if done > before else None
+        """The number, from 1, of the epoch that is complete after this step; None within one.
+
+        A batch of more rows than there are can complete several: the last counts.
+        """
+        done = min(self.epoch(step + 1), self.epochs)
+        return done if done > self.epoch(step) else None
 
 
 class StepSampler(Sampler[list[Sample]]):
@@ -144,11 +144,20 @@ class AugmentedImages(Dataset[TrainBatch]):
         return {name: value for name, value in self.__dict__.items() if name != "_transform"}
 
     def image(self, sample: Sample) -> np.ndarray:
-        """Augments one image: RGB, uint8, shape (size, size, 3)."""
+        """Augments one image: RGB, uint8, shape (size, size, 3).
+
+        Raises:
+            UserError: If a transform of the user's own list cannot take it, e.g. a distortion one pixel of height.
+        """
         seed = key("augment", self.seed, self.fold, sample.epoch, sample.row)
         self._transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
         cv2.setRNGSeed(seed % 2**31)  # some transforms draw from OpenCV's own generator
-        return self._transform(image=self.images[sample.row])["image"]
+        image = self.images[sample.row]
+        try:
+            return self._transform(image=image)["image"]
+        except Exception as error:  # of albumentations' own kinds, NumPy's and OpenCV's
+            shape = f"{image.shape[0]}×{image.shape[1]} pixels"
+            raise UserError(f"augment: fails at training row {sample.row + 1} ({shape}): {error!r}") from error
 
     def __getitem__(self, sample: Sample) -> TrainBatch:
         return self.__getitems__([sample])
@@ -176,29 +185,44 @@ def compose(augment: str | Sequence[str | dict[str, dict[str, Any]]], size: int)
     return A.Compose([*transforms, A.Resize(size, size, area_for_downscale="image")])
 
 
-def _transform(step: str | dict[str, dict[str, Any]], size: int) -> A.BasicTransform:
+def _transform(step: Any, size: int) -> A.BasicTransform | A.BaseCompose:
     """Makes one transform; albumentations only warns of arguments it does not know, here they are errors."""
-    if isinstance(step, dict) and len(step) != 1:
-        raise UserError(f"augment: each entry is one transform, Name or {{Name: {{…}}}}; got {step}")
-    name, arguments = (step, {}) if isinstance(step, str) else next(iter(step.items()))
-    factory = getattr(A, name, None)
-    if not (inspect.isclass(factory) and issubclass(factory, A.BasicTransform | A.BaseCompose)):
-        names = [n for n, c in vars(A).items() if inspect.isclass(c) and issubclass(c, A.BasicTransform)]
-        near = ", ".join(difflib.get_close_matches(name, names, 3)) or "see albumentations' documentation"
+    name, arguments = next(iter(step.items())) if isinstance(step, dict) and len(step) == 1 else (step, {})
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        raise UserError(f"augment: each entry is one transform, Name or {{Name: {{argument: value}}}}; got {step}")
+    known = {n: c for n, c in vars(A).items() if inspect.isclass(c) and issubclass(c, A.BasicTransform | A.BaseCompose)}
+    if name not in known:
+        near = ", ".join(difflib.get_close_matches(name, known, 3)) or "see albumentations' documentation"
         raise UserError(f"augment: albumentations has no transform {name!r}; {near}")
-    arguments = {k: tuple(v) if isinstance(v, list) and k != "transforms" else v for k, v in (arguments or {}).items()}
-    if "transforms" in arguments:
+    factory = known[name]
+    arguments = {k: tuple(v) if isinstance(v, list) and k != "transforms" else v for k, v in arguments.items()}
+    if isinstance(arguments.get("transforms"), list):
         arguments["transforms"] = [_transform(inner, size) for inner in arguments["transforms"]]
+    parameters = inspect.signature(factory.__init__).parameters
     for parameter, value in (("size", (size, size)), ("height", size), ("width", size)):
-        wanted = inspect.signature(factory.__init__).parameters.get(parameter)
-        if wanted is not None and wanted.default is inspect.Parameter.empty:
+        if parameter in parameters and parameters[parameter].default is inspect.Parameter.empty:
             arguments.setdefault(parameter, value)
+    if "pad_if_needed" in parameters:  # else a crop fails at the first image that is smaller
+        arguments.setdefault("pad_if_needed", True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            return factory(**arguments)
-    except (Warning, TypeError, ValueError) as error:
-        raise UserError(f"augment: {name}: {error}") from None
+            transform = factory(**arguments)
+        if issubclass(factory, A.BasicTransform):
+            _try(factory(**arguments | {"p": 1.0}), size)
+    except Exception as error:  # of albumentations' own kinds, NumPy's and OpenCV's
+        raise UserError(f"augment: {name}: {type(error).__name__}: {error}") from None
+    return transform
+
+
+def _try(transform: A.BasicTransform, size: int) -> None:
+    """Raises if a transform makes anything but a uint8 RGB image of one, or wants more than the image."""
+    image = np.zeros((3 * size // 2, 3 * size // 2, 3), np.uint8)  # as large as the image cache keeps them
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = A.Compose([transform])(image=image)["image"]
+    if not isinstance(result, np.ndarray) or result.dtype != np.uint8 or result.shape[2:] != (3,):
+        raise TypeError("does not make a uint8 RGB image; the network normalises, and makes tensors, itself")
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:

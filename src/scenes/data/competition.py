@@ -1,8 +1,11 @@
 """The competition's CSVs: read strictly into tables, with a list of everything that is wrong."""
 
+import csv
+import io
 import os
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from scenes.config import DataConfig
-from scenes.console import Problem, UserError
+from scenes.console import Problem, UserError, raise_problems
 
 EXAMPLES = 5
 
@@ -23,7 +26,7 @@ class Table:
         csv: Where they were read.
         names: Image names as the CSV has them, n strings.
         paths: The image files, n paths.
-        columns: All columns as strings, n rows.
+        columns: All columns as strings, n rows; the index is the line each row begins on.
     """
 
     csv: Path
@@ -63,13 +66,16 @@ def read_train(config: DataConfig, folds: int | None) -> tuple[Table, Labels, li
     Raises:
         UserError: If there is nothing to read.
     """
-    csv = config.root / config.train_csv
     wanted = [config.image_column, config.label_column]
     wanted += [column for column in (config.group_column, config.fold_column) if column]
-    columns, problems = _read_csv(csv, wanted)
-    table, table_problems = _table(columns, csv, config, config.image_dir)
-    labels, label_problems = _labels(columns, csv, config, folds)
-    return table, labels, problems + table_problems + label_problems
+    table, problems = _read_table(config.root / config.train_csv, wanted, config, config.image_dir)
+    labels, label_problems = _labels(table, config, folds)
+    problems += label_problems
+    if config.group_column:
+        groups = table.columns[config.group_column].tolist()
+        empty = [row for row, group in enumerate(groups) if not group.strip()]
+        problems += problem_for_rows(table, empty, table.names, "with an empty group", "give each row a group")
+    return table, labels, problems
 
 
 def read_test(config: DataConfig) -> tuple[Table, list[Problem]]:
@@ -78,138 +84,196 @@ def read_test(config: DataConfig) -> tuple[Table, list[Problem]]:
     Raises:
         UserError: If there is nothing to read.
     """
-    csv = config.root / config.test_csv
-    columns, problems = _read_csv(csv, [config.image_column])
-    table, table_problems = _table(columns, csv, config, config.test_image_dir or config.image_dir)
-    return table, problems + table_problems
+    image_dir = config.test_image_dir or config.image_dir
+    return _read_table(config.root / config.test_csv, [config.image_column], config, image_dir)
 
 
 def overlap(train: Table, test: Table) -> list[Problem]:
     """Finds test rows that are training rows too, by file."""
-    known = {path: row for row, path in enumerate(train.paths)}
+    known = set(train.paths)
     rows = [row for row, path in enumerate(test.paths) if path in known]
     what = "also a training image, so a score on it would mean nothing"
     remedy = f"take these rows out of {train.csv} or {test.csv}"
-    return problem_for_rows(test.csv, rows, test.names, what, remedy)
+    return problem_for_rows(test, rows, test.names, what, remedy)
 
 
 def problem_for_rows(
-    csv: Path, rows: Sequence[int] | np.ndarray, values: Sequence[str], what: str, remedy: str
+    table: Table, rows: Sequence[int] | np.ndarray, values: Sequence[str], what: str, remedy: str
 ) -> list[Problem]:
     """Makes one problem of all rows that share it, with the first few as examples.
 
     Args:
-        csv: The file.
-        rows: Positions of the rows, from 0.
-        values: What to quote for each of the file's rows.
+        table: What the rows are of.
+        rows: Positions of the wrong rows, from 0.
+        values: What to quote, for each row of the table.
         what: What is wrong with them.
         remedy: What to do.
     """
-    if not len(rows):
+    lines = table.columns.index
+    return _problem(table.csv, [(lines[row], values[row]) for row in rows], what, remedy)
+
+
+def _problem(file: Path, found: list[tuple[int, str]], what: str, remedy: str) -> list[Problem]:
+    if not found:
         return []
-    examples = ", ".join(f"line {row + 2} ({values[row]!r})" for row in rows[:EXAMPLES])
-    more = f" and {len(rows) - EXAMPLES} more" if len(rows) > EXAMPLES else ""
-    return [Problem(str(csv), f"{len(rows)} row{'s' if len(rows) > 1 else ''} {what}: {examples}{more}", remedy)]
+    examples = ", ".join(f"line {line} ({value[:80]!r})" for line, value in found[:EXAMPLES])
+    more = f" and {len(found) - EXAMPLES} more" if len(found) > EXAMPLES else ""
+    return [Problem(str(file), f"{len(found)} row{'s' if len(found) > 1 else ''} {what}: {examples}{more}", remedy)]
 
 
-def _read_csv(csv: Path, wanted: list[str]) -> tuple[pd.DataFrame, list[Problem]]:
-    """Reads every cell as the text it is; raises where no table can be made."""
-    try:
-        columns = pd.read_csv(csv, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
-    except FileNotFoundError:
-        raise UserError(
-            f"{csv}: no such file. Put the competition's files there (input/README.md says how), or try the built-in "
-            "sample: bash train.sh configs/quickstart.yaml"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{csv}: not UTF-8 text at byte {error.start}; save it as UTF-8") from None
-    except pd.errors.EmptyDataError:
-        raise UserError(f"{csv}: empty; it needs a header line with {', '.join(wanted)}") from None
-    except pd.errors.ParserError as error:
-        raise UserError(f"{csv}: not a comma-separated table: {str(error).strip()}") from None
-    missing = [column for column in wanted if column not in columns]
-    if missing:
-        has = ", ".join(repr(str(column)) for column in columns)
-        hint = "; separate the columns by commas, not semicolons" if ";" in has else ""
-        keys = "data.image_column, data.label_column, data.group_column, data.fold_column"
-        raise UserError(
-            f"{csv}: no column {', '.join(map(repr, missing))}; it has {has}{hint} (names are set by {keys})"
-        )
-    if columns.empty:
-        raise UserError(f"{csv}: a header but no rows")
-    return columns, []
-
-
-def _table(columns: pd.DataFrame, csv: Path, config: DataConfig, image_dir: Path) -> tuple[Table, list[Problem]]:
+def _read_table(file: Path, wanted: list[str], config: DataConfig, image_dir: Path) -> tuple[Table, list[Problem]]:
+    lines, rows = _read_csv(file, wanted)
+    header, *rows = rows
+    _check_header(file, header, wanted)
+    fits = [len(cells) == len(header) for cells in rows]
+    ragged = [(line, ",".join(cells)) for line, cells, fit in zip(lines[1:], rows, fits, strict=True) if not fit]
+    remedy = "put quotes around cells that hold commas"
+    problems = _problem(file, ragged, f"with another number of cells than the header's {len(header)}", remedy)
+    kept = [row for row, fit in enumerate(fits) if fit]
+    if not kept:
+        raise_problems(problems or [Problem(str(file), "a header but no rows")])
+    index = [lines[row + 1] for row in kept]
+    columns = pd.DataFrame([rows[row] for row in kept], index=index, columns=header, dtype=str)
     names = columns[config.image_column].tolist()
     folder = config.root / image_dir
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such image folder; data.root and data.image_dir say where it is")
-    paths = [folder / (name + config.image_suffix) for name in names]
+    table = Table(file, names, [folder / (name + config.image_suffix) for name in names], columns)
+    return table, problems + _name_problems(table, folder, config.image_suffix)
 
-    def rows_where(wrong: list[bool]) -> list[int]:
-        return [row for row, is_wrong in enumerate(wrong) if is_wrong]
 
-    def report(wrong: list[bool], what: str, remedy: str) -> None:
-        problems.extend(problem_for_rows(csv, rows_where(wrong), names, what, remedy))
+def _read_csv(file: Path, wanted: list[str]) -> tuple[list[int], list[list[str]]]:
+    """Reads every cell as the text it is: the line on which each row begins, and the rows, the header first.
 
+    Not with pandas, which cuts rows that are too long and fills up those that are too short.
+    """
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(
+            f"{file}: no such file. Put the competition's files there (input/README.md says how), or try the built-in "
+            "sample: bash train.sh configs/quickstart.yaml"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{file}, line {line}: not UTF-8 text; save it as UTF-8") from None
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    lines, rows, begins = [], [], 1
+    try:
+        for cells in reader:
+            if cells:
+                lines.append(begins)
+                rows.append(cells)
+            begins = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{file}, line {begins}: not a comma-separated table: {error}") from None
+    if not rows:
+        raise UserError(f"{file}: empty; it needs a header line with {', '.join(wanted)}")
+    return lines, rows
+
+
+def _check_header(file: Path, header: list[str], wanted: list[str]) -> None:
+    if missing := [column for column in wanted if column not in header]:
+        wrong = [name for sign, name in ((";", "semicolons"), ("\t", "tabs")) if sign in "".join(header)]
+        hint = f"; separate the columns by commas, not {wrong[0]}" if wrong else ""
+        keys = "data.image_column, data.label_column, data.group_column, data.fold_column"
+        has = ", ".join(map(repr, header))
+        raise UserError(
+            f"{file}: no column {', '.join(map(repr, missing))}; it has {has}{hint} (names are set by {keys})"
+        )
+    if repeated := [column for column in wanted if header.count(column) > 1]:
+        raise UserError(f"{file}: several columns {', '.join(map(repr, repeated))}; rename all but one")
+
+
+def _name_problems(table: Table, folder: Path, suffix: str) -> list[Problem]:
     problems: list[Problem] = []
-    empty = [not name.strip() for name in names]
-    report(empty, "with an empty image name", "fill them in or take the rows out")
-    padded = [name != name.strip() and bool(name.strip()) for name in names]
-    report(padded, "with spaces around the image name", "take the spaces out")
-    repeated = columns[config.image_column].duplicated().tolist()
-    report(repeated, "with an image name that stands above already", "keep one row an image")
-    root = os.path.realpath(folder)
-    outside = [
-        not blank and _leaves(root, name + config.image_suffix) for name, blank in zip(names, empty, strict=True)
-    ]
-    report(outside, f"with a path that leaves {folder}", "image names are paths below the image folder")
-    skip = [a or b or c for a, b, c in zip(empty, padded, outside, strict=True)]
-    missing = [not skipped and not path.is_file() for path, skipped in zip(paths, skip, strict=True)]
-    suffix_hint = "" if config.image_suffix else ", or set data.image_suffix if the names lack it"
-    report(missing, f"whose image is not in {folder}", f"get the files{suffix_hint}")
-    return Table(csv, names, paths, columns), problems
+
+    def report(wrong: Callable[[int, str], bool], what: str, remedy: str) -> set[int]:
+        rows = [row for row, name in enumerate(table.names) if wrong(row, name)]
+        problems.extend(problem_for_rows(table, rows, table.names, what, remedy))
+        return set(rows)
+
+    skip = report(lambda _, name: not name.strip(), "with an empty image name", "fill them in or take the rows out")
+    skip |= report(
+        lambda _, name: name != name.strip() != "", "with spaces around the image name", "take the spaces out"
+    )
+    repeated = pd.Series(table.names).duplicated().tolist()
+    report(
+        lambda row, _: repeated[row] and row not in skip,
+        "with an image name that stands above already",
+        "keep one row an image",
+    )
+    if not os.path.isdir(folder):  # noqa: PTH112 - false where pathlib raises, e.g. for a name that is too long
+        return [*problems, Problem(str(folder), "no such image folder", "data.root and data.image_dir say where it is")]
+    root = os.path.join(os.path.realpath(folder), "")  # noqa: PTH118
+    skip |= report(
+        lambda row, name: row not in skip and _leaves(root, name + suffix),
+        f"with a path that leaves {folder}",
+        "image names are paths below the image folder",
+    )
+    hint = "" if suffix else ", or set data.image_suffix if the names lack it"
+    report(
+        lambda row, _: row not in skip and not os.path.isfile(table.paths[row]),  # noqa: PTH113 - as above
+        f"whose image is not in {folder}",
+        f"get the files{hint}",
+    )
+    return problems
 
 
 def _leaves(root: str, name: str) -> bool:
     """Whether a name, links followed, is outside the image folder."""
     if "\0" in name:
         return True
-    real = os.path.realpath(os.path.join(root, name))  # noqa: PTH118 - half the time of pathlib, on every row
-    return not real.startswith(root + os.sep)
+    return not os.path.realpath(os.path.join(root, name)).startswith(root)  # noqa: PTH118 - half the time of pathlib
 
 
-def _labels(columns: pd.DataFrame, csv: Path, config: DataConfig, folds: int | None) -> tuple[Labels, list[Problem]]:
-    labels = columns[config.label_column]
+def _labels(table: Table, config: DataConfig, folds: int | None) -> tuple[Labels, list[Problem]]:
+    labels = table.columns[config.label_column].tolist()
     problems: list[Problem] = []
-    empty = np.flatnonzero(labels.str.strip() == "")
-    problems += problem_for_rows(csv, empty, labels.tolist(), "with an empty label", "label them or take them out")
-    padded = np.flatnonzero((labels != labels.str.strip()) & (labels.str.strip() != ""))
-    problems += problem_for_rows(csv, padded, labels.tolist(), "with spaces around the label", "take the spaces out")
-    floats = np.flatnonzero(labels.str.fullmatch(r"-?\d+\.\d*") | labels.str.lower().isin(["nan", "none", "null"]))
-    remedy = "write integer labels without a decimal point and leave no NaN"
-    problems += problem_for_rows(csv, floats, labels.tolist(), "with a label that is a float or missing value", remedy)
+    sound = Counter(labels)
+    for is_wrong, what, remedy in (
+        (lambda label: not label.strip(), "with an empty label", "label them or take them out"),
+        (lambda label: label != label.strip() != "", "with spaces around the label", "take the spaces out"),
+        (
+            re.compile(r"[-+]?(\d+\.\d*|\.\d+)(e[-+]?\d+)?|nan|none|null", re.IGNORECASE).fullmatch,
+            "with a label that is a float or missing value",
+            "write integer labels without a decimal point and leave no NaN",
+        ),
+    ):
+        wrong = {label for label in sound if is_wrong(label)}
+        rows = [row for row, label in enumerate(labels) if label in wrong]
+        problems += problem_for_rows(table, rows, labels, what, remedy)
+        sound = Counter({label: count for label, count in sound.items() if label not in wrong})
 
-    classes = sort_labels(labels.unique().tolist())
-    if len(classes) < 2:
-        problems.append(Problem(str(csv), f"all rows have the label {classes[0]!r}", "two classes at least are needed"))
-    names = config.class_names or classes
-    if len(names) != len(classes):
+    classes = sort_labels(list(sound))
+    problems += _class_problems(table.csv, classes, sound, config.class_names, folds)
+    position = {label: i for i, label in enumerate(classes)}
+    targets = np.array([position.get(label, -1) for label in labels], np.int64)
+    return Labels(targets, classes, list(config.class_names or classes)), problems
+
+
+def _class_problems(
+    file: Path, classes: list[str], counts: Counter[str], names: list[str] | None, folds: int | None
+) -> list[Problem]:
+    problems = []
+    if len(classes) == 1:
+        what = f"all rows have the label {classes[0]!r}"
+        problems.append(Problem(str(file), what, "two classes at least are needed"))
+    if classes and names and len(names) != len(classes):
         what = f"data.class_names has {len(names)} names for {len(classes)} labels ({', '.join(classes[:10])})"
-        problems.append(Problem(str(csv), what, "give one name a label, in this order"))
-        names = classes
-    counts = labels.value_counts()
+        problems.append(Problem(str(file), what, "give one name a label, in this order"))
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        what = f"data.class_names has {', '.join(map(repr, repeated))} more than once"
+        problems.append(Problem(str(file), what, "give each class its own name"))
     if folds and (few := [f"{label!r} ({counts[label]})" for label in classes if counts[label] < folds]):
         listed = ", ".join(few[:EXAMPLES]) + (f" and {len(few) - EXAMPLES} more" if len(few) > EXAMPLES else "")
         what = f"{len(few)} class{'es' if len(few) > 1 else ''} with fewer rows than the {folds} folds: {listed}"
-        problems.append(Problem(str(csv), what, "lower data.folds, or merge or drop the rare classes"))
-    position = {label: i for i, label in enumerate(classes)}
-    return Labels(labels.map(position).to_numpy(np.int64, copy=True), classes, list(names)), problems
+        problems.append(Problem(str(file), what, "lower data.folds, or merge or drop the rare classes"))
+    return problems
 
 
 def sort_labels(labels: list[str]) -> list[str]:
     """Sorts labels: numerically if all are integers, else alphabetically."""
-    if all(re.fullmatch(r"-?\d+", label) for label in labels):
+    if all(re.fullmatch(r"-?\d{1,18}", label) for label in labels):
         return sorted(labels, key=lambda label: (int(label), label))
     return sorted(labels)

@@ -1,5 +1,6 @@
 """Stratified folds that never split a group; identical images are a group."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from scenes.console import Problem, UserError, raise_problems
-from scenes.data.competition import problem_for_rows
+from scenes.data.competition import Table, problem_for_rows
 from scenes.files import write_text
 
 FULL = -1  # the fold that trains on every row, for the last submission
@@ -34,12 +35,13 @@ def parse_folds(text: str, folds: int) -> list[int]:
         return [FULL]
     chosen: set[int] = set()
     for part in text.split(","):
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
+        match = re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", part, re.ASCII)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first:
             raise UserError(f"--folds takes 0, 0-4, 0,2,4 or full; got {text!r}")
-        chosen.update(range(int(first), int(last or first) + 1))
-    if max(chosen) >= folds:
-        raise UserError(f"--folds {text}: there are {folds} folds, 0 to {folds - 1} (data.folds)")
+        if last >= folds:
+            raise UserError(f"--folds {text}: there are {folds} folds, 0 to {folds - 1} (data.folds)")
+        chosen.update(range(first, last + 1))
     return sorted(chosen)
 
 
@@ -77,7 +79,7 @@ def make_folds(targets: np.ndarray, groups: np.ndarray, folds: int, seed: int) -
         int64, shape (n,): each row's fold.
 
     Raises:
-        UserError: If there are fewer groups than folds.
+        UserError: If there are fewer groups than folds, or they are so uneven that a fold stays empty.
     """
     groups_count = len(np.unique(groups))
     if groups_count < folds:
@@ -87,31 +89,43 @@ def make_folds(targets: np.ndarray, groups: np.ndarray, folds: int, seed: int) -
     fold_of = np.full(len(targets), -1, np.int64)
     for fold, (_, held_out) in enumerate(splitter.split(targets, targets, groups if has_groups else None)):
         fold_of[held_out] = fold
+    if len(np.unique(fold_of)) < folds:
+        raise UserError(f"the groups are too uneven for {folds} folds, one would be empty: lower data.folds")
     return fold_of
 
 
-def given_folds(column: Sequence[str], folds: int, groups: np.ndarray, csv: Path) -> np.ndarray:
+def given_folds(table: Table, column: str, folds: int, groups: np.ndarray) -> np.ndarray:
     """Checks folds that the user supplied.
+
+    Args:
+        table: The training rows.
+        column: The name of the column that has the folds.
+        folds: How many there should be.
+        groups: int, shape (n,).
+
+    Returns:
+        int64, shape (n,): each row's fold.
 
     Raises:
         UserError: If one is not in 0 … folds - 1, is never used, or a group is split.
     """
-    allowed = {str(fold) for fold in range(folds)}
-    wrong = [row for row, value in enumerate(column) if value not in allowed]
-    problems = problem_for_rows(
-        csv, wrong, column, f"with a fold outside 0 … {folds - 1}", "mend them or set data.folds"
-    )
+    given = table.columns[column].tolist()
+    allowed = {str(fold): fold for fold in range(folds)}
+    wrong = [row for row, value in enumerate(given) if value not in allowed]
+    what = f"with a fold outside 0 … {folds - 1}"
+    problems = problem_for_rows(table, wrong, given, what, "mend them or set data.folds")
     if not wrong:
-        if unused := sorted(allowed - set(column)):
-            problems.append(Problem(str(csv), f"no row has the fold {', '.join(unused)}", "lower data.folds"))
-        table = pd.DataFrame({"group": groups, "fold": column})
-        split = np.flatnonzero((table.groupby("group").fold.transform("nunique") > 1).to_numpy())
+        used = set(given)
+        if unused := [value for value in allowed if value not in used]:
+            what = f"no row has the fold {', '.join(unused)}"
+            problems.append(Problem(str(table.csv), what, "lower data.folds"))
+        pairs = pd.DataFrame({"group": groups, "fold": given})
+        split = np.flatnonzero((pairs.groupby("group").fold.transform("nunique") > 1).to_numpy())
         what = "with identical images or a group in several folds"
-        problems += problem_for_rows(
-            csv, split, column, what, "give them one fold: a model must not be judged on what it saw"
-        )
+        remedy = "give them one fold: a model must not be judged on what it saw"
+        problems += problem_for_rows(table, split, table.names, what, remedy)
     raise_problems(problems, "The supplied folds cannot be used")
-    return np.array([int(value) for value in column], np.int64)
+    return np.array([allowed[value] for value in given], np.int64)
 
 
 def write_or_compare(path: Path, table: pd.DataFrame) -> None:
@@ -124,21 +138,26 @@ def write_or_compare(path: Path, table: pd.DataFrame) -> None:
     Raises:
         UserError: If the file exists and its rows differ: the data changed under the run.
     """
+    text = table.to_csv(index=False, lineterminator="\n")
     if not path.exists():
-        write_text(path, table.to_csv(index=False, lineterminator="\n"))
+        write_text(path, text)
+    if path.read_bytes() == text.encode():
         return
-    old = pd.read_csv(path, dtype=str, keep_default_na=False)
+    try:
+        old = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except ValueError as error:  # of pandas' own kinds
+        raise UserError(f"{path}: damaged ({error}); delete {path.parent} or start a run of another name") from None
     new = table.astype(str)
-    if old.equals(new):
-        return
-    if len(old) != len(new):
-        what = f"it has {len(new)} rows, the run began with {len(old)}"
-    elif list(old) != list(new):
+    if list(old) != list(new):
         what = f"{path} has other columns"
+    elif len(old) != len(new):
+        what = f"it has {len(new)} rows, the run began with {len(old)}"
     else:
-        row, column = np.argwhere(old.to_numpy() != new.to_numpy())[0]
-        name = list(new)[column]
-        what = f"line {row + 2}: {name} is {new.iat[row, column]!r}, was {old.iat[row, column]!r}"
+        differs = np.argwhere(old.to_numpy(object) != new.to_numpy(object))
+        if not len(differs):
+            return
+        row, column = differs[0]
+        what = f"row {row + 1}: {list(new)[column]} is {new.iat[row, column]!r}, was {old.iat[row, column]!r}"
     raise UserError(
         f"the training data changed since {path.parent} began ({what}). Its folds would no longer mean the same.\n"
         f"  → restore the data; or start a run of another name: --set name=NEW; or delete {path.parent}"

@@ -1,8 +1,9 @@
 """Images decoded once, checked while they are, kept as uint8 in a memory-mapped cache that all runs share."""
 
 import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from io import BytesIO
@@ -12,15 +13,18 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from filelock import FileLock
-from PIL import Image, ImageFile
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from scenes.console import Meter, Problem, say
+from scenes.console import Problem, progress, say
 from scenes.data.competition import Table, problem_for_rows
 
-FORMAT_VERSION = 1
-CHUNK = 256
+FORMAT_VERSION = 2
+CHUNK = 64
 FREE_DISK_RESERVE = 2**30
 MAX_PIXELS = 178_956_970  # Pillow's own limit: more in one file is an attack, not a picture
+# In a JPEG's pixel data 0xFF stands before 0 or a restart marker; before anything else a new segment begins.
+JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+PNG_END = b"IEND\xaeB`\x82"
 
 
 class BadImageError(Exception):
@@ -35,10 +39,10 @@ class Decoded(NamedTuple):
 
 
 def decode(path: Path, short_side: int | None = None) -> Decoded:
-    """Reads an image file as RGB, upright (EXIF), 8 bits a channel.
+    """Reads an image file as RGB, upright (EXIF), 8 bits a channel; transparency is dropped.
 
     Args:
-        path: A JPEG, PNG or anything else OpenCV reads, whatever its name says.
+        path: A JPEG, PNG or anything else Pillow reads, whatever its name says.
         short_side: Shrink so that the shorter side has this many pixels; never enlarge.
 
     Raises:
@@ -46,18 +50,13 @@ def decode(path: Path, short_side: int | None = None) -> Decoded:
     """
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise BadImageError(error.strerror or str(error)) from None
-    _check_whole(data)
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error as error:
-        raise BadImageError(f"not decodable ({error.err})") from None
-    if pixels is None:
-        raise BadImageError("not an image, or damaged")
-    pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-    digest = blake2b(pixels, digest_size=16, person=f"{pixels.shape[0]}x{pixels.shape[1]}".encode()[:16]).digest()
+    except (OSError, ValueError) as error:
+        raise BadImageError(getattr(error, "strerror", None) or str(error)) from None
+    if not data:
+        raise BadImageError("empty file")
+    pixels = _decode_jpeg(data) if data[:3] == b"\xff\xd8\xff" else _decode_other(data)
     height, width = pixels.shape[:2]
+    digest = blake2b(pixels.data, digest_size=16, person=f"{height}x{width}".encode()).digest()
     if short_side and min(height, width) > short_side:
         scale = short_side / min(height, width)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -65,47 +64,65 @@ def decode(path: Path, short_side: int | None = None) -> Decoded:
     return Decoded(pixels, digest)
 
 
-def _check_whole(data: bytes) -> None:
-    """Refuses cut-off files, which OpenCV versions decode to half a picture, and pixel bombs."""
-    if not data:
-        raise BadImageError("empty file")
-    if data[:3] == b"\xff\xd8\xff":
-        height, width, whole = _scan_jpeg(data)
-        if not whole:
-            raise BadImageError("cut off: the JPEG has no end")
-        if height * width > MAX_PIXELS:
-            raise BadImageError(f"{width}×{height} pixels are too many")
-        return
+def _decode_jpeg(data: bytes) -> np.ndarray:
+    """By OpenCV, the fastest; but some of its versions decode half a file to half a picture."""
+    height, width, is_whole = _scan_jpeg(data)
+    if not is_whole:
+        raise BadImageError("cut off: the JPEG has no end")
+    _check_size(height, width)
     try:
-        with Image.open(BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise BadImageError(f"{image.width}×{image.height} pixels are too many")
-            ImageFile.LOAD_TRUNCATED_IMAGES = False
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadImageError(f"damaged or no image ({str(error).splitlines()[0]})") from None
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        pixels = None
+    if pixels is None:
+        raise BadImageError("damaged JPEG")
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def _decode_other(data: bytes) -> np.ndarray:
+    """By Pillow: OpenCV's versions differ in what they read and in whether they turn it upright."""
+    if data.startswith(b"\x89PNG") and PNG_END not in data:
+        raise BadImageError("cut off: the PNG has no end")
+    try:
+        with Image.open(BytesIO(data)) as opened:
+            _check_size(opened.height, opened.width)
+            image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith("I"):  # 16 bits of gray, which Pillow would clip instead of scale
+            image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+        if image.mode == "F":
+            raise BadImageError("pixels that are not 8 or 16 bits")
+        return np.asarray(image.convert("RGB"))
+    except BadImageError:
+        raise
+    except UnidentifiedImageError:
+        raise BadImageError("not an image") from None
+    except Image.DecompressionBombError:
+        raise BadImageError(f"more than {MAX_PIXELS // 10**6} million pixels") from None
+    except Exception:  # of many kinds: each of Pillow's readers has its own
+        raise BadImageError("damaged or cut off") from None
+
+
+def _check_size(height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise BadImageError(f"more than {MAX_PIXELS // 10**6} million pixels")
 
 
 def _scan_jpeg(data: bytes) -> tuple[int, int, bool]:
-    """Walks a JPEG's segments to its pixel data; a thumbnail inside a segment cannot be taken for the end.
+    """Walks a JPEG's segments; a thumbnail inside a segment cannot be taken for the end.
 
     Returns:
-        Height, width, and whether an end-of-image marker follows the pixel data.
+        Height, width, and whether the walk came to the end-of-image marker.
     """
     height = width = 0
     at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # a fill byte
-            at += 1
-            continue
-        length = int.from_bytes(data[at + 2 : at + 4], "big")
+    while found := JPEG_MARKER.search(data, at):
+        marker, at = data[found.start() + 1], found.end()
+        if marker == 0xD9:
+            return height, width, True
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height = int.from_bytes(data[at + 5 : at + 7], "big")
-            width = int.from_bytes(data[at + 7 : at + 9], "big")
-        at += 2 + length
-        if marker == 0xDA:
-            return height, width, data.find(b"\xff\xd9", at) >= 0
+            height = int.from_bytes(data[at + 3 : at + 5], "big")
+            width = int.from_bytes(data[at + 5 : at + 7], "big")
+        at += int.from_bytes(data[at : at + 2], "big")
     return height, width, False
 
 
@@ -117,16 +134,17 @@ class Images:
     """
 
     def __init__(self, folder: Path, paths: Sequence[Path], short_side: int) -> None:
-        self._paths, self._short_side = paths, short_side
         self._file = folder / "images.bin"
         with np.load(folder / "index.npz", allow_pickle=False) as index:
             self._offsets, self._shapes = index["offsets"], index["shapes"]
             self.pixel_hashes: np.ndarray = index["pixel_hashes"]
         self.is_cached = self._file.exists()
+        self._paths = [] if self.is_cached else list(paths)
+        self._short_side = short_side
         self._bytes: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._shapes)
 
     def __getitem__(self, row: int) -> np.ndarray:
         """RGB, uint8, shape (height, width, 3); read-only."""
@@ -152,13 +170,15 @@ def read_images(table: Table, size: int, cache: Path, label: str) -> tuple[Image
         cache: The folder of all caches.
         label: What to call these images in messages.
     """
-    present = [row for row, path in enumerate(table.paths) if path.is_file()]
+    present = [row for row, path in enumerate(table.paths) if os.path.isfile(path)]  # noqa: PTH113 - it never raises
+    if not present:
+        return None, []
     images, bad = open_images([table.paths[row] for row in present], size, cache, label)
     problems: list[Problem] = []
     for reason in sorted(set(bad.values())):
         rows = [present[at] for at, why in bad.items() if why == reason]
         what, remedy = f"with an unreadable image ({reason})", "get the file again or take the row out"
-        problems += problem_for_rows(table.csv, rows, table.names, what, remedy)
+        problems += problem_for_rows(table, rows, table.names, what, remedy)
     return (images if len(present) == len(table) else None), problems
 
 
@@ -184,7 +204,13 @@ def open_images(
             # Another process may have built it while this one waited.
             if not (folder / "index.npz").exists() and (bad := _build(folder, paths, short_side, label)):
                 return None, bad
-    return Images(folder, paths, short_side), {}
+    images = Images(folder, paths, short_side)
+    if not images.is_cached:
+        say(
+            f"the decoded {label} images did not fit on the disk: they are decoded anew each time they are needed. "
+            f"Once there is room, delete {folder}"
+        )
+    return images, {}
 
 
 def _key(paths: Sequence[Path], short_side: int) -> str:
@@ -205,6 +231,7 @@ def _build(folder: Path, paths: Sequence[Path], short_side: int, label: str) -> 
     try:
         bad = _decode_all(part, paths, short_side, label)
         if not bad:
+            shutil.rmtree(folder, ignore_errors=True)  # there, but without an index
             part.replace(folder)
         return bad
     finally:
@@ -214,37 +241,39 @@ def _build(folder: Path, paths: Sequence[Path], short_side: int, label: str) -> 
 def _decode_all(part: Path, paths: Sequence[Path], short_side: int, label: str) -> dict[int, str]:
     bad: dict[int, str] = {}
     shapes = np.zeros((len(paths), 2), np.int64)
-    hashes = np.zeros(len(paths), "S32")
+    hashes = np.zeros(len(paths), "U32")
 
-    def attempt(row: int) -> Decoded | None:
+    def attempt(path: Path) -> Decoded | BadImageError:
         try:
-            return decode(paths[row], short_side)
+            return decode(path, short_side)
         except BadImageError as error:
-            bad[row] = str(error)
-            return None
+            return error
 
-    meter = Meter(len(paths), f"decoding {label} images", "img")
+    def results() -> Iterator[Decoded | BadImageError]:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            # In chunks, so that a slow disk cannot let decoded images pile up in memory.
+            for start in range(0, len(paths), CHUNK):
+                yield from pool.map(attempt, paths[start : start + CHUNK])
+
     binary = part / "images.bin"
     fits = True
-    with binary.open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
-        # In chunks, so that a slow disk cannot let decoded images pile up in memory.
-        for start in range(0, len(paths), CHUNK):
-            for row, decoded in enumerate(pool.map(attempt, range(start, min(start + CHUNK, len(paths)))), start):
-                if decoded:
-                    shapes[row] = decoded.pixels.shape[:2]
-                    hashes[row] = decoded.pixel_hash.hex().encode()
-                    if fits:
-                        file.write(decoded.pixels.tobytes())
-                meter.advance()
+    with binary.open("wb") as file:
+        for row, result in enumerate(progress(results(), len(paths), f"decoding {label} images", "img")):
+            if isinstance(result, BadImageError):
+                bad[row] = str(result)
+                continue
+            shapes[row], hashes[row] = result.pixels.shape[:2], result.pixel_hash.hex()
             if fits and shutil.disk_usage(part).free < FREE_DISK_RESERVE:
                 fits = False
                 file.truncate(0)
+            if fits:
+                file.write(result.pixels.tobytes())
         file.flush()
         os.fsync(file.fileno())
-    meter.close()
     if not fits:
         binary.unlink()
-        say(f"under 1 GiB of disk is left: the {label} images are decoded anew each time they are needed")
     sizes = shapes.prod(axis=1) * 3
-    np.savez(part / "index.npz", offsets=np.cumsum(sizes) - sizes, shapes=shapes, pixel_hashes=hashes.astype("U32"))
-    return dict(sorted(bad.items()))
+    with (part / "index.npz").open("wb") as file:
+        np.savez(file, offsets=np.cumsum(sizes) - sizes, shapes=shapes, pixel_hashes=hashes)
+        os.fsync(file.fileno())
+    return bad

@@ -97,7 +97,7 @@ def predict(
             canvases = {side: canvas.to(device, non_blocking=True) for side, canvas in batch.canvases.items()}
             # Channels stay last in memory, the layout convolutions are fastest in.
             inputs = [view.apply(canvases[view.canvas(size)], size).permute(0, 3, 1, 2) for view in views]
-            done.append(torch.stack([torch.stack([softmax(model(seen)) for seen in inputs]) for model in models]).cpu())
+            done.append(torch.stack([_predict_batch(models, seen) for seen in inputs], 1).cpu())
             if meter:
                 meter.advance()
     if meter:
@@ -105,9 +105,24 @@ def predict(
     return torch.cat(done, 2).numpy()
 
 
-def softmax(logits: Tensor) -> Tensor:
-    """Probabilities in float32, whatever the logits' precision."""
-    return logits.float().softmax(-1)
+def _predict_batch(models: Sequence[Classifier], images: Tensor) -> Tensor:
+    """Probabilities in float32, shape (models, n, classes); a body that models share runs once."""
+    owners = {id(model.body): model for model in models}
+    features = {body: model.features(images) for body, model in owners.items()}
+    return torch.stack([model.head(features[id(model.body)]).float().softmax(-1) for model in models])
+
+
+def share_bodies(models: Sequence[Classifier]) -> None:
+    """Gives models with equal bodies one: the folds of a linear probe differ in their heads alone."""
+    kept: list[Classifier] = []
+    for model in models:
+        state = model.body.state_dict()
+        for other in kept:
+            if all(torch.equal(tensor, state[name]) for name, tensor in other.body.state_dict().items()):
+                model.body = other.body
+                break
+        else:
+            kept.append(model)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast | nullcontext[None]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from scenes.config import Config
 from scenes.console import Problem, UserError, raise_problems, say
@@ -12,7 +13,7 @@ from scenes.data.competition import Table, read_test
 from scenes.data.folds import fold_name
 from scenes.data.images import Images, read_images
 from scenes.files import keep_old, write_text
-from scenes.inference.predict import VIEWS, predict
+from scenes.inference.predict import VIEWS, predict, share_bodies
 from scenes.model.device import choose_device, choose_precision
 from scenes.model.weights import load_classifier
 from scenes.runs import Run
@@ -37,13 +38,13 @@ def submit(run: Run, config: Config, folds: Sequence[int], out: Path | None = No
     """
     out = out or SUBMISSIONS / f"{run.name}.csv"
     table, problems = read_test(config.data)
+    header, sample_problems = _read_sample(table, config)
     images, image_problems = read_images(table, config.image_size, config.data.cache, "test")
-    raise_problems(problems + image_problems)
+    raise_problems(problems + sample_problems + image_problems)
     assert images is not None
     probabilities, classes = predict_folds(run, config, folds, images, len(table))
     labels = [classes[best] for best in probabilities.argmax(1)]
-    submission = pd.DataFrame({config.data.image_column: table.names, config.data.label_column: labels})
-    submission.columns = pd.Index(_header(config))
+    submission = pd.DataFrame(zip(table.names, labels, strict=True), columns=header)
     check_submission(submission, table, classes, config)
     by_class = pd.DataFrame(probabilities, columns=classes)
     by_class.insert(0, config.data.image_column, table.names)
@@ -68,11 +69,13 @@ def predict_folds(
     classes = loaded[0][1]
     if strangers := [fold_name(f) for f, (_, other) in zip(folds, loaded, strict=True) if other != classes]:
         raise UserError(f"{run.folder}: {', '.join(strangers)} was trained on other classes than {fold_name(folds[0])}")
+    models = [model.to(device, memory_format=torch.channels_last) for model, _ in loaded]
+    share_bodies(models)
     views = VIEWS[config.infer.tta]
     names = ", ".join(fold_name(fold) for fold in folds)
     say(f"predicting {count} test images with {names} of {run.name}, views: {', '.join(v.name for v in views)}")
     probabilities = predict(
-        [model.to(device) for model, _ in loaded],
+        models,
         images,
         np.arange(count),
         views,
@@ -86,15 +89,27 @@ def predict_folds(
     return probabilities.mean((0, 1)), classes
 
 
-def _header(config: Config) -> list[str]:
-    """The submission's column names: the sample submission's if there is one."""
+def _read_sample(test: Table, config: Config) -> tuple[list[str], list[Problem]]:
+    """Finds the submission's column names, the sample submission's if there is one, and how that differs from test.csv.
+
+    Raises:
+        UserError: If the sample is no table of two columns.
+    """
     path = config.data.root / config.data.sample_submission
     if not path.exists():
-        return [config.data.image_column, config.data.label_column]
-    header = [str(name) for name in pd.read_csv(path, nrows=0, encoding="utf-8-sig")]
-    if len(header) != 2:
-        raise UserError(f"{path}: has {len(header)} columns, expected an image column and a label column")
-    return header
+        return [config.data.image_column, config.data.label_column], []
+    try:
+        sample = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
+    except ValueError as error:  # pandas' own are, and what is not UTF-8
+        raise UserError(f"{path}: not readable as a CSV ({error}); get it again, or remove it") from None
+    if sample.shape[1] != 2:
+        raise UserError(f"{path}: has {sample.shape[1]} columns, expected an image column and a label column")
+    header, names = sample.columns.astype(str).tolist(), sample.iloc[:, 0].tolist()
+    if sorted(names) == sorted(test.names):
+        return header, []
+    differ = sorted(set(names) ^ set(test.names))
+    what = f"lists other images than {test.csv} (first: {differ[0] if differ else 'one is repeated'})"
+    return header, [Problem(str(path), what, "use the files of one competition, or remove the sample")]
 
 
 def check_submission(submission: pd.DataFrame, test: Table, classes: Sequence[str], config: Config) -> None:
@@ -110,19 +125,12 @@ def check_submission(submission: pd.DataFrame, test: Table, classes: Sequence[st
         UserError: With the list of all that is wrong.
     """
     problems = []
-    names, labels = (submission.iloc[:, column].astype(str).tolist() for column in (0, 1))
+    names, labels = ([str(cell) for cell in submission.iloc[:, column]] for column in (0, 1))
     if names != test.names:
         problems.append(Problem("submission", f"its images are not {test.csv}'s, in that order"))
     if unknown := sorted(set(labels) - set(classes)):
         problems.append(Problem("submission", f"has labels that training did not have: {', '.join(unknown[:5])}"))
-    path = config.data.root / config.data.sample_submission
-    if path.exists():
-        sample = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        expected = sample.iloc[:, 0].tolist()
-        if sorted(expected) != sorted(names):
-            differ = sorted(set(expected) ^ set(names))
-            what = f"lists other images than {test.csv} (first: {differ[0] if differ else 'one is repeated'})"
-            problems.append(Problem(str(path), what, "use the files of one competition, or remove the sample"))
+    problems += _read_sample(test, config)[1]
     raise_problems(problems, "The submission would not be accepted; nothing was written")
 
 

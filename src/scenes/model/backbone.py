@@ -30,12 +30,11 @@ def create_body(name: str, image_size: int, pool: str | None = None, pretrained:
         UserError: If there is no such model.
     """
     if name == "simple_cnn":
+        if pool:
+            raise UserError(f"model.pool: {pool} is for timm's models; simple_cnn takes the mean")
         return SimpleCNN()
+    _check_name(name)
     architecture = name.partition(".")[0]
-    if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, [*timm.list_models(), "simple_cnn"], 3)
-        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them"
-        raise UserError(f"model.name: timm has no model {name!r}; {hint}")
     options: dict[str, Any] = {"global_pool": pool} if pool else {}
     if (timm.get_pretrained_cfg(architecture) or timm.models.PretrainedCfg()).fixed_input_size:
         options["img_size"] = image_size
@@ -51,10 +50,31 @@ def create_body(name: str, image_size: int, pool: str | None = None, pretrained:
     return body
 
 
+def _check_name(name: str) -> None:
+    """Refuses what timm does not have; ARCHITECTURE alone is fine, a TAG after it says which weights."""
+    architecture, _, tag = name.partition(".")
+    if timm.is_model(architecture):
+        known = timm.list_pretrained(f"{architecture}.*")
+        if not tag or name in known:
+            return
+    else:
+        known = [*timm.list_models(), "simple_cnn"]
+    near = difflib.get_close_matches(name, known, 3) or difflib.get_close_matches(architecture, known, 3)
+    hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models(pretrained=True) lists them"
+    raise UserError(f"model.name: timm has no model {name!r}; {hint}")
+
+
+def has_pretrained(name: str) -> bool:
+    """Whether timm can download a model's weights; for others some versions give random ones without a word."""
+    found = timm.get_pretrained_cfg(name) if name != "simple_cnn" else None
+    return found is not None and bool(found.has_weights)
+
+
 class Classifier(nn.Module):
     """A body and a head for one competition.
 
     Attributes:
+        config: What it was made from.
         body: Maps normalised images (n, 3, s, s) to features (n, f).
         head: Maps features to logits (n, classes).
     """
@@ -64,13 +84,17 @@ class Classifier(nn.Module):
 
     def __init__(self, config: ModelConfig, image_size: int, classes: int) -> None:
         super().__init__()
+        self.config = config
         self.body = create_body(config.name, image_size, config.pool)
         statistics = self.body.pretrained_cfg
         for name in ("mean", "std"):
             # In units of a byte, as images arrive; saved with the weights, which are useless without.
             self.register_buffer(name, torch.tensor(statistics[name]).view(1, 3, 1, 1) * 255)
-        with torch.no_grad():
-            width = self.body.eval()(torch.zeros(1, 3, image_size, image_size)).shape[1]
+        try:
+            with torch.no_grad():
+                width = self.body.eval()(torch.zeros(1, 3, image_size, image_size)).shape[1]
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"image_size: {config.name} does not take {image_size} px: {error}") from None
         hidden = config.hidden
         layers = [nn.Dropout(config.dropout), nn.Linear(width, hidden), nn.ReLU()] if hidden else []
         self.head = nn.Sequential(*layers, nn.Dropout(config.dropout), nn.Linear(hidden or width, classes))
@@ -84,9 +108,20 @@ class Classifier(nn.Module):
         return self.head(self.features(images))
 
     def stages(self) -> list[list[str]]:
-        """Groups the body's parameter names by stage as timm does, input first."""
+        """Groups the body's parameter names by stage as timm does, input first.
+
+        Raises:
+            UserError: If timm does not know the model's stages.
+        """
+        if not hasattr(self.body, "group_matcher"):
+            raise UserError(f"train.trainable_stages: timm knows no stages of {self.config.name}; use all or 0")
         groups: Mapping[Any, list[str]] = group_parameters(self.body, self.body.group_matcher(coarse=True))
-        return [groups[stage] for stage in sorted(groups)]
+        *stages, last = [groups[stage] for stage in sorted(groups)]
+        if all(self.body.get_parameter(name).ndim == 1 for name in last):
+            stages[-1] += last  # a norm behind the last stage is none of its own
+        else:
+            stages.append(last)
+        return stages
 
 
 def parameter_count(model: nn.Module) -> int:

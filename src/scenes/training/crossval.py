@@ -1,5 +1,7 @@
 """All folds of a run, and what they say together: oof.csv, metrics.json, a table."""
 
+import json
+import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -31,6 +33,7 @@ def cross_validate(config: Config, folds: Sequence[int]) -> Run:
     Raises:
         UserError: If the data, the config or a saved state cannot be used.
     """
+    deadline = time.monotonic() + 60 * (config.train.time_budget_minutes or math.inf)
     job = prepare(config)
     run = begin(config)
     write_or_compare(run.folds_file, job.fold_table())
@@ -43,7 +46,8 @@ def cross_validate(config: Config, folds: Sequence[int]) -> Run:
         rows, held = job.rows(fold)
         say(f"{fold_name(fold)}: {len(rows)} rows to train on, {len(held)} held out")
         start = time.monotonic()
-        FoldTraining(job, run, fold).fit()
+        with run.lock(fold):
+            FoldTraining(job, run, fold, deadline).fit()
         say(f"  {fold_name(fold)} took {_duration(time.monotonic() - start)}")
     if run.finished_folds(config.data.folds):
         summarise(job, run)
@@ -88,6 +92,7 @@ def summarise(job: Job, run: Run) -> dict[str, Any]:
     write_text(run.oof_file, table.to_csv(index=False, lineterminator="\n"))
 
     folds = run.finished_folds(config.data.folds)
+    seconds = {fold: json.loads(run.time_file(fold).read_text())["seconds"] for fold in folds}
     fold_of = job.fold_of[oof.rows]
     metrics = {
         "folds": folds,
@@ -100,7 +105,11 @@ def summarise(job: Job, run: Run) -> dict[str, Any]:
         },
         "per_fold": {
             str(fold): dict(zip(("accuracy", "accuracy_se"), accuracy(oof.mean[at], targets[at]), strict=True))
-            | {"log_loss": float(log_losses(oof.mean[at], targets[at]).mean()), "n": int(at.sum())}
+            | {
+                "log_loss": float(log_losses(oof.mean[at], targets[at]).mean()),
+                "n": int(at.sum()),
+                "seconds": seconds[fold],
+            }
             for fold, at in ((fold, fold_of == fold) for fold in folds)
         },
         "class_names": job.labels.class_names,

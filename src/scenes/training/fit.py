@@ -1,5 +1,6 @@
 """One fold, top to bottom: start or resume, train step by step, predict the held-out rows."""
 
+import math
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -9,7 +10,6 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
-from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.nn import functional
 
@@ -22,7 +22,7 @@ from scenes.metrics import accuracy, log_losses
 from scenes.model.backbone import Classifier
 from scenes.model.weights import save_classifier
 from scenes.randomness import key, seed_all
-from scenes.runs import Run
+from scenes.runs import Run, write_json
 from scenes.training import checkpoint, recipe
 from scenes.training.job import Job
 from scenes.training.probe import fit_head
@@ -45,16 +45,19 @@ class FoldTraining:
     Everything random in a step follows from (seed, fold, step), so that a resumed run ends in the same bytes.
     """
 
-    def __init__(self, job: Job, run: Run, fold: int, step_limit: int | None = None) -> None:
+    def __init__(
+        self, job: Job, run: Run, fold: int, deadline: float = math.inf, step_limit: int | None = None
+    ) -> None:
         """Builds the fold's start.
 
         Args:
             job: What the run's folds share.
             run: Where to write.
             fold: Its number, or FULL.
+            deadline: When to stop in good order, in seconds of the monotonic clock.
             step_limit: For a dry run: stop after so many steps and predict as many batches.
         """
-        self.job, self.run, self.fold, self.step_limit = job, run, fold, step_limit
+        self.job, self.run, self.fold, self.deadline, self.step_limit = job, run, fold, deadline, step_limit
         self.config, self.train = job.config, job.config.train
         self.name, self.folder = fold_name(fold), run.fold_folder(fold)
         self.train_rows, self.held_rows = job.rows(fold)
@@ -70,12 +73,15 @@ class FoldTraining:
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self.loss_sum = torch.zeros((), device=job.device)
+        self.seconds = 0.0  # of earlier sessions
+        self.begun = time.monotonic()
 
     def fit(self) -> Speed:
         """Trains and predicts the fold.
 
         Raises:
             UserError: If the loss is no longer finite, or a saved state cannot be used.
+            StoppedError: If a signal or the deadline stopped it between two steps, all saved.
         """
         self._start()
         self._resume()
@@ -85,7 +91,7 @@ class FoldTraining:
         micro_batches = self._micro_batches()
         last_save = time.monotonic()
         is_new_epoch = True
-        with StopRequest() as stop:
+        with StopRequest(self.deadline) as stop:
             while self.step < steps and not self._stops_early():
                 if is_new_epoch:  # modes follow from the epoch alone, so that a resumed run has them too
                     self._set_modes()
@@ -95,16 +101,16 @@ class FoldTraining:
                 is_new_epoch = epoch is not None and self.step_limit is None
                 if is_new_epoch:
                     self._end_epoch(epoch, rate, trackers, meter.rate)
-                due = time.monotonic() - last_save > self.train.checkpoint_minutes * 60 or stop.requested
-                if is_new_epoch or (due and self.step_limit is None):
+                reason = stop.reason
+                due = time.monotonic() - last_save > self.train.checkpoint_minutes * 60
+                if is_new_epoch or ((due or reason) and self.step_limit is None):
                     self._save()
                     last_save = time.monotonic()
-                if stop.requested:
-                    raise KeyboardInterrupt
+                if reason:
+                    raise reason
         meter.close()
         if trackers:
             trackers.close()
-        self._check_finite()
         return Speed(meter.rate, self._finish())
 
     def _start(self) -> None:
@@ -114,7 +120,7 @@ class FoldTraining:
         self.model = job.new_model()
         if job.starts_with_probe:
             self._start_head_as_probe()
-        self.averaged = ModelEmaV3(self.model, decay=train.ema_decay, use_warmup=True) if train.ema_decay else None
+        self.averaged = recipe.make_average(self.model, train)
         self.accelerator = Accelerator(
             mixed_precision="no" if job.precision == "fp32" else job.precision, cpu=job.device.type == "cpu"
         )
@@ -152,7 +158,7 @@ class FoldTraining:
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
         self.step, self.history, self.best = saved["step"], saved["history"], saved["best"]
-        self.loss_sum = saved["loss_sum"].to(self.job.device)
+        self.loss_sum, self.seconds = saved["loss_sum"].to(self.job.device), saved["seconds"]
         say(f"  {self.name} goes on at step {self.step} of {self.schedule.steps}")
 
     def _save(self) -> None:
@@ -168,9 +174,14 @@ class FoldTraining:
             "history": self.history,
             "best": self.best,
             "loss_sum": self.loss_sum,
+            "seconds": self._seconds(),
         }
         checkpoint.save(self.folder, state)
-        self._write_history()
+        self._write_records()
+
+    def _seconds(self) -> float:
+        """How long the fold has taken, interrupted sessions counted up to what they saved."""
+        return self.seconds + time.monotonic() - self.begun
 
     @property
     def _identity(self) -> str:
@@ -231,7 +242,8 @@ class FoldTraining:
         return rate
 
     def _check_finite(self) -> None:
-        if not torch.isfinite(self.loss_sum):
+        """Stops before a loss or a weight that is not finite can be saved."""
+        if not all(torch.isfinite(tensor).all() for tensor in (self.loss_sum, *self.model.parameters())):
             raise UserError(
                 f"{self.name}: the loss is no longer finite at step {self.step}; the last good state is kept. "
                 f"Lower train.lr ({self.train.lr:g}) or train in full precision: --set train.precision=fp32"
@@ -240,6 +252,7 @@ class FoldTraining:
     def _end_epoch(self, epoch: int | None, rate: float, trackers: Trackers | None, speed: float) -> None:
         """Adds the epoch to the history and judges it."""
         steps = self.step - sum(row["steps"] for row in self.history)
+        self._check_finite()
         row = {"epoch": epoch, "steps": steps, "lr": rate, "train_loss": float(self.loss_sum) / steps}
         self.loss_sum.zero_()
         if len(self.held_rows) and (self.step < self.schedule.steps or self.train.early_stopping):
@@ -302,13 +315,14 @@ class FoldTraining:
 
     def _finish(self) -> float:
         """Saves the final weights and the held-out probabilities; returns the prediction speed."""
+        self._check_finite()
         model = self._judged
         if self.best:
             model.load_state_dict(self.best["model"])
             say(f"  {self.name}: restored epoch {self.best['epoch']}, the best on its held-out rows")
         save_classifier(model, self.run.weights_file(self.fold), self.job.labels.classes, self.config.name)
         if self.fold == FULL:
-            self._write_history()
+            self._write_records()
             return 0.0
         views = VIEWS[self.config.infer.tta]
         start = time.monotonic()
@@ -316,12 +330,14 @@ class FoldTraining:
         speed = len(self.held_rows) * len(views) / (time.monotonic() - start)
         if self.history and "val_loss" not in self.history[-1]:
             self.history[-1] |= self._scores(probabilities[0], self.held_rows)
-        self._write_history()
+        self._write_records()
         content = {"probabilities": torch.from_numpy(probabilities), "rows": torch.from_numpy(self.held_rows)}
         metadata = {"views": ",".join(view.name for view in views)}
         write_atomic(self.run.fold_oof_file(self.fold), lambda path: save_file(content, path, metadata))
         return speed
 
-    def _write_history(self) -> None:
+    def _write_records(self) -> None:
+        """Writes history.csv anew and the time taken."""
+        write_json(self.run.time_file(self.fold), {"seconds": round(self._seconds(), 1)})
         text = pd.DataFrame(self.history).to_csv(index=False, lineterminator="\n")
         write_text(self.folder / "history.csv", text)

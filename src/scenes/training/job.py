@@ -112,7 +112,7 @@ def prepare(config: Config) -> Job:
     data = config.data
     groups = group_rows(images.pixel_hashes, table.columns[data.group_column].tolist() if data.group_column else None)
     if data.fold_column:
-        fold_of = given_folds(table.columns[data.fold_column].tolist(), data.folds, groups, table.csv)
+        fold_of = given_folds(table, data.fold_column, data.folds, groups)
     else:
         fold_of = make_folds(labels.targets, groups, data.folds, data.fold_seed)
     device = choose_device()

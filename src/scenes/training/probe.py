@@ -60,7 +60,8 @@ def _save(path: Path, features: np.ndarray) -> None:
 
 
 def _key(model: Classifier, images: Images, size: int, device: torch.device) -> str:
-    digest = blake2b(f"{size} {device.type}\n".encode(), digest_size=12)
+    config = model.config  # the pool changes features and no weight
+    digest = blake2b(f"{config.name} {config.pool} {size} {device.type}\n".encode(), digest_size=12)
     digest.update("".join(images.pixel_hashes.tolist()).encode())
     for name, tensor in {**model.body.state_dict(), "mean": model.mean, "std": model.std}.items():
         digest.update(name.encode())

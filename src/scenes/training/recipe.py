@@ -92,11 +92,10 @@ def set_modes(model: Classifier, stages: Stages, frozen_batch_norm: bool) -> Non
         frozen_batch_norm: Batch norms use their running statistics and leave them as they are.
     """
     model.train()
-    groups = model.stages()
-    frozen = [] if stages == "all" else groups[: max(0, len(groups) - stages)]
-    frozen_names = {name for group in frozen for name in group}
+    groups = model.stages()[-stages:] if stages != "all" and stages > 0 else []
+    trained = {name for group in groups for name in group}
     for name, parameter in model.body.named_parameters():
-        parameter.requires_grad_(name not in frozen_names)
+        parameter.requires_grad_(stages == "all" or name in trained)
     for module in model.body.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             is_frozen = any(not parameter.requires_grad for parameter in module.parameters(recurse=False))
@@ -131,6 +130,13 @@ def make_optimizer(model: Classifier, train: TrainConfig) -> torch.optim.Optimiz
     if train.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, nesterov=train.momentum > 0)
     return torch.optim.AdamW(groups, lr=train.lr)
+
+
+def make_average(model: Classifier, train: TrainConfig) -> Any:
+    """Makes timm's moving average of the weights, whose decay rises over the first steps; None if it is off."""
+    from timm.utils import ModelEmaV3  # not above: timm imports only after scenes.model.backbone mended torchvision
+
+    return ModelEmaV3(model, decay=train.ema_decay, use_warmup=True) if train.ema_decay else None
 
 
 def class_weights(train: TrainConfig, targets: np.ndarray, classes: int) -> torch.Tensor | None:

@@ -1,0 +1,56 @@
+"""A tiny competition and a tiny trained run, made once a session and shared by the command-line tests."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from scenes.data.sample import draw
+from tiny import TINY
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    # The suite runs in two processes on two cores; more threads than cores slow torch down a lot.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in sample, small: 96 training and 24 test rows of 48 px. Not to be written to."""
+    root = tmp_path_factory.mktemp("sample") / "input"
+    draw(root, train_rows=96, test_rows=24, size=48)
+    return root
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, sample: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder with the sample as input/ and an all-default config tiny.yaml."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(sample, "input")
+    Path("tiny.yaml").write_text("")
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
+    """A folder with a finished run, runs/tiny, of the sample. Not to be written to: see `finished`."""
+    root = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        shutil.copytree(sample, "input")
+        Path("tiny.yaml").write_text("")
+        train.main(["tiny.yaml", "--set", *TINY])
+    return root
+
+
+@pytest.fixture
+def finished(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of `trained` as the current folder."""
+    root = tmp_path / "finished"
+    shutil.copytree(trained, root)
+    monkeypatch.chdir(root)
+    yield root

@@ -1,0 +1,386 @@
+"""Each row once an epoch, and an augmentation that follows from (seed, fold, epoch, row) alone."""
+
+import hashlib
+import inspect
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import albumentations as A
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scenes.console import UserError
+from scenes.data.batches import (
+    PRESETS,
+    AugmentedImages,
+    EvalImages,
+    Sample,
+    Schedule,
+    StepSampler,
+    compose,
+    eval_loader,
+    resize,
+    split,
+    train_loader,
+    worker_count,
+)
+
+CPU = torch.device("cpu")
+SIZE = 24
+# One of everything that draws at random in its own way, OpenCV's generator too; and composites in composites.
+MIXTURE: list[Any] = [
+    {"OneOf": {"transforms": ["HorizontalFlip", {"SomeOf": {"transforms": ["Transpose", "D4"], "n": 1, "p": 1.0}}]}},
+    {"ElasticTransform": {"p": 1.0}},
+    {"GridDistortion": {"p": 0.5}},
+    {"GaussNoise": {"p": 0.7}},
+    {"ISONoise": {"p": 1.0}},
+    {"ShotNoise": {"p": 0.5}},
+    {"RandomRain": {"p": 0.5}},
+    {"PixelDropout": {"p": 0.5}},
+    {"MotionBlur": {"p": 0.5}},
+    {"CoarseDropout": {"fill": "random"}},
+]
+SETTINGS = settings(derandomize=True, max_examples=60, deadline=None)
+
+
+def pictures(*shapes: tuple[int, int]) -> list[np.ndarray]:
+    """Smooth random images."""
+    generator = np.random.default_rng(0)
+    return [cv2.GaussianBlur(generator.integers(0, 256, (*shape, 3), np.uint8), (5, 5), 0) for shape in shapes]
+
+
+IMAGES = pictures((40, 50), (64, 64), (33, 90), (20, 20))
+SAMPLES = [Sample(row, epoch) for epoch in range(2) for row in range(len(IMAGES))]
+
+
+def augmented(augment: Any, seed: int = 1, fold: int = 2, size: int = SIZE) -> AugmentedImages:
+    return AugmentedImages(IMAGES, augment, size, seed, fold)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------------------------------------- order
+
+
+@SETTINGS
+@given(st.integers(1, 40), st.integers(1, 50), st.integers(1, 6), st.integers(0, 3), st.integers(-1, 4))
+def test_every_row_once_an_epoch(count: int, batch: int, epochs: int, seed: int, fold: int) -> None:
+    rows = np.arange(count) * 3 + 5
+    schedule = Schedule(rows, epochs, batch, seed, fold)
+    batches = [schedule.batch(step) for step in range(schedule.steps)]
+    assert {len(samples) for samples in batches} == {batch}
+    seen = [sample for samples in batches for sample in samples]
+    for epoch in range(epochs):
+        assert sorted(sample.row for sample in seen if sample.epoch == epoch) == rows.tolist()
+        assert {sample.epoch for sample in seen[epoch * count : (epoch + 1) * count]} == {epoch}
+    assert len(seen) - epochs * count < batch  # no more than what fills the last batch
+
+
+@SETTINGS
+@given(st.integers(1, 40), st.integers(1, 50), st.integers(1, 6))
+def test_an_epoch_ends_once(count: int, batch: int, epochs: int) -> None:
+    schedule = Schedule(np.arange(count), epochs, batch, 0, 0)
+    ends = {step: schedule.ends_epoch(step) for step in range(schedule.steps)}
+    ended = [epoch for epoch in ends.values() if epoch is not None]
+    assert ended == sorted(set(ended))
+    assert ends[schedule.steps - 1] == epochs
+    if batch <= count:
+        assert ended == list(range(1, epochs + 1))
+    for step, epoch in ends.items():
+        assert schedule.epoch(step) == step * batch // count
+        if epoch is not None and step < schedule.steps - 1:  # modes that follow from the epoch change at once
+            assert schedule.epoch(step + 1) == epoch
+
+
+@pytest.mark.parametrize(("first", "accumulate"), [(0, 1), (3, 1), (5, 3), (11, 4), (12, 2)])
+def test_a_resumed_schedule_goes_on_alike(first: int, accumulate: int) -> None:
+    def schedule() -> Schedule:
+        return Schedule(np.arange(17), 5, 7, 3, 1)
+
+    whole = list(StepSampler(schedule(), 0, accumulate))
+    rest = StepSampler(schedule(), first, accumulate)
+    assert list(rest) == whole[first * accumulate :]
+    assert len(rest) == len(whole) - first * accumulate
+    joined = [sample for part in whole[:accumulate] for sample in part]
+    assert joined == schedule().batch(0)
+
+
+def test_orders_differ_by_epoch_seed_and_fold() -> None:
+    def order(seed: int, fold: int, epoch: int) -> list[int]:
+        return [sample.row for sample in Schedule(np.arange(50), 2, 50, seed, fold).batch(epoch)]
+
+    orders = [tuple(order(*place)) for place in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0))]
+    assert len(set(orders)) == 4
+    assert all(sorted(each) == list(range(50)) for each in orders)
+
+
+def test_split_loses_nothing() -> None:
+    samples = [Sample(row, 0) for row in range(11)]
+    parts = split(samples, 4)
+    assert [sample for part in parts for sample in part] == samples
+    assert sorted(map(len, parts)) == [2, 3, 3, 3]
+
+
+# -------------------------------------------------------------------------------------------- augmentations
+
+
+def disturbed(data: AugmentedImages, order: list[int]) -> dict[int, np.ndarray]:
+    """Augments the samples in an order, while others draw from every global generator."""
+    made = {}
+    for place in order:
+        random.random()
+        np.random.rand()
+        cv2.randu(np.zeros((3, 3), np.uint8), 0, 9)
+        data.image(Sample(place % 3, 17 + place))
+        made[place] = data.image(SAMPLES[place])
+    return made
+
+
+@pytest.mark.parametrize("augment", [*PRESETS, MIXTURE], ids=[*PRESETS, "mixture"])
+def test_augmentation_is_a_pure_function(augment: Any) -> None:
+    data = augmented(augment)
+    inorder = [data.image(sample) for sample in SAMPLES]
+    shuffled = random.Random(1).sample(range(len(SAMPLES)), len(SAMPLES))
+    for place, image in disturbed(augmented(augment), shuffled).items():
+        np.testing.assert_array_equal(image, inorder[place])
+
+
+def test_every_transform_of_the_library_is_pure_or_refused() -> None:
+    large = [place for place, sample in enumerate(SAMPLES) if min(IMAGES[sample.row].shape[:2]) >= SIZE]
+    shuffled = random.Random(2).sample(large, len(large))
+    names = [name for name, c in vars(A).items() if inspect.isclass(c) and issubclass(c, A.BasicTransform)]
+    usable = []
+    for name in names:
+        try:
+            compose([name], SIZE)
+        except UserError:
+            continue
+        usable.append(name)
+        one: list[Any] = [{name: {"p": 1.0}}]
+        data = augmented(one)
+        inorder = {place: data.image(SAMPLES[place]) for place in large}
+        assert {(image.shape, image.dtype.name) for image in inorder.values()} == {((SIZE, SIZE, 3), "uint8")}, name
+        for place, image in disturbed(augmented(one), shuffled).items():
+            np.testing.assert_array_equal(image, inorder[place], name)
+    assert len(usable) > 70
+    assert {"ISONoise", "RandomRain", "RandomCrop", "Affine"} <= set(usable)
+    # Not pictures any more, or in need of more than the picture.
+    assert not {"Normalize", "ToFloat", "ToTensorV2", "MaskDropout", "Mosaic", "HistogramMatching"} & set(usable)
+
+
+class Snow(A.ImageOnlyTransform):
+    """Draws from OpenCV's own generator, as some versions of albumentations do."""
+
+    def apply(self, img: np.ndarray, **_: Any) -> np.ndarray:
+        noise = np.empty_like(img)
+        return cv2.randu(noise, 0, 256)
+
+
+def test_what_opencv_draws_is_pure_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(A, "Snow", Snow, raising=False)
+    data = augmented([{"Snow": {"p": 1.0}}])
+    forward = disturbed(data, list(range(len(SAMPLES))))
+    backward = disturbed(data, list(range(len(SAMPLES)))[::-1])
+    for place, image in forward.items():
+        np.testing.assert_array_equal(image, backward[place])
+    assert len({image.tobytes() for image in forward.values()}) == len(SAMPLES)
+
+
+@pytest.mark.parametrize("augment", ["light", "medium", "strong", MIXTURE], ids=["light", "medium", "strong", "mix"])
+def test_rows_epochs_seeds_and_folds_differ(augment: Any) -> None:
+    same = IMAGES[1]
+    made = [
+        AugmentedImages([same, same], augment, 40, seed, fold).image(Sample(row, epoch)).tobytes()  # type: ignore[arg-type]
+        for seed, fold, row, epoch in ((0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 1, 0), (0, 1, 0, 0), (1, 0, 0, 0))
+    ]
+    assert len(set(made)) == 5
+
+
+def digest(order: list[int]) -> str:
+    """One line for what the mixture and the strongest preset make."""
+    parts = []
+    for augment in ("strong", MIXTURE):
+        data = augmented(augment)
+        made = {place: data.image(SAMPLES[place]).tobytes() for place in order}
+        parts.append(b"".join(made[place] for place in sorted(made)))
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def test_a_fresh_process_augments_alike() -> None:
+    forward = list(range(len(SAMPLES)))
+    code = f"import test_batches; print(test_batches.digest({forward[::-1]}))"
+    here, source = Path(__file__).parent, Path(__file__).parents[2] / "src"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = [{str(here)!r}, {str(source)!r}]; {code}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == digest(forward)
+
+
+def test_workers_change_nothing() -> None:
+    schedule = Schedule(np.arange(len(IMAGES)), 4, 3, 0, 0)
+    augment = [*PRESETS["strong"], *MIXTURE]
+
+    def batches(workers: int) -> list[tuple[np.ndarray, list[int]]]:
+        loader = train_loader(augmented(augment), StepSampler(schedule, 1, 2), workers, CPU)
+        return [(batch.images.numpy(), batch.rows.tolist()) for batch in loader]
+
+    alone, helped = batches(0), batches(2)
+    assert len(alone) == len(helped) == (schedule.steps - 1) * 2
+    for (images, rows), (others, other_rows) in zip(alone, helped, strict=True):
+        assert rows == other_rows
+        np.testing.assert_array_equal(images, others)
+    assert [row for _, rows in alone for row in rows] == [
+        sample.row for step in range(1, schedule.steps) for sample in schedule.batch(step)
+    ]
+
+
+def test_starting_a_loader_draws_from_no_global_generator() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    next(iter(train_loader(augmented("light"), StepSampler(Schedule(np.arange(4), 1, 2, 0, 0), 0, 1), 0, CPU)))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+# ------------------------------------------------------------------------------------- the user's own lists
+
+
+@pytest.mark.parametrize(
+    ("augment", "says"),
+    [
+        (["HorizontalFlop"], r"no transform 'HorizontalFlop'.*HorizontalFlip"),
+        (["OneOff"], "no transform 'OneOff'.*OneOf"),
+        (["cv2"], "no transform 'cv2'"),
+        (["Compose.__init__"], "no transform"),
+        ([{"GaussNoise": {"var_limit": [10, 50]}}], "GaussNoise.*var_limit"),
+        ([{"HorizontalFlip": {"always_apply": True}}], "HorizontalFlip.*always_apply"),
+        ([{"HorizontalFlip": {"prob": 0.5}}], "HorizontalFlip.*prob"),
+        ([{"HorizontalFlip": {"p": 7}}], "HorizontalFlip"),
+        (["ShiftScaleRotate"], "ShiftScaleRotate.*Affine"),
+        ([{"OneOf": {}}], "OneOf"),
+        ([{"OneOf": {"transforms": "Blur"}}], "OneOf"),
+        ([{"OneOf": {"transforms": [3]}}], "each entry is one transform.*3"),
+        ([{"OneOf": {"transforms": [{"Blur": 0.5}]}}], "each entry is one transform"),
+        ([{"OneOf": {"transforms": ["Blurr"]}}], "no transform 'Blurr'.*Blur"),
+        ([{"Blur": {}, "ToGray": {}}], "each entry is one transform"),
+        (["Normalize"], "Normalize.*uint8"),
+        ([{"ToGray": {"num_output_channels": 1}}], "ToGray.*uint8"),
+        (["MaskDropout"], "MaskDropout.*mask"),
+        (["BasicTransform"], "BasicTransform"),
+    ],
+)
+def test_a_wrong_list_is_refused(augment: Any, says: str) -> None:
+    with pytest.raises(UserError, match=rf"(?s)^augment: .*{says}"):
+        compose(augment, SIZE)
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        *PRESETS,
+        ["RandomResizedCrop"],
+        ["RandomCrop"],
+        ["CenterCrop"],
+        [{"Resize": {}}],
+        [{"Resize": {"height": 9, "width": 13}}],
+        [{"RandomCrop": {"height": 9, "width": 13}}],
+        [{"RandomResizedCrop": {"size": [8, 8], "scale": [0.5, 1.0], "p": 1.0}}],
+        [{"OneOf": {"transforms": ["RandomCrop", {"OneOf": {"transforms": ["Blur", "RandomResizedCrop"]}}]}}],
+        [],
+    ],
+    ids=str,
+)
+def test_the_result_is_always_a_square_picture(augment: Any) -> None:
+    data = AugmentedImages(pictures((1, 500), (700, 1), (1, 1), (2, 3), (90, 40)), augment, 20, 0, 0)  # type: ignore[arg-type]
+    batch = data.__getitems__([Sample(row, epoch) for epoch in range(6) for row in range(5)])
+    assert batch.images.shape == (30, 20, 20, 3)
+    assert batch.images.dtype == torch.uint8
+    assert batch.rows.tolist() == list(range(5)) * 6
+
+
+def test_an_image_that_a_transform_cannot_take_is_named() -> None:
+    data = AugmentedImages(pictures((30, 30), (1, 50)), [{"GridDistortion": {"p": 1.0}}], SIZE, 0, 0)  # type: ignore[arg-type]
+    assert data.image(Sample(0, 0)).shape == (SIZE, SIZE, 3)
+    with pytest.raises(UserError, match=r"row 2 .1×50 pixels.*ZeroDivisionError"):
+        data.image(Sample(1, 0))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_keep_the_sky_above(name: str) -> None:
+    bright_top = np.ascontiguousarray(
+        np.broadcast_to(np.linspace(255, 0, 60).astype(np.uint8)[:, None, None], (60, 60, 3))
+    )
+    data = AugmentedImages([bright_top], name, 60, 0, 0)  # type: ignore[arg-type]
+    made = np.stack([data.image(Sample(0, epoch)).mean(2) for epoch in range(150)])
+    down = made[:, :30].mean((1, 2)) - made[:, 30:].mean((1, 2))
+    aside = made[:, :, :30].mean((1, 2)) - made[:, :, 30:].mean((1, 2))
+    assert (down > 0).mean() > 0.98
+    assert (np.abs(aside) < down).mean() > 0.95
+
+
+@pytest.mark.parametrize(("name", "share"), [("none", 0.0), ("light", 0.5), ("medium", 0.5), ("strong", 0.5)])
+def test_presets_mirror_every_second_image(name: str, share: float) -> None:
+    bright_left = np.ascontiguousarray(np.broadcast_to(np.linspace(255, 0, 60).astype(np.uint8)[:, None], (60, 60, 3)))
+    data = AugmentedImages([bright_left], name, 60, 0, 0)  # type: ignore[arg-type]
+    made = np.stack([data.image(Sample(0, epoch)).mean(2) for epoch in range(200)])
+    mirrored = (made[:, :, :30].mean((1, 2)) < made[:, :, 30:].mean((1, 2))).mean()
+    assert abs(mirrored - share) < 0.1
+
+
+# ---------------------------------------------------------------------------------------------- prediction
+
+
+def test_resize_keeps_the_whole_image() -> None:
+    quarters = np.zeros((80, 120, 3), np.uint8)
+    quarters[:40, :60], quarters[:40, 60:], quarters[40:, :60] = (200, 0, 0), (0, 200, 0), (0, 0, 200)
+    small = resize(quarters, 20)
+    assert small.shape == (20, 20, 3)
+    assert small.dtype == np.uint8
+    for y, x, colour in ((2, 2, (200, 0, 0)), (2, 17, (0, 200, 0)), (17, 2, (0, 0, 200)), (17, 17, (0, 0, 0))):
+        assert tuple(small[y, x]) == colour
+    assert resize(small, 20) is small
+    assert resize(small, 33).shape == (33, 33, 3)
+    assert {resize(image, 20).shape for image in pictures((1, 500), (500, 1), (1, 1), (21, 19))} == {(20, 20, 3)}
+
+
+def test_shrinking_averages() -> None:
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 200
+    np.testing.assert_array_equal(resize(stripes, 16), 100)
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (36, 36), (12, 12)])
+def test_without_augmentation_training_sees_what_prediction_sees(shape: tuple[int, int]) -> None:
+    (image,) = pictures(shape)
+    np.testing.assert_array_equal(compose("none", SIZE)(image=image)["image"], resize(image, SIZE))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_eval_batches_keep_the_order_at_every_size(workers: int) -> None:
+    rows = np.array([3, 1, 1, 0, 2])
+    loader = eval_loader(EvalImages(IMAGES, rows, [SIZE, 30, SIZE]), 2, workers, CPU)  # type: ignore[arg-type]
+    batches = [batch.canvases for batch in loader]
+    assert [len(canvases[SIZE]) for canvases in batches] == [2, 2, 1]
+    for size in (SIZE, 30):
+        together = torch.cat([canvases[size] for canvases in batches]).numpy()
+        np.testing.assert_array_equal(together, np.stack([resize(IMAGES[row], size) for row in rows]))
+
+
+def test_worker_count() -> None:
+    assert worker_count("auto", CPU) == 0
+    assert worker_count("auto", torch.device("cuda")) >= 1
+    assert worker_count(3, CPU) == 3
+
+
+def test_the_mixture_is_a_mixture() -> None:
+    """Else the tests of purity above would look at one branch."""
+    kinds = Counter(augmented(MIXTURE[:1], size=40).image(Sample(1, epoch)).tobytes() for epoch in range(40))
+    assert len(kinds) > 3

@@ -1,0 +1,386 @@
+"""CSVs are read strictly, and everything that is wrong with them is said at once, with file, line and remedy."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scenes.config import DataConfig
+from scenes.console import UserError
+from scenes.data.competition import Labels, Table, overlap, read_test, read_train, sort_labels
+
+GOOD = "image_name,label\na.jpg,0\nb.jpg,0\nc.jpg,1\nd.jpg,1\n"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "SceneImages").mkdir()
+    add(tmp_path, "a.jpg", "b.jpg", "c.jpg", "d.jpg")
+    return tmp_path
+
+
+def add(root: Path, *names: str) -> None:
+    for name in names:
+        (root / "SceneImages" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "SceneImages" / name).touch()
+
+
+def read(
+    root: Path, content: str | bytes, folds: int | None = 2, **values: object
+) -> tuple[Table, Labels, dict[str, str]]:
+    """The table, the labels and the problems, what → remedy, without the file's name."""
+    (root / "train.csv").write_bytes(content.encode() if isinstance(content, str) else content)
+    table, labels, problems = read_train(DataConfig(root=root, **values), folds)
+    assert {problem.where for problem in problems} <= {str(root / "train.csv"), str(root / "SceneImages")}
+    return table, labels, {problem.what: problem.remedy for problem in problems}
+
+
+def problems(root: Path, content: str | bytes, folds: int | None = 2, **values: object) -> list[str]:
+    return list(read(root, content, folds, **values)[2])
+
+
+def refusal(root: Path, content: str | bytes, **values: object) -> str:
+    with pytest.raises(UserError) as caught:
+        read(root, content, **values)
+    return str(caught.value)
+
+
+def rows(*lines: str, header: str = "image_name,label") -> str:
+    return "".join(f"{line}\n" for line in (header, *lines))
+
+
+# ------------------------------------------------------------------------------------------------ good files
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        GOOD,
+        GOOD.rstrip("\n"),
+        "\ufeff" + GOOD,
+        GOOD.replace("\n", "\r\n"),
+        GOOD.replace("\n", "\r"),
+        "\ufeff" + GOOD.replace("\n", "\r\n") + "\r\n\r\n",
+        '"image_name","label"\n"a.jpg","0"\n"b.jpg",0\nc.jpg,"1"\nd.jpg,1\n',
+        "\n" + GOOD.replace("\n", "\n\n"),
+    ],
+)
+def test_all_shapes_of_a_plain_csv_are_the_same_table(root: Path, content: str) -> None:
+    table, labels, wrong = read(root, content)
+    assert not wrong
+    assert table.names == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+    assert table.paths == [root / "SceneImages" / name for name in table.names]
+    assert len(table) == 4
+    assert (labels.classes, labels.class_names) == (["0", "1"], ["0", "1"])
+    assert labels.targets.tolist() == [0, 0, 1, 1]
+    assert labels.targets.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    "name", ["a, b.jpg", 'say "x".jpg', "日本/straße.png", "NA", "1.0", "001", "line\nbreak.jpg", "'"]
+)
+def test_odd_names_are_read_as_they_are(root: Path, name: str) -> None:
+    add(root, name)
+    quoted = name.replace('"', '""')
+    table, _, wrong = read(root, rows(f'"{quoted}",0', "b.jpg,0", "c.jpg,1", "d.jpg,1"))
+    assert not wrong
+    assert table.names[0] == name
+    assert table.paths[0].is_file()
+
+
+def test_other_columns_are_kept_as_text(root: Path) -> None:
+    table, _, wrong = read(
+        root, rows("7,a.jpg,0,NA", "8,b.jpg,0,", "9,c.jpg,1,1.0", "10,d.jpg,1,007", header=",image_name,label,note")
+    )
+    assert not wrong
+    assert table.columns["note"].tolist() == ["NA", "", "1.0", "007"]
+
+
+def test_other_columns_folders_and_a_suffix_can_be_named(root: Path) -> None:
+    content = rows("x,a", "x,b", "y,c", "y,d", header="Class,Id")
+    (root / "SceneImages").rename(root / "pics")
+    names = {"image_column": "Id", "label_column": "Class", "image_suffix": ".jpg", "image_dir": "pics"}
+    table, labels, wrong = read(root, content, **names)
+    assert not wrong
+    assert (table.names[0], table.paths[0].name, labels.classes) == ("a", "a.jpg", ["x", "y"])
+
+
+def test_images_below_folders_links_and_a_linked_image_folder(root: Path) -> None:
+    add(root, "deep/er/e.jpg")
+    (root / "SceneImages/link.jpg").symlink_to(root / "SceneImages/a.jpg")
+    (root / "SceneImages").rename(root / "elsewhere")
+    (root / "SceneImages").symlink_to(root / "elsewhere", target_is_directory=True)
+    absolute = root / "SceneImages/b.jpg"
+    assert problems(root, rows("deep/er/e.jpg,0", "link.jpg,0", f"{absolute},1", "deep/../c.jpg,1")) == []
+
+
+def test_a_test_csv_needs_no_labels_and_may_have_its_own_folder(root: Path) -> None:
+    (root / "test.csv").write_text("image_name\nx.jpg\n")
+    (root / "other").mkdir()
+    (root / "other/x.jpg").touch()
+    table, wrong = read_test(DataConfig(root=root, test_image_dir="other"))
+    assert (table.names, table.paths, wrong) == (["x.jpg"], [root / "other/x.jpg"], [])
+    table, wrong = read_test(DataConfig(root=root))
+    assert "whose image is not in" in wrong[0].what
+    (root / "test.csv").unlink()
+    with pytest.raises(UserError, match="no such file"):
+        read_test(DataConfig(root=root))
+
+
+# ---------------------------------------------------------------------------------------------------- labels
+
+
+def test_integer_labels_are_ordered_by_number_and_words_by_letter() -> None:
+    assert sort_labels(["10", "9", "-1", "0"]) == ["-1", "0", "9", "10"]
+    assert sort_labels(["sea", "Sea", "10", "9"]) == ["10", "9", "Sea", "sea"]
+    assert sort_labels(["1", "01"]) == sort_labels(["01", "1"]) == ["01", "1"]
+    assert sort_labels(["9" * 5000, "1"]) == ["1", "9" * 5000]
+
+
+@given(st.lists(st.integers(-(10**17), 10**17).map(str) | st.text(max_size=3), unique=True))
+@settings(max_examples=50, derandomize=True, deadline=None)
+def test_the_order_of_labels_does_not_depend_on_the_rows(labels: list[str]) -> None:
+    assert sort_labels(labels) == sort_labels(labels[::-1])
+    assert set(sort_labels(labels)) == set(labels)
+
+
+def test_targets_are_positions_in_the_classes(root: Path) -> None:
+    _, labels, wrong = read(root, rows("a.jpg,10", "b.jpg,9", "c.jpg,9", "d.jpg,10"))
+    assert not wrong
+    assert (labels.classes, labels.targets.tolist()) == (["9", "10"], [1, 0, 0, 1])
+
+
+def test_class_names_are_for_people(root: Path) -> None:
+    _, labels, wrong = read(root, GOOD, class_names=["sea", "land"])
+    assert (labels.classes, labels.class_names, wrong) == (["0", "1"], ["sea", "land"], {})
+    assert problems(root, GOOD, class_names=["a"]) == ["data.class_names has 1 names for 2 labels (0, 1)"]
+    assert problems(root, GOOD, class_names=["a", "a"]) == ["data.class_names has 'a' more than once"]
+
+
+def test_thousands_of_classes(root: Path) -> None:
+    names = [f"{i}.jpg" for i in range(4000)]
+    add(root, *names)
+    _, labels, wrong = read(root, rows(*(f"{name},{i // 2}" for i, name in enumerate(names))))
+    assert not wrong
+    assert len(labels.classes) == 2000
+    assert labels.targets.tolist() == [i // 2 for i in range(4000)]
+
+
+@pytest.mark.parametrize("label", ["0.0", "1.", ".5", "-2.50", "1.0e+02", "nan", "NaN", "None", "null"])
+def test_floats_and_missing_values_are_no_labels(root: Path, label: str) -> None:
+    assert problems(root, GOOD + f"e.jpg,{label}\n") == [
+        f"1 row whose image is not in {root}/SceneImages: line 6 ('e.jpg')",
+        f"1 row with a label that is a float or missing value: line 6 ({label!r})",
+    ]
+
+
+@pytest.mark.parametrize("label", ["1.5.2", "v1.0", "nano", "1e5", "-3", "."])
+def test_words_that_only_resemble_floats_are_labels(root: Path, label: str) -> None:
+    assert problems(root, GOOD.replace(",1", f",{label}")) == []
+
+
+def test_empty_and_padded_labels_are_no_classes_of_their_own(root: Path) -> None:
+    found = problems(root, rows("a.jpg,0", "b.jpg,0", "c.jpg,", 'd.jpg," "', "a.jpg, 0"), folds=1)
+    assert "2 rows with an empty label: line 4 (''), line 5 (' ')" in found
+    assert "1 row with spaces around the label: line 6 (' 0')" in found
+    assert "all rows have the label '0'" in found
+
+
+def test_only_bad_labels(root: Path) -> None:
+    assert problems(root, rows("a.jpg,", "b.jpg,nan"), class_names=["x"]) == [
+        "1 row with an empty label: line 2 ('')",
+        "1 row with a label that is a float or missing value: line 3 ('nan')",
+    ]
+
+
+def test_one_class(root: Path) -> None:
+    assert problems(root, rows("a.jpg,0", "b.jpg,0")) == ["all rows have the label '0'"]
+
+
+def test_classes_with_fewer_rows_than_folds(root: Path) -> None:
+    assert problems(root, GOOD, folds=3) == ["2 classes with fewer rows than the 3 folds: '0' (2), '1' (2)"]
+    assert problems(root, GOOD + "a.jpg,0\n", folds=3)[-1] == "1 class with fewer rows than the 3 folds: '1' (2)"
+    assert problems(root, GOOD, folds=None) == []
+    add(root, *(f"{i}.jpg" for i in range(9)))
+    many = problems(root, rows(*(f"{i}.jpg,c{i}" for i in range(9))), folds=2)
+    assert many[0].endswith("'c3' (1), 'c4' (1) and 4 more")
+
+
+# ----------------------------------------------------------------------------------------------------- names
+
+
+def test_everything_that_is_wrong_is_said_at_once_with_lines(root: Path) -> None:
+    outside = root / "secret.jpg"
+    outside.touch()
+    (root / "SceneImages/out.jpg").symlink_to(outside)
+    (root / "SceneImages/folder").mkdir()
+    content = rows(
+        "a.jpg,0",
+        "a.jpg,1",
+        ",0",
+        " b.jpg,0",
+        "../secret.jpg,0",
+        f"{outside},0",
+        "out.jpg,0",
+        "nul\0.jpg,0",
+        "gone.jpg,0",
+        "folder,0",
+        ".,0",
+        "c.jpg,",
+        "d.jpg,1,extra",
+        "d.jpg",
+        f"{'long' * 1000},0",
+    )
+    assert read(root, content)[2] == {
+        "2 rows with another number of cells than the header's 2: line 14 ('d.jpg,1,extra'), line 15 ('d.jpg')": (
+            "put quotes around cells that hold commas"
+        ),
+        "1 row with an empty image name: line 4 ('')": "fill them in or take the rows out",
+        "1 row with spaces around the image name: line 5 (' b.jpg')": "take the spaces out",
+        "1 row with an image name that stands above already: line 3 ('a.jpg')": "keep one row an image",
+        f"5 rows with a path that leaves {root}/SceneImages: line 6 ('../secret.jpg'), line 7 ({str(outside)[:80]!r}), "
+        "line 8 ('out.jpg'), line 9 ('nul\\x00.jpg'), line 12 ('.')": "image names are paths below the image folder",
+        f"3 rows whose image is not in {root}/SceneImages: line 10 ('gone.jpg'), line 11 ('folder'), "
+        f"line 16 ({('long' * 20)!r})": "get the files, or set data.image_suffix if the names lack it",
+        "1 row with an empty label: line 13 ('')": "label them or take them out",
+        "1 class with fewer rows than the 2 folds: '1' (1)": "lower data.folds, or merge or drop the rare classes",
+    }
+
+
+@pytest.mark.parametrize("name", ["../SceneImages2/x.jpg", "/etc/passwd", "a/../../b.jpg", "..", "link/x.jpg"])
+def test_a_path_may_not_leave_the_image_folder(root: Path, name: str) -> None:
+    (root / "SceneImages2").mkdir()
+    (root / "SceneImages2/x.jpg").touch()
+    (root / "SceneImages/link").symlink_to(root / "SceneImages2", target_is_directory=True)
+    assert "with a path that leaves" in problems(root, GOOD + f"{name},0\n")[0]
+
+
+def test_lines_are_right_after_blank_lines_and_cells_of_several_lines(root: Path) -> None:
+    content = 'image_name,label,note\n\na.jpg,0,"one\ntwo\r\nthree"\nb.jpg,0,\r\n\r\ngone.jpg,1,x\nc.jpg,1,\n'
+    assert "line 8 ('gone.jpg')" in problems(root, content)[0]
+
+
+def test_many_rows_of_one_problem_are_one_problem_with_examples(root: Path) -> None:
+    found = problems(root, rows(*(f"no{i}.jpg,{i % 2}" for i in range(1000))))
+    assert len(found) == 1
+    assert found[0].startswith("1000 rows whose image")
+    assert found[0].endswith("line 6 ('no4.jpg') and 995 more")
+
+
+def test_a_missing_image_folder_hides_no_other_problem(root: Path) -> None:
+    (root / "train.csv").write_text(GOOD + "e.jpg,\n")
+    _, _, found = read_train(DataConfig(root=root, image_dir="gone"), 2)
+    assert [(p.where, p.what) for p in found] == [
+        (f"{root}/gone", "no such image folder"),
+        (f"{root}/train.csv", "1 row with an empty label: line 6 ('')"),
+    ]
+    assert "data.image_dir" in found[0].remedy
+
+
+def test_a_file_or_an_impossible_name_is_no_image_folder(root: Path) -> None:
+    for name in ("train.csv", "x" * 5000):
+        (root / "train.csv").write_text(GOOD)
+        assert read_train(DataConfig(root=root, image_dir=name), 2)[2][0].what == "no such image folder"
+
+
+def test_test_rows_that_are_training_rows(root: Path) -> None:
+    train, _, _ = read(root, GOOD)
+    (root / "test.csv").write_text("image_name\ne.jpg\n\n./b.jpg\na.jpg\n")
+    add(root, "e.jpg")
+    test, _ = read_test(DataConfig(root=root))
+    found = overlap(train, test)
+    assert [problem.where for problem in found] == [str(root / "test.csv")]
+    assert found[0].what.startswith("2 rows also a training image")
+    assert found[0].what.endswith(": line 4 ('./b.jpg'), line 5 ('a.jpg')")
+    (root / "other").mkdir()
+    elsewhere, _ = read_test(DataConfig(root=root, test_image_dir="other"))
+    assert overlap(train, elsewhere) == []
+
+
+def test_every_row_needs_a_group(root: Path) -> None:
+    content = rows("a.jpg,0,p", "b.jpg,0,", "c.jpg,1, ", "d.jpg,1,p", header="image_name,label,patient")
+    assert problems(root, content) == []
+    assert problems(root, content, group_column="patient") == [
+        "2 rows with an empty group: line 3 ('b.jpg'), line 4 ('c.jpg')"
+    ]
+
+
+# ------------------------------------------------------------------------------------------- no table at all
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("", "empty; it needs a header line with image_name, label"),
+        ("\ufeff\n\r\n\n", "empty; it needs a header"),
+        ("image_name,label\n", "a header but no rows"),
+        ("image_name,label\n\n\n", "a header but no rows"),
+        (
+            "image_name,label\na.jpg\nb.jpg,1,2\n",
+            "2 rows with another number of cells than the header's 2: line 2 ('a.jpg')",
+        ),
+        (
+            "a.jpg,0\nb.jpg,1\n",
+            "no column 'image_name', 'label'; it has 'a.jpg', '0' (names are set by data.image_column",
+        ),
+        ("image_name;label\na.jpg;0\n", "separate the columns by commas, not semicolons"),
+        ("image_name\tlabel\na.jpg\t0\n", "separate the columns by commas, not tabs"),
+        ("image_name, label\na.jpg,0\n", "no column 'label'; it has 'image_name', ' label'"),
+        ("image_name,Label\na.jpg,0\n", "no column 'label'"),
+        ("image_name,label,label\na.jpg,0,1\n", "several columns 'label'"),
+        ('image_name,label\na.jpg,0\nb.jpg,"0\nc.jpg,1\n', "line 3: not a comma-separated table"),
+        ('image_name,label\n"a"b.jpg,0\n', "line 2: not a comma-separated table"),
+        ("image_name,label\n" + "x" * 200_000 + ",1\n", "line 2: not a comma-separated table: field larger"),
+        (b"image_name,label\na.jpg,0\ncaf\xe9.jpg,1\n", "line 3: not UTF-8 text; save it as UTF-8"),
+        ("image_name,label\na.jpg,0\n".encode("utf-16"), "line 1: not UTF-8 text"),
+        (b"PK\x03\x04\xff\xfe", "not UTF-8 text"),
+    ],
+)
+def test_a_file_of_which_no_table_can_be_made(root: Path, content: str | bytes, part: str) -> None:
+    message = refusal(root, content)
+    assert str(root / "train.csv") in message
+    assert part in message
+
+
+def test_a_missing_file_says_where_to_put_it_and_how_to_try_without(root: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.csv: no such file.*input/README\.md.*quickstart\.yaml"):
+        read_train(DataConfig(root=root), 2)
+
+
+def test_a_folder_in_place_of_the_csv(root: Path) -> None:
+    (root / "train.csv").mkdir()
+    with pytest.raises(UserError, match=r"train\.csv: cannot be read"):
+        read_train(DataConfig(root=root), 2)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_csv(root: Path) -> None:
+    (root / "train.csv").write_text(GOOD)
+    (root / "train.csv").chmod(0)
+    with pytest.raises(UserError, match="Permission denied"):
+        read_train(DataConfig(root=root), 2)
+
+
+def test_missing_group_and_fold_columns_are_named(root: Path) -> None:
+    assert "no column 'patient', 'fold'" in refusal(root, GOOD, group_column="patient", fold_column="fold")
+
+
+@given(
+    st.lists(st.lists(st.text(st.sampled_from('a0,"\n\r \0é.;/'), max_size=4), max_size=4), max_size=5), st.booleans()
+)
+@settings(max_examples=150, derandomize=True, deadline=None)
+def test_any_bytes_are_a_table_or_a_plain_refusal(
+    tmp_path_factory: pytest.TempPathFactory, cells: list[list[str]], has_header: bool
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "any"
+    (folder / "SceneImages").mkdir(parents=True, exist_ok=True)
+    text = "\n".join(",".join(row) for row in ([["image_name", "label"]] if has_header else []) + cells)
+    try:
+        table, labels, wrong = read(folder, text)
+    except UserError:
+        return
+    assert wrong
+    assert len(table) == len(labels.targets) > 0

@@ -1,0 +1,299 @@
+"""Folds hold every row once, every class in proportion, and no two halves of a group."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.model_selection import StratifiedGroupKFold
+
+from scenes.console import UserError
+from scenes.data.competition import Table
+from scenes.data.folds import FULL, fold_name, given_folds, group_rows, make_folds, parse_folds, write_or_compare
+
+few = settings(max_examples=60, derandomize=True, deadline=None)
+
+
+# ----------------------------------------------------------------------------------------------- which folds
+
+
+@pytest.mark.parametrize(
+    ("text", "folds"),
+    [
+        ("0", [0]),
+        ("4", [4]),
+        ("0-4", [0, 1, 2, 3, 4]),
+        ("2-2", [2]),
+        ("3,1", [1, 3]),
+        ("0,0", [0]),
+        ("0-2,2,4", [0, 1, 2, 4]),
+    ],
+)
+def test_folds_are_read(text: str, folds: list[int]) -> None:
+    assert parse_folds(text, 5) == folds
+
+
+def test_full_is_not_a_fold_number() -> None:
+    assert parse_folds("full", 5) == [FULL]
+    assert (fold_name(FULL), fold_name(0), fold_name(12)) == ("full", "fold0", "fold12")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a",
+        "-1",
+        "-",
+        "0-",
+        "1-0",
+        "0,",
+        ",",
+        "0,,1",
+        "0-1-2",
+        "²",
+        "٣",
+        "0 1",
+        "1.0",
+        "+1",
+        "Full",
+        "0,full",
+        "9" * 5000,
+    ],
+)
+def test_what_is_no_list_of_folds(text: str) -> None:
+    with pytest.raises(UserError, match="--folds takes 0, 0-4, 0,2,4 or full"):
+        parse_folds(text, 5)
+
+
+@pytest.mark.parametrize("text", ["5", "9", "0-5", "0-99999999999", "99999999999", "0,99999999999-999999999999"])
+def test_folds_that_there_are_not_cost_nothing(text: str) -> None:
+    with pytest.raises(UserError, match=r"there are 5 folds, 0 to 4 \(data\.folds\)"):
+        parse_folds(text, 5)
+
+
+# ---------------------------------------------------------------------------------------------------- groups
+
+
+def test_equal_pixels_are_a_group() -> None:
+    assert group_rows(np.array(["a", "b", "a", "c"]), None).tolist() == [0, 1, 0, 2]
+
+
+def test_groups_and_equal_pixels_are_joined_through_others() -> None:
+    #         p1-g1   p2-g1   p2-g2   p3-g3   p4-g2
+    pixels = np.array(["1", "2", "2", "3", "4"])
+    groups = group_rows(pixels, ["x", "x", "y", "z", "y"])
+    assert groups.dtype == np.int64
+    assert groups[0] == groups[1] == groups[2] == groups[4] != groups[3]
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=30))
+@few
+def test_groups_are_exactly_the_connected_rows(rows: list[tuple[int, int]]) -> None:
+    pixels, names = zip(*rows, strict=True)
+    found = group_rows(np.array([f"{p:032x}" for p in pixels]), [f"g{n}" for n in names])
+    expected = list(range(len(rows)))  # by hand: lower labels until nothing moves
+    while True:
+        lowered = [
+            min(expected[j] for j in range(len(rows)) if pixels[i] == pixels[j] or names[i] == names[j])
+            for i in range(len(rows))
+        ]
+        if lowered == expected:
+            break
+        expected = lowered
+    assert (found[:, None] == found).tolist() == [[a == b for b in expected] for a in expected]
+
+
+# ----------------------------------------------------------------------------------------------------- folds
+
+
+# Rows of each class beyond one a fold.
+surplus = st.lists(st.integers(0, 12), min_size=1, max_size=4)
+counts = st.integers(2, 5)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def shuffled(surplus: list[int], folds: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(np.repeat(np.arange(len(surplus)), np.array(surplus) + folds))
+
+
+@given(surplus, counts, seeds)
+@few
+def test_without_groups_each_class_is_dealt_evenly(surplus: list[int], folds: int, seed: int) -> None:
+    y = shuffled(surplus, folds, seed)
+    fold_of = make_folds(y, np.arange(len(y)), folds, seed)
+    assert fold_of.shape == y.shape
+    assert set(fold_of) == set(range(folds))
+    for label in np.unique(y):
+        dealt = np.bincount(fold_of[y == label], minlength=folds)
+        assert abs(dealt - (y == label).sum() / folds).max() < 1
+
+
+@given(st.data(), surplus, counts, seeds)
+@few
+def test_no_group_is_split_and_no_fold_is_empty(data: st.DataObject, surplus: list[int], folds: int, seed: int) -> None:
+    y = shuffled(surplus, folds, seed)
+    groups = np.array(data.draw(st.lists(st.integers(0, 20), min_size=len(y), max_size=len(y))))
+    try:
+        fold_of = make_folds(y, groups, folds, seed)
+    except UserError as error:
+        assert "lower data.folds" in str(error)
+        assert len(set(groups)) < 2 * folds
+        return
+    assert set(fold_of) == set(range(folds))
+    assert all(len(set(fold_of[groups == group])) == 1 for group in groups)
+
+
+def test_a_few_duplicates_do_not_unbalance_the_folds() -> None:
+    y = np.repeat(np.arange(6), 50)
+    groups = np.arange(300)
+    groups[[1, 60, 61]] = [0, 59, 59]
+    fold_of = make_folds(y, groups, 5, 42)
+    assert fold_of[0] == fold_of[1]
+    assert fold_of[59] == fold_of[60] == fold_of[61]
+    table = np.array([np.bincount(y[fold_of == fold], minlength=6) for fold in range(5)])
+    assert abs(table - 10).max() <= 2
+
+
+@pytest.mark.parametrize("groups", [np.arange(60), np.arange(60) // 2])
+def test_the_seed_alone_decides(groups: np.ndarray) -> None:
+    y = np.arange(60) // 2 % 3
+    first = make_folds(y, groups, 3, 1)
+    np.random.seed(0)
+    assert (make_folds(y, groups, 3, 1) == first).all()
+    assert (make_folds(y, groups, 3, 2) != first).any()
+
+
+def test_too_few_or_too_uneven_groups_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"2 groups cannot be dealt into 3 folds: lower data\.folds"):
+        make_folds(np.array([0, 1] * 3), np.array([0, 1] * 3), 3, 0)
+    monkeypatch.setattr(StratifiedGroupKFold, "split", lambda *_: [([], [0, 1, 2]), ([], [3, 4, 5]), ([], [])])
+    with pytest.raises(UserError, match=r"too uneven for 3 folds, one would be empty: lower data\.folds"):
+        make_folds(np.array([0, 1] * 3), np.array([0, 1, 2, 3, 3, 3]), 3, 0)
+
+
+# ----------------------------------------------------------------------------------------------- given folds
+
+
+def table(*folds: str) -> Table:
+    names = [f"{i}.jpg" for i in range(len(folds))]
+    columns = pd.DataFrame({"image_name": names, "f": folds}, index=range(2, len(folds) + 2), dtype=str)
+    return Table(Path("train.csv"), names, [Path(name) for name in names], columns)
+
+
+def own_groups(count: int) -> np.ndarray:
+    return np.arange(count)
+
+
+def test_given_folds_are_taken_as_they_are() -> None:
+    fold_of = given_folds(table("1", "0", "2", "0"), "f", 3, own_groups(4))
+    assert (fold_of.tolist(), fold_of.dtype) == ([1, 0, 2, 0], np.int64)
+
+
+@pytest.mark.parametrize("fold", ["3", "-1", "", "0.0", " 0", "00", "a", "²"])
+def test_a_given_fold_outside_is_refused_with_its_line(fold: str) -> None:
+    with pytest.raises(UserError) as caught:
+        given_folds(table("1", "0", "2", fold), "f", 3, own_groups(4))
+    assert f"train.csv: 1 row with a fold outside 0 … 2: line 5 ({fold!r})" in str(caught.value)
+
+
+def test_a_fold_that_no_row_has_is_named() -> None:
+    with pytest.raises(UserError, match="no row has the fold 2, 9, 11"):
+        given_folds(table("0", "1", *map(str, range(3, 9)), "10"), "f", 12, own_groups(9))
+
+
+def test_given_folds_may_not_split_a_group() -> None:
+    with pytest.raises(UserError) as caught:
+        given_folds(table("0", "1", "0", "1"), "f", 3, np.array([7, 7, 5, 6]))
+    assert "2 problems" in str(caught.value)
+    assert "no row has the fold 2" in str(caught.value)
+    what = "2 rows with identical images or a group in several folds: line 2 ('0.jpg'), line 3 ('1.jpg')"
+    assert what in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------- folds.csv
+
+
+def content(**columns: list[object]) -> pd.DataFrame:
+    base = {
+        "image_name": ["001", "1.0", "NA"],
+        "label": ["01", "nan", "1e3"],
+        "pixels": np.array(["0" * 32, "1" * 32, "e" * 32]),
+        "group": [0, 1, 2],
+        "fold": [0, 1, 0],
+    }
+    return pd.DataFrame(base | columns)
+
+
+def test_folds_are_written_once_and_then_compared(tmp_path: Path) -> None:
+    file = tmp_path / "run/folds.csv"
+    write_or_compare(file, content())
+    assert file.read_text().splitlines()[:2] == ["image_name,label,pixels,group,fold", f"001,01,{'0' * 32},0,0"]
+    file.chmod(0o444)
+    before = file.stat().st_mtime_ns
+    write_or_compare(file, content())
+    assert file.stat().st_mtime_ns == before
+
+
+odd = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1, max_size=8)
+
+
+@given(
+    st.lists(
+        odd | st.sampled_from(["001", "1.0", "NA", "nan", "", '"', "a,b", "#", "a\rb", "\r", " x ", "1e5"]),
+        min_size=1,
+        max_size=5,
+    )
+)
+@few
+def test_any_name_survives_the_file(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> None:
+    file = tmp_path_factory.mktemp("folds") / "folds.csv"
+    rows = pd.DataFrame({"image_name": names, "label": names[::-1], "fold": range(len(names))})
+    write_or_compare(file, rows)
+    write_or_compare(file, rows)
+    changed = rows.assign(image_name=[name + "x" for name in names])
+    with pytest.raises(UserError, match="the training data changed"):
+        write_or_compare(file, changed)
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"label": ["01", "nan", "1000"]}, "row 3: label is '1000', was '1e3'"),
+        ({"label": ["1", "nan", "1e3"]}, "row 1: label is '1', was '01'"),
+        ({"image_name": ["001", "1.0", ""]}, "row 3: image_name is '', was 'NA'"),
+        ({"pixels": ["0" * 32, "2" * 32, "e" * 32]}, "row 2: pixels is '222"),
+        ({"group": [0, 1, 1]}, "row 3: group is '1', was '2'"),
+        ({"fold": [1, 1, 0]}, "row 1: fold is '1', was '0'"),
+    ],
+)
+def test_changed_data_are_refused_with_the_row_and_the_ways_out(
+    tmp_path: Path, change: dict[str, list[object]], part: str
+) -> None:
+    file = tmp_path / "folds.csv"
+    write_or_compare(file, content())
+    before = file.read_bytes()
+    with pytest.raises(UserError) as caught:
+        write_or_compare(file, content(**change))
+    for expected in (part, f"since {tmp_path} began", "restore the data", "--set name=NEW", f"delete {tmp_path}"):
+        assert expected in str(caught.value)
+    assert file.read_bytes() == before
+
+
+def test_other_rows_and_columns_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "folds.csv"
+    write_or_compare(file, content())
+    with pytest.raises(UserError, match="it has 2 rows, the run began with 3"):
+        write_or_compare(file, content()[:2])
+    with pytest.raises(UserError, match="other columns"):
+        write_or_compare(file, content().drop(columns="group"))
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe", b'a,b\n"'])
+def test_a_damaged_file_is_refused(tmp_path: Path, damage: bytes) -> None:
+    file = tmp_path / "folds.csv"
+    file.write_bytes(damage)
+    with pytest.raises(UserError, match=r"folds\.csv: damaged"):
+        write_or_compare(file, content())

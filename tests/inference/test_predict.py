@@ -1,0 +1,230 @@
+"""The one prediction path, against a loop written by hand."""
+
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from scenes.config import ModelConfig
+from scenes.inference.predict import PLAIN, VIEWS, View, predict, share_bodies
+from scenes.model.backbone import Classifier
+
+CPU = torch.device("cpu")
+SIZE = 32
+EVERY_VIEW = list({view.name: view for views in VIEWS.values() for view in views}.values())
+
+
+class Pictures(list[np.ndarray]):
+    """Images that count how often they are read."""
+
+    reads = 0
+
+    def __getitem__(self, place: Any) -> Any:
+        self.reads += 1
+        return super().__getitem__(place)
+
+
+def pictures(*shapes: tuple[int, int]) -> Pictures:
+    generator = np.random.default_rng(0)
+    return Pictures(generator.integers(0, 256, (*shape, 3), np.uint8) for shape in shapes)
+
+
+IMAGES = pictures((40, 50), (SIZE, SIZE), (20, 24), (64, 33), (48, 48), (36, 36), (32, 60))
+
+
+def make(seed: int, classes: int = 4, name: str = "test_efficientnet", **options: Any) -> Classifier:
+    """A network that says something else of each image, so that a mix-up shows."""
+    torch.manual_seed(seed)
+    return spread(Classifier(ModelConfig(name=name, **options), SIZE, classes))
+
+
+def spread(model: Classifier) -> Classifier:
+    """Draws the head anew and makes its logits as different between images as between classes."""
+    seen = torch.from_numpy(np.stack([cv2.resize(image, (SIZE, SIZE)) for image in IMAGES])).permute(0, 3, 1, 2)
+    last = model.eval().head[-1]
+    with torch.no_grad():
+        last.weight.normal_()
+        logits = model(seen)
+        last.weight /= logits.std(0).mean()
+        last.bias -= model(seen).mean(0)
+    return model.train()
+
+
+def run(
+    models: list[Classifier], images: Any = IMAGES, rows: Any = None, views: Any = None, **options: Any
+) -> np.ndarray:
+    rows = np.arange(len(images)) if rows is None else np.array(rows)
+    settings = {"batch_size": 3, "workers": 0} | options
+    return predict(models, images, rows, views or [PLAIN], SIZE, device=CPU, **settings)
+
+
+def by_hand(model: Classifier, image: np.ndarray, view: View) -> np.ndarray:
+    side = round(SIZE * view.scale)
+    shrinks = min(image.shape[:2]) > side
+    if image.shape[:2] != (side, side):
+        image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    if view.crop:
+        top, left = (round(part * (side - SIZE)) for part in view.crop)
+        image = image[top : top + SIZE, left : left + SIZE]
+    if view.flip:
+        image = image[:, ::-1]
+    mean, std = (np.array(model.body.pretrained_cfg[name]) for name in ("mean", "std"))
+    pixels = ((image / 255 - mean) / std).transpose(2, 0, 1)[None].astype(np.float32)
+    model.eval()
+    with torch.no_grad():
+        logits = model.head(model.body(torch.from_numpy(pixels)))[0].numpy().astype(np.float64)
+    return np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+
+
+def test_equals_a_loop_by_hand() -> None:
+    models = [make(0), make(1)]
+    rows = [4, 0, 0, 6, 3, 2, 1, 5]
+    made = run(models, rows=rows, views=EVERY_VIEW)
+    assert made.dtype == np.float32
+    assert made.shape == (2, len(EVERY_VIEW), len(rows), 4)
+    np.testing.assert_allclose(made.sum(-1), 1, atol=1e-5)
+    for m, model in enumerate(models):
+        for v, view in enumerate(EVERY_VIEW):
+            for place, row in enumerate(rows):
+                expected = by_hand(model, IMAGES[row], view)
+                np.testing.assert_allclose(made[m, v, place], expected, atol=2e-5, err_msg=f"{m} {view.name} {row}")
+    # Each axis matters, or the comparison above proves little.
+    for axis in (0, 1, 2):
+        assert np.abs(np.diff(made, axis=axis)).max() > 0.05
+
+
+def test_the_networks_are_put_into_evaluation_mode() -> None:
+    model = make(0, dropout=0.9)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    np.testing.assert_array_equal(run([model]), run([model]))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 64])
+def test_the_batch_size_changes_nothing(batch_size: int) -> None:
+    models = [make(0), make(1)]
+    views = VIEWS["five_crop"]
+    np.testing.assert_allclose(run(models, views=views, batch_size=batch_size), run(models, views=views), atol=1e-5)
+
+
+def test_workers_change_nothing() -> None:
+    models = [make(0)]
+    np.testing.assert_array_equal(run(models, views=EVERY_VIEW, workers=2), run(models, views=EVERY_VIEW))
+
+
+def test_every_image_is_read_once() -> None:
+    images = pictures((40, 40), (30, 50), (32, 32))
+    run([make(0), make(1)], images, views=EVERY_VIEW)
+    assert images.reads == 3
+
+
+def test_bfloat16_gives_float32_probabilities() -> None:
+    exact, rounded = run([make(0)]), run([make(0)], precision="bf16")
+    assert rounded.dtype == np.float32
+    np.testing.assert_allclose(rounded.sum(-1), 1, atol=1e-5)
+    np.testing.assert_allclose(rounded, exact, atol=0.2)
+    assert not np.array_equal(rounded, exact)
+
+
+# ---------------------------------------------------------------------------------------------------- views
+
+
+def test_the_mirrored_view_is_the_plain_view_of_the_mirror_image() -> None:
+    images = pictures(*[(SIZE, SIZE)] * 5)
+    mirrored = Pictures(np.ascontiguousarray(image[:, ::-1]) for image in images)
+    plain, hflip = VIEWS["hflip"]
+    model = make(0)
+    both = run([model], images, views=[plain, hflip])
+    np.testing.assert_allclose(both[0, 1], run([model], mirrored, views=[plain])[0, 0], atol=1e-6)
+    assert np.abs(both[0, 0] - both[0, 1]).max() > 0.05
+
+
+def coordinates(side: int) -> torch.Tensor:
+    """Canvases whose pixels say where they are: (from the top, from the left, 7)."""
+    canvas = torch.zeros(2, side, side, 3, dtype=torch.uint8)
+    canvas[..., 0] = torch.arange(side)[:, None]
+    canvas[..., 1] = torch.arange(side)
+    canvas[..., 2] = 7
+    return canvas
+
+
+@pytest.mark.parametrize(
+    ("name", "top", "left"),
+    [
+        ("centre", 11, 11),
+        ("top left", 0, 0),
+        ("top right", 0, 22),
+        ("bottom left", 22, 0),
+        ("bottom right", 22, 22),
+    ],
+)
+def test_five_crop_takes_the_corners_it_names(name: str, top: int, left: int) -> None:
+    (view,) = (view for view in VIEWS["five_crop"] if view.name == name)
+    assert view.canvas(150) == 172
+    seen = view.apply(coordinates(172), 150)
+    assert seen.shape == (2, 150, 150, 3)
+    assert seen[0, 0, 0].tolist() == [top, left, 7]
+    assert seen[1, -1, -1].tolist() == [top + 149, left + 149, 7]
+
+
+@pytest.mark.parametrize(("size", "large"), [(150, 188), (32, 40), (224, 280)])
+def test_multiscale_looks_at_the_whole_image_at_two_sizes(size: int, large: int) -> None:
+    assert [view.canvas(size) for view in VIEWS["multiscale"]] == [size, size, large, large]
+    plain, flipped = VIEWS["multiscale"][2:]
+    canvas = coordinates(40)
+    assert torch.equal(plain.apply(canvas, 32), canvas)
+    assert flipped.apply(canvas, 32)[0, 5, 0].tolist() == [5, 39, 7]
+
+
+@pytest.mark.parametrize("view", EVERY_VIEW, ids=lambda view: view.name)
+def test_no_view_turns_a_scene(view: View) -> None:
+    seen = view.apply(coordinates(view.canvas(100)), 100)[0].int()
+    assert (seen[..., 0].diff(dim=0) == 1).all()  # the sky is above, the columns are upright
+    assert (seen[..., 0].diff(dim=1) == 0).all()
+    assert (seen[..., 1].diff(dim=1) == (-1 if view.flip else 1)).all()
+
+
+def test_the_names_of_views_are_distinct_and_safe_to_join() -> None:
+    for views in VIEWS.values():
+        names = [view.name for view in views]
+        assert len(set(names)) == len(names)
+        assert not any("," in name for name in names)
+    assert VIEWS["none"] == [PLAIN]
+    assert VIEWS["hflip"][0] == VIEWS["multiscale"][0] == PLAIN
+
+
+# ---------------------------------------------------------------------------------------------- shared bodies
+
+
+def heads(count: int) -> list[Classifier]:
+    """Networks with equal bodies and heads of their own."""
+    models = [make(0) for _ in range(count)]
+    for seed, model in enumerate(models):
+        torch.manual_seed(seed)
+        spread(model)
+    return models
+
+
+def test_a_shared_body_gives_what_copies_give() -> None:
+    apart, shared = heads(3), heads(3)
+    share_bodies(shared)
+    assert len({id(model.body) for model in shared}) == 1
+    calls: list[int] = []
+    shared[0].body.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
+    together = run(shared, views=VIEWS["hflip"])
+    np.testing.assert_allclose(together, run(apart, views=VIEWS["hflip"]), atol=1e-6)
+    assert sum(calls) == 2 * len(IMAGES)  # once a view, not once a model
+    assert np.abs(together[0] - together[1]).max() > 0.05
+
+
+def test_bodies_that_differ_stay_apart() -> None:
+    models = [make(0), make(1), make(0), make(0)]
+    with torch.no_grad():
+        models[3].body.bn1.running_mean += 1e-3
+    expected = run(models)
+    share_bodies(models)
+    assert models[2].body is models[0].body
+    assert len({id(model.body) for model in models}) == 3
+    np.testing.assert_allclose(run(models), expected, atol=1e-6)

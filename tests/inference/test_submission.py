@@ -1,0 +1,270 @@
+"""A submission has each test row once, in order, under a label that training had, or it is not written."""
+
+import csv
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scenes.config import Config, DataConfig, InferConfig, ModelConfig
+from scenes.console import UserError
+from scenes.data.competition import Table
+from scenes.inference import submission
+from scenes.inference.predict import VIEWS, predict
+from scenes.model.backbone import Classifier
+from scenes.model.weights import load_classifier, save_classifier
+from scenes.runs import Run
+
+SIZE = 32
+CLASSES = ["0", "01", "sea, calm"]
+NAMES = ["b.png", "a.png", "10.png", "9.png", "c.png", "d.png", "é.png"]
+
+
+def config(**data: Any) -> Config:
+    return Config(
+        name="t",
+        image_size=SIZE,
+        data=DataConfig(**({"cache": Path("cache")} | data)),
+        model=ModelConfig(name="test_efficientnet", weights="none"),
+        infer=InferConfig(tta="hflip", batch_size=3),
+    )
+
+
+def write(path: str, rows: Sequence[Sequence[str]]) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+
+
+def read(path: Path) -> list[list[str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file, strict=True))
+
+
+@pytest.fixture(autouse=True)
+def _workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def competition() -> None:
+    """Seven test images and test.csv."""
+    generator = np.random.default_rng(0)
+    Path("input/SceneImages").mkdir(parents=True)
+    for name in NAMES:
+        done, data = cv2.imencode(".png", generator.integers(0, 256, (SIZE, SIZE, 3), np.uint8))
+        assert done
+        Path("input/SceneImages", name).write_bytes(data.tobytes())
+    write("input/test.csv", [["image_name"], *([name] for name in NAMES)])
+
+
+def train(folds: int = 2, classes: Sequence[str] = CLASSES) -> Run:
+    """A run whose folds differ and see classes in images of noise."""
+    run = Run(Path("runs/t"))
+    for fold in range(folds):
+        torch.manual_seed(fold)
+        model = Classifier(config().model, SIZE, len(classes)).eval()
+        with torch.no_grad():
+            noise = torch.randint(0, 256, (16, 3, SIZE, SIZE), dtype=torch.uint8)
+            model.head[-1].weight.normal_()
+            model.head[-1].weight /= model(noise).std(0).mean()
+            model.head[-1].bias -= model(noise).mean(0)
+        save_classifier(model, run.weights_file(fold), classes, "t")
+    return run
+
+
+# ---------------------------------------------------------------------------------------------- end to end
+
+
+@pytest.mark.usefixtures("competition")
+def test_the_mean_over_folds_and_views_is_submitted() -> None:
+    run = train()
+    out = submission.submit(run, config(), [0, 1])
+    assert out == Path("submissions/t.csv")
+    images = [cv2.imread(f"input/SceneImages/{name}")[..., ::-1] for name in NAMES]
+    models = [load_classifier(run.weights_file(fold), config())[0] for fold in (0, 1)]
+    each = predict(models, images, np.arange(7), VIEWS["hflip"], SIZE, 7, torch.device("cpu"))  # type: ignore[arg-type]
+    mean = each.mean((0, 1))
+    labels = [CLASSES[best] for best in mean.argmax(1)]
+    assert len(set(labels)) > 1
+    assert read(out) == [["image_name", "label"], *([name, label] for name, label in zip(NAMES, labels, strict=True))]
+    table = pd.read_csv("submissions/t_probabilities.csv")
+    assert list(table) == ["image_name", *CLASSES]
+    assert table.image_name.tolist() == NAMES
+    np.testing.assert_allclose(table[CLASSES].to_numpy(), mean, atol=1e-5)
+    np.testing.assert_allclose(table[CLASSES].sum(axis=1), 1, atol=1e-5)
+    alone = read(submission.submit(run, config(), [1], Path("elsewhere/one.csv")))
+    assert [row[1] for row in alone[1:]] == [CLASSES[best] for best in each[1].mean(0).argmax(1)]
+    assert Path("elsewhere/one_probabilities.csv").exists()
+
+
+@pytest.mark.usefixtures("competition")
+def test_an_older_submission_of_other_content_is_kept() -> None:
+    run = train()
+    out = submission.submit(run, config(), [0, 1])
+    first = out.read_bytes()
+    submission.submit(run, config(), [0, 1])
+    assert sorted(path.name for path in out.parent.iterdir()) == ["t.csv", "t_probabilities.csv"]
+    submission.submit(run, config(), [0])
+    names = ["t.1.csv", "t.csv", "t_probabilities.1.csv", "t_probabilities.csv"]
+    assert sorted(path.name for path in out.parent.iterdir()) == names
+    assert Path("submissions/t.1.csv").read_bytes() == first
+    assert out.read_bytes() != first
+    submission.submit(run, config(), [1])
+    assert Path("submissions/t.1.csv").read_bytes() == first
+    assert Path("submissions/t.2.csv").exists()
+
+
+@pytest.mark.usefixtures("competition")
+def test_folds_trained_on_other_classes_are_not_averaged() -> None:
+    run = train()
+    model = Classifier(config().model, SIZE, 3)
+    save_classifier(model, run.weights_file(1), CLASSES[::-1], "t")
+    with pytest.raises(UserError, match="fold1 was trained on other classes than fold0"):
+        submission.submit(run, config(), [0, 1])
+    assert not Path("submissions").exists()
+
+
+@pytest.mark.usefixtures("competition")
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda: Path("input/SceneImages/9.png").write_bytes(b"\x89PNG\r\n"), r"unreadable image.*9\.png"),
+        (lambda: Path("input/SceneImages/9.png").unlink(), r"9\.png"),
+        (lambda: write("input/test.csv", [["image_name"], ["a.png"], ["a.png"]]), "a.png"),
+        (lambda: write("input/sample_submission.csv", [["image_name", "label"], ["a.png", "0"]]), "other images"),
+        (lambda: write("input/sample_submission.csv", [["image_name", "a", "b"]]), "has 3 columns"),
+        (lambda: Path("input/sample_submission.csv").touch(), "sample_submission.csv: not readable"),
+        (lambda: Path("input/sample_submission.csv").write_bytes(b"\xff\xfe\x00,b\n"), "not readable"),
+    ],
+)
+def test_bad_files_are_found_before_anything_is_predicted(
+    damage: Any, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(1)
+    damage()
+    monkeypatch.setattr(submission, "predict_folds", lambda *_: pytest.fail("predicted"))
+    with pytest.raises(UserError, match=rf"(?s){says}"):
+        submission.submit(run, config(), [0])
+    assert not Path("submissions").exists()
+
+
+@pytest.mark.usefixtures("competition")
+def test_the_sample_submission_gives_the_header() -> None:
+    rows = [["Id", "Category"], *([name, "0"] for name in sorted(NAMES))]
+    write("input/sample_submission.csv", rows)
+    Path("input/sample_submission.csv").write_bytes(b"\xef\xbb\xbf" + Path("input/sample_submission.csv").read_bytes())
+    made = read(submission.submit(train(1), config(), [0]))
+    assert made[0] == ["Id", "Category"]
+    assert [row[0] for row in made[1:]] == NAMES  # in test.csv's order
+
+
+@pytest.mark.usefixtures("competition")
+def test_own_column_names_are_used_without_a_sample() -> None:
+    write("input/test.csv", [["picture", "extra"], *([name, "x"] for name in NAMES)])
+    made = read(submission.submit(train(1), config(image_column="picture", label_column="kind"), [0]))
+    assert made[0] == ["picture", "kind"]
+    assert [row[0] for row in made[1:]] == NAMES
+
+
+# --------------------------------------------------------------------------------------------------- checking
+
+
+def table(names: Sequence[str] = NAMES) -> Table:
+    return Table(Path("input/test.csv"), list(names), [Path(name) for name in names], pd.DataFrame())
+
+
+def check(names: Sequence[str], labels: Sequence[Any], sample: Sequence[str] | None = None) -> None:
+    if sample is not None:
+        write("input/sample_submission.csv", [["image_name", "label"], *([name, "0"] for name in sample)])
+    frame = pd.DataFrame({"image_name": list(names), "label": list(labels)})
+    submission.check_submission(frame, table(), CLASSES, config())
+
+
+LABELS = ["0", "01", "sea, calm", "0", "0", "01", "01"]
+
+
+def test_a_right_submission_passes() -> None:
+    check(NAMES, LABELS)
+    check(NAMES, LABELS, sample=NAMES)
+    check(NAMES, LABELS, sample=sorted(NAMES))
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (NAMES[::-1], LABELS),
+        ([NAMES[1], NAMES[0], *NAMES[2:]], LABELS),
+        (NAMES[:-1], LABELS[:-1]),
+        ([*NAMES, "new.png"], [*LABELS, "0"]),
+        ([*NAMES, NAMES[0]], [*LABELS, "0"]),
+        ([NAMES[0], NAMES[0], *NAMES[2:]], LABELS),
+        ([], []),
+    ],
+    ids=["reversed", "swapped", "missing", "extra", "repeated", "doubled", "empty"],
+)
+def test_wrong_rows_are_refused(names: list[str], labels: list[str]) -> None:
+    with pytest.raises(UserError, match=r"nothing was written(?s:.*)not input/test.csv's, in that order"):
+        check(names, labels)
+
+
+@pytest.mark.parametrize("label", ["1", "00", "0.0", "", "sea", " 0", "nan", None, np.nan])
+def test_an_unknown_label_is_refused(label: Any) -> None:
+    with pytest.raises(UserError, match="has labels that training did not have"):
+        check(NAMES, [*LABELS[:-1], label])
+
+
+@pytest.mark.parametrize(
+    ("sample", "says"),
+    [
+        ([*NAMES[:-1], "z.png"], "first: z.png"),
+        (NAMES[:-1], "first: é.png"),
+        ([*NAMES, "z.png"], "first: z.png"),
+        ([*NAMES, NAMES[0]], "one is repeated"),
+    ],
+)
+def test_a_sample_with_other_images_is_refused(sample: list[str], says: str) -> None:
+    with pytest.raises(UserError, match=rf"sample_submission.csv: lists other images .*{says}"):
+        check(NAMES, LABELS, sample)
+
+
+def test_all_problems_are_listed_at_once() -> None:
+    with pytest.raises(UserError, match=r"3 problems(?s:.*)order(?s:.*)labels(?s:.*)other images"):
+        check(NAMES[::-1], ["x"] * 7, NAMES[1:])
+
+
+# ------------------------------------------------------------------------------------------------- round trip
+
+WORDS = st.text(st.sampled_from("aB7é森 ,;\"'#.-_%\n=+@"), min_size=1, max_size=12)
+FILES = WORDS.filter(lambda name: name == name.strip() and name not in (".", ".."))
+
+
+@settings(derandomize=True, max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(FILES, min_size=1, max_size=8, unique=True),
+    st.lists(WORDS, min_size=2, max_size=5, unique=True),
+    st.integers(0, 99),
+)
+def test_names_and_labels_survive(
+    monkeypatch: pytest.MonkeyPatch, names: list[str], classes: list[str], seed: int
+) -> None:
+    probabilities = np.random.default_rng(seed).dirichlet(np.ones(len(classes)), len(names)).astype(np.float32)
+    with tempfile.TemporaryDirectory() as folder, monkeypatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(submission, "read_images", lambda *_: (object(), []))
+        patch.setattr(submission, "predict_folds", lambda *_: (probabilities, classes))
+        write("input/test.csv", [["image_name", "x"], *([name, ""] for name in names)])
+        Path("input/SceneImages").mkdir()
+        for name in names:
+            Path("input/SceneImages", name).touch()
+        made = read(submission.submit(Run(Path("runs/t")), config(), [0]))
+    assert [row[0] for row in made[1:]] == names
+    assert [row[1] for row in made[1:]] == [classes[best] for best in probabilities.argmax(1)]

@@ -1,0 +1,104 @@
+"""infer.py end to end on a tiny trained run: the submission's rows, order, labels, views and refusals."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import infer
+from scenes.console import UserError
+
+
+def read(path: str) -> pd.DataFrame:
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def test_the_submission_has_each_test_row_in_order_with_a_known_label(finished: Path) -> None:
+    infer.main([])
+    submission, test = read("submissions/tiny.csv"), read("input/test.csv")
+    assert list(submission) == ["image_name", "label"]
+    assert submission["image_name"].tolist() == test["image_name"].tolist()
+    assert set(submission["label"]) <= set("012345")
+    probabilities = pd.read_csv("submissions/tiny_probabilities.csv")
+    assert probabilities["image_name"].tolist() == test["image_name"].tolist()
+    assert probabilities[list("012345")].to_numpy().argmax(1).astype(str).tolist() == submission["label"].tolist()
+
+
+def test_folds_are_averaged(finished: Path) -> None:
+    for folds in ("0", "1", "0-1"):
+        infer.main(["--folds", folds, "--out", f"out{folds}.csv"])
+    zero, one, both = (pd.read_csv(f"out{f}_probabilities.csv").iloc[:, 1:].to_numpy() for f in ("0", "1", "0-1"))
+    np.testing.assert_allclose(both, (zero + one) / 2, atol=1e-6)
+    assert np.abs(zero - one).max() > 1e-3
+
+
+def test_another_order_of_test_rows_gives_the_same_predictions_in_that_order(finished: Path) -> None:
+    infer.main(["--out", "a.csv"])
+    test = read("input/test.csv").iloc[::-1].head(7)
+    test.to_csv("input/test.csv", index=False)
+    Path("input/sample_submission.csv").unlink()
+    infer.main(["--out", "b.csv"])
+    first, second = read("a.csv").set_index("image_name"), read("b.csv").set_index("image_name")
+    assert second.index.tolist() == test["image_name"].tolist()
+    assert second["label"].tolist() == first.loc[second.index, "label"].tolist()
+
+
+@pytest.mark.parametrize("views", ["none", "multiscale", "five_crop"])
+def test_views_change_the_probabilities_and_keep_them_probabilities(views: str, finished: Path) -> None:
+    infer.main(["--out", "hflip.csv"])
+    infer.main(["--tta", views, "--out", "other.csv"])
+    hflip, other = (pd.read_csv(f"{n}_probabilities.csv").iloc[:, 1:].to_numpy() for n in ("hflip", "other"))
+    assert np.abs(hflip - other).max() > 1e-5
+    np.testing.assert_allclose(other.sum(1), 1, atol=1e-5)
+
+
+def test_an_untrained_fold_is_refused_and_the_trained_ones_are_listed(finished: Path) -> None:
+    shutil.rmtree("runs/tiny/fold1")
+    with pytest.raises(UserError, match="fold1 not trained; trained: fold0"):
+        infer.main(["--folds", "0-1"])
+
+
+def test_without_a_run_it_says_which_it_takes(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    infer.main([])
+    assert "runs/tiny" in capsys.readouterr().out.splitlines()[0]
+    shutil.rmtree("runs")
+    with pytest.raises(UserError, match="no finished run"):
+        infer.main([])
+
+
+def test_an_older_submission_of_other_content_is_kept(finished: Path) -> None:
+    Path("submissions").mkdir()
+    Path("submissions/tiny.csv").write_text("mine\n")
+    infer.main([])
+    infer.main([])
+    assert Path("submissions/tiny.1.csv").read_text() == "mine\n"
+    assert not Path("submissions/tiny.2.csv").exists()
+
+
+def test_a_broken_test_image_is_refused_and_nothing_is_written(finished: Path) -> None:
+    name = read("input/test.csv")["image_name"][2]
+    path = Path("input/SceneImages", name)
+    path.write_bytes(path.read_bytes()[:400])
+    with pytest.raises(UserError, match=f"line 4 \\('{name}'\\)"):
+        infer.main([])
+    assert not list(Path().glob("submissions/*"))
+
+
+def test_weights_of_another_competition_are_refused(finished: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = "runs/tiny/fold1/weights.safetensors"
+    metadata = {"format": 1, "classes": list("abcdef"), "run": "x"}
+    save_file(load_file(path), path, {"scenes": json.dumps(metadata)})
+    with pytest.raises(UserError, match="other classes"):
+        infer.main([])
+
+
+def test_a_truncated_weights_file_is_refused_by_name(finished: Path) -> None:
+    path = Path("runs/tiny/fold0/weights.safetensors")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"fold0/weights\.safetensors"):
+        infer.main([])

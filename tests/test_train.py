@@ -1,0 +1,241 @@
+"""train.py end to end on a tiny competition: what it writes, resumes, refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import train
+from scenes.console import UserError
+from scenes.training.fit import FoldTraining
+from tiny import TINY
+
+SCRIPT = Path(train.__file__)
+
+
+def fit(*arguments: str) -> None:
+    """Trains tiny.yaml; later settings win over TINY's."""
+    options = [argument for argument in arguments if argument.startswith("--")]
+    settings = [argument for argument in arguments if not argument.startswith("--")]
+    train.main(["tiny.yaml", *options, "--set", *TINY, *settings])
+
+
+def results(root: Path) -> dict[str, bytes]:
+    """The bytes of all that must not depend on how a run was carried out."""
+    files = [*root.glob("runs/*/oof.csv"), *root.glob("runs/*/*/weights.safetensors"), *root.glob("submissions/*.csv")]
+    return {str(file.relative_to(root)): file.read_bytes() for file in sorted(files)}
+
+
+def test_a_run_leaves_what_it_promises(trained: Path) -> None:
+    run = trained / "runs/tiny"
+    for name in ("config.yaml", "folds.csv", "oof.csv", "metrics.json", "environment.json"):
+        assert (run / name).is_file()
+    for fold in ("fold0", "fold1"):
+        assert {"weights.safetensors", "last.pt", "history.csv"} <= {file.name for file in (run / fold).iterdir()}
+        history = pd.read_csv(run / fold / "history.csv")
+        assert history["epoch"].tolist() == [1, 2]
+        assert history[["train_loss", "val_loss", "val_accuracy", "lr"]].notna().all(axis=None)
+
+
+def test_out_of_fold_predictions_cover_each_row_once_and_agree_with_the_metrics(trained: Path) -> None:
+    oof = pd.read_csv(trained / "runs/tiny/oof.csv", dtype={"label": str})
+    rows = pd.read_csv(trained / "input/train.csv", dtype=str)
+    folds = pd.read_csv(trained / "runs/tiny/folds.csv")
+    assert oof["image_name"].tolist() == rows["image_name"].tolist()
+    assert oof["label"].tolist() == rows["label"].tolist()
+    assert oof["fold"].tolist() == folds["fold"].tolist()
+    probabilities = oof[list("012345")].to_numpy()
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+    metrics = json.loads((trained / "runs/tiny/metrics.json").read_text())
+    hits = probabilities.argmax(1) == oof["label"].astype(int)
+    assert metrics["n"] == 96
+    assert metrics["accuracy"] == pytest.approx(hits.mean())
+    assert metrics["accuracy_se"] == pytest.approx(hits.std(ddof=1) / 96**0.5)
+    assert np.array(metrics["confusion"]).sum() == 96
+
+
+def test_the_same_seed_gives_the_same_bytes_with_and_without_workers(finished: Path) -> None:
+    before = results(finished)
+    assert len(before) == 3
+    Path("runs/tiny").rename("runs/first")
+    fit("loader.workers=2")
+    after = results(finished)
+    assert {name: content for name, content in after.items() if "tiny" in name} == before
+
+
+def test_another_seed_gives_another_model_on_the_same_folds(finished: Path) -> None:
+    fit("name=other", "seed=1", "train.epochs=1")
+    assert Path("runs/other/folds.csv").read_bytes() == Path("runs/tiny/folds.csv").read_bytes()
+    assert Path("runs/other/oof.csv").read_bytes() != Path("runs/tiny/oof.csv").read_bytes()
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 4])
+def test_an_interrupted_run_goes_on_to_the_same_bytes(
+    stop_at: int, trained: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = FoldTraining._train_step
+
+    def interrupted(self: FoldTraining, batches: object) -> float:
+        rate = step(self, batches)  # type: ignore[arg-type]
+        if self.step == stop_at:
+            raise KeyboardInterrupt
+        return rate
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FoldTraining, "_train_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit("train.checkpoint_minutes=1e-9")
+    fit()
+    assert results(workspace) == results(trained)
+
+
+def test_finished_folds_are_skipped_and_folds_can_come_one_by_one(trained: Path, workspace: Path) -> None:
+    fit("--folds=1")
+    metrics = json.loads(Path("runs/tiny/metrics.json").read_text())
+    assert metrics["folds"] == [1]
+    assert metrics["n"] == 48
+    written = Path("runs/tiny/fold1/weights.safetensors").stat().st_mtime_ns
+    fit("--folds=0-1")
+    assert Path("runs/tiny/fold1/weights.safetensors").stat().st_mtime_ns == written
+    assert results(workspace) == results(trained)
+
+
+def test_full_trains_on_every_row(workspace: Path) -> None:
+    fit("--folds=full", "train.epochs=1")
+    assert Path("runs/tiny/full/weights.safetensors").is_file()
+    assert not Path("runs/tiny/oof.csv").exists()
+
+
+def test_a_dry_run_leaves_no_run(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit("--dry-run")
+    assert "would take about" in capsys.readouterr().out
+    assert not Path("runs").exists()
+
+
+def test_shuffled_labels_score_chance(workspace: Path) -> None:
+    table = pd.read_csv("input/train.csv")
+    table["label"] = np.random.default_rng(0).permutation(table["label"])
+    table.to_csv("input/train.csv", index=False)
+    fit("train.epochs=8", "model.dropout=0.0")
+    metrics = json.loads(Path("runs/tiny/metrics.json").read_text())
+    assert abs(metrics["accuracy"] - 1 / 6) < 3 * (1 / 6 * 5 / 6 / 96) ** 0.5
+
+
+def test_a_changed_config_is_refused_with_the_difference(finished: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.lr: 0\.01 → 0\.5"):
+        fit("train.lr=0.5")
+
+
+def test_a_setting_that_cannot_change_the_result_may_change(finished: Path) -> None:
+    before = results(finished)
+    fit("loader.workers=1", "train.checkpoint_minutes=5")
+    assert results(finished) == before
+
+
+def test_changed_training_data_is_refused(finished: Path) -> None:
+    table = pd.read_csv("input/train.csv")
+    table.loc[3, "label"] = (table.loc[3, "label"] + 1) % 6
+    table.to_csv("input/train.csv", index=False)
+    with pytest.raises(UserError, match=r"label is '\d', was '\d'"):
+        fit()
+
+
+def test_early_stopping_restores_the_best_epoch_and_is_called_optimistic(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit("--folds=0", "train.early_stopping=1", "train.lr=1.0", "train.epochs=30", "train.clip_norm=null")
+    history = pd.read_csv("runs/tiny/fold0/history.csv")
+    assert len(history) < 30
+    metrics = json.loads(Path("runs/tiny/metrics.json").read_text())
+    assert "early stopping" in metrics["optimistic"]
+    assert metrics["views"]["plain"]["log_loss"] == pytest.approx(history["val_loss"].min(), rel=1e-4)
+    assert "optimistic" in capsys.readouterr().out
+
+
+def test_accumulation_does_not_change_the_weights(workspace: Path) -> None:
+    from safetensors.numpy import load_file
+
+    common = ["--folds=0", "train.batch_norm=frozen", "train.epochs=1", "train.lr=1e-3"]
+    fit(*common)
+    fit(*common, "name=split", "train.accumulate=4")
+    one, four = (load_file(f"runs/{name}/fold0/weights.safetensors") for name in ("tiny", "split"))
+    assert max(np.abs(one[name] - four[name]).max() for name in one) < 1e-4
+
+
+def test_a_diverging_run_stops_and_keeps_the_last_good_state(workspace: Path) -> None:
+    with pytest.raises(UserError, match="no longer finite"):
+        fit("--folds=0", "train.lr=1e30", "train.optimizer=sgd", "train.clip_norm=null", "train.epochs=4")
+    assert not Path("runs/tiny/fold0/weights.safetensors").exists()
+
+
+def test_averaged_weights_are_the_ones_that_count(workspace: Path) -> None:
+    fit("--folds=0", "train.ema_decay=0.9")
+    fit("--folds=0", "name=raw")
+    averaged, raw = (Path(f"runs/{name}/fold0/weights.safetensors").read_bytes() for name in ("tiny", "raw"))
+    assert averaged != raw
+
+
+def test_a_frozen_body_without_augmentation_trains_its_head_on_features(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.numpy import load_file
+
+    fit("--folds=0", "augment=none", "train.trainable_stages=0", "train.linear_probe=false", "train.epochs=5")
+    assert "computed once" in capsys.readouterr().out
+    assert list(Path(".cache").glob("features-*.npy"))
+    fit("--folds=0", "name=start", "augment=none", "train.trainable_stages=0", "train.lr=1e-9", "train.epochs=1")
+    one, start = (load_file(f"runs/{name}/fold0/weights.safetensors") for name in ("tiny", "start"))
+    changed = {name for name in one if not np.array_equal(one[name], start[name])}
+    assert changed == {"head.0.weight", "head.0.bias"} or changed == {"head.1.weight", "head.1.bias"}
+
+
+def test_all_that_is_wrong_with_the_data_is_listed_at_once(workspace: Path) -> None:
+    table = pd.read_csv("input/train.csv", dtype=str)
+    names = table["image_name"]
+    Path("input/SceneImages", names[0]).write_bytes(b"")
+    Path("input/SceneImages", names[1]).unlink()
+    table.loc[2, "label"] = ""
+    table.loc[3, "image_name"] = "../../etc/passwd"
+    table.loc[4, "image_name"] = names[5]
+    table.to_csv("input/train.csv", index=False)
+    with pytest.raises(UserError) as caught:
+        fit()
+    message = str(caught.value)
+    for expected in (
+        "5 problems",
+        "empty file",
+        "not in input",
+        "empty label",
+        "leaves",
+        "stands above",
+        "line 2",
+        "→",
+    ):
+        assert expected in message
+    assert not Path("runs").exists()
+
+
+def test_a_mistake_exits_with_2_and_without_a_traceback(workspace: Path) -> None:
+    Path("input/train.csv").write_text("image,label\n1.jpg,0\n")
+    done = subprocess.run([sys.executable, SCRIPT, "tiny.yaml"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "no column 'image_name'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("script", ["train", "infer", "prepare"])
+def test_help_needs_no_heavy_module(script: str) -> None:
+    code = (
+        f"import sys, runpy; sys.argv = ['{script}.py', '--help']\n"
+        f"try: runpy.run_path({str(SCRIPT.with_name(script + '.py'))!r}, run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'timm', 'pandas', 'numpy', 'sklearn', 'cv2', 'pydantic'} & set(sys.modules)\n"
+        "sys.exit(f'loaded: {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=SCRIPT.parent, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout
