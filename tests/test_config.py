@@ -177,6 +177,7 @@ def test_a_long_wrong_value_is_quoted_shortly(tmp_path: Path) -> None:
         ("seed: 1\nseed: 2", "line 2: not valid YAML: the key 'seed' stands twice"),
         ("train:\n  lr: 1\n  lr: 2", "line 3: not valid YAML: the key 'lr' stands twice"),
         ("train: {trainable_stages: {0: 1, '0': 2}}", "the key '0' stands twice"),
+        ("train: {trainable_stages: {'0': 1, 0: 2}}", "the key 0 stands twice"),
         ("seed: &a 3\nimage_size: *a", "line 2: not valid YAML: aliases"),
         ("seed: *a", "aliases"),
         ("seed: 1\nmodel: !!python/object:os.system {}", "line 2: not valid YAML: the tag"),

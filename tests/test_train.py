@@ -1,6 +1,8 @@
 """train.py end to end on a tiny competition: what it writes, resumes, refuses."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from filelock import FileLock
 
 import train
-from scenes.console import UserError
+from scenes.console import StoppedError, UserError
+from scenes.model.backbone import Classifier
 from scenes.training.fit import FoldTraining
 from tiny import TINY
 
@@ -239,3 +244,58 @@ def test_help_needs_no_heavy_module(script: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=SCRIPT.parent, check=False)
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout
+
+
+def test_out_of_memory_splits_the_batch_and_trains_the_same(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.numpy import load_file
+
+    common = ["--folds=0", "train.batch_norm=frozen", "train.epochs=1", "train.lr=1e-3"]
+    fit(*common)
+    forward = Classifier.forward
+
+    def small_memory(self: Classifier, images: torch.Tensor) -> torch.Tensor:
+        if self.training and len(images) > 5:
+            raise torch.OutOfMemoryError
+        return forward(self, images)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Classifier, "forward", small_memory)
+        fit(*common, "name=small")
+        assert "split in 4" in capsys.readouterr().out
+        patch.setattr(Classifier, "forward", lambda self, images: small_memory(self, images.repeat(6, 1, 1, 1)))
+        with pytest.raises(UserError, match="not even one image"):
+            fit(*common, "name=tiniest")
+    assert pd.read_csv("runs/small/fold0/history.csv")["accumulate"].tolist() == [4]
+    one, four = (load_file(f"runs/{name}/fold0/weights.safetensors") for name in ("tiny", "small"))
+    assert max(np.abs(one[name] - four[name]).max() for name in one) < 1e-4
+
+
+@pytest.mark.parametrize("how", ["signal", "budget"])
+def test_a_run_that_stops_in_good_order_goes_on_to_the_same_bytes(
+    how: str, trained: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = FoldTraining._train_step
+
+    def signalled(self: FoldTraining, batches: object) -> float:
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batches)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        if how == "signal":
+            patch.setattr(FoldTraining, "_train_step", signalled)
+        with pytest.raises(StoppedError, match="same command") as stopped:
+            fit(*(["train.time_budget_minutes=1e-9"] if how == "budget" else []))
+    assert stopped.value.exit_code == (130 if how == "signal" else 3)
+    assert Path("runs/tiny/fold0/last.pt").exists()
+    fit()
+    assert results(workspace) == results(trained)
+
+
+def test_a_second_process_on_the_same_fold_is_sent_away(finished: Path) -> None:
+    Path("runs/tiny/fold1/oof.safetensors").unlink()
+    with FileLock("runs/tiny/fold1/.lock"), pytest.raises(UserError, match="another process is training this fold"):
+        fit()
+    fit()

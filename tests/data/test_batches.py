@@ -28,7 +28,6 @@ from scenes.data.batches import (
     compose,
     eval_loader,
     resize,
-    split,
     train_loader,
     worker_count,
 )
@@ -98,17 +97,16 @@ def test_an_epoch_ends_once(count: int, batch: int, epochs: int) -> None:
             assert schedule.epoch(step + 1) == epoch
 
 
-@pytest.mark.parametrize(("first", "accumulate"), [(0, 1), (3, 1), (5, 3), (11, 4), (12, 2)])
-def test_a_resumed_schedule_goes_on_alike(first: int, accumulate: int) -> None:
+@pytest.mark.parametrize("first", [0, 3, 5, 11, 12])
+def test_a_resumed_schedule_goes_on_alike(first: int) -> None:
     def schedule() -> Schedule:
         return Schedule(np.arange(17), 5, 7, 3, 1)
 
-    whole = list(StepSampler(schedule(), 0, accumulate))
-    rest = StepSampler(schedule(), first, accumulate)
-    assert list(rest) == whole[first * accumulate :]
-    assert len(rest) == len(whole) - first * accumulate
-    joined = [sample for part in whole[:accumulate] for sample in part]
-    assert joined == schedule().batch(0)
+    whole = list(StepSampler(schedule(), 0))
+    rest = StepSampler(schedule(), first)
+    assert list(rest) == whole[first:]
+    assert len(rest) == len(whole) - first
+    assert whole[0] == schedule().batch(0)
 
 
 def test_orders_differ_by_epoch_seed_and_fold() -> None:
@@ -118,13 +116,6 @@ def test_orders_differ_by_epoch_seed_and_fold() -> None:
     orders = [tuple(order(*place)) for place in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0))]
     assert len(set(orders)) == 4
     assert all(sorted(each) == list(range(50)) for each in orders)
-
-
-def test_split_loses_nothing() -> None:
-    samples = [Sample(row, 0) for row in range(11)]
-    parts = split(samples, 4)
-    assert [sample for part in parts for sample in part] == samples
-    assert sorted(map(len, parts)) == [2, 3, 3, 3]
 
 
 # -------------------------------------------------------------------------------------------- augmentations
@@ -230,11 +221,11 @@ def test_workers_change_nothing() -> None:
     augment = [*PRESETS["strong"], *MIXTURE]
 
     def batches(workers: int) -> list[tuple[np.ndarray, list[int]]]:
-        loader = train_loader(augmented(augment), StepSampler(schedule, 1, 2), workers, CPU)
+        loader = train_loader(augmented(augment), StepSampler(schedule, 1), workers, CPU)
         return [(batch.images.numpy(), batch.rows.tolist()) for batch in loader]
 
     alone, helped = batches(0), batches(2)
-    assert len(alone) == len(helped) == (schedule.steps - 1) * 2
+    assert len(alone) == len(helped) == schedule.steps - 1
     for (images, rows), (others, other_rows) in zip(alone, helped, strict=True):
         assert rows == other_rows
         np.testing.assert_array_equal(images, others)
@@ -246,7 +237,7 @@ def test_workers_change_nothing() -> None:
 def test_starting_a_loader_draws_from_no_global_generator() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    next(iter(train_loader(augmented("light"), StepSampler(Schedule(np.arange(4), 1, 2, 0, 0), 0, 1), 0, CPU)))
+    next(iter(train_loader(augmented("light"), StepSampler(Schedule(np.arange(4), 1, 2, 0, 0), 0), 0, CPU)))
     assert torch.equal(before, torch.get_rng_state())
 
 

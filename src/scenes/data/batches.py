@@ -2,7 +2,6 @@
 
 import difflib
 import inspect
-import itertools
 import os
 import random
 import warnings
@@ -102,27 +101,20 @@ class Schedule:
 
 
 class StepSampler(Sampler[list[Sample]]):
-    """Yields the micro-batches of the steps from `first` on."""
+    """Yields the batches of the steps from `first` on."""
 
-    def __init__(self, schedule: Schedule, first: int, accumulate: int) -> None:
-        self.schedule, self.first, self.accumulate = schedule, first, accumulate
+    def __init__(self, schedule: Schedule, first: int) -> None:
+        self.schedule, self.first = schedule, first
 
     def __iter__(self) -> Iterator[list[Sample]]:
-        for step in range(self.first, self.schedule.steps):
-            yield from split(self.schedule.batch(step), self.accumulate)
+        return (self.schedule.batch(step) for step in range(self.first, self.schedule.steps))
 
     def __len__(self) -> int:
-        return (self.schedule.steps - self.first) * self.accumulate
-
-
-def split(samples: list[Sample], parts: int) -> list[list[Sample]]:
-    """Cuts a batch into micro-batches whose sizes differ by one at most."""
-    bounds = [len(samples) * part // parts for part in range(parts + 1)]
-    return [samples[start:end] for start, end in itertools.pairwise(bounds)]
+        return self.schedule.steps - self.first
 
 
 class TrainBatch(NamedTuple):
-    """A micro-batch: uint8 images of shape (n, size, size, 3) and their rows, int64, shape (n,)."""
+    """One step's batch: uint8 images of shape (n, size, size, 3) and their rows, int64, shape (n,)."""
 
     images: torch.Tensor
     rows: torch.Tensor
@@ -264,7 +256,7 @@ class EvalImages(Dataset[EvalBatch]):
 def train_loader(
     images: AugmentedImages, sampler: StepSampler, workers: int | str, device: torch.device
 ) -> DataLoader[TrainBatch]:
-    """Feeds training micro-batches."""
+    """Feeds training batches."""
     return _loader(images, sampler, workers, device)
 
 

@@ -70,6 +70,7 @@ class FoldTraining:
         )
         # What a checkpoint holds, beside the networks and the optimiser.
         self.step = 0
+        self.accumulate = self.train.accumulate
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self.loss_sum = torch.zeros((), device=job.device)
@@ -88,14 +89,14 @@ class FoldTraining:
         steps = self.schedule.steps if self.step_limit is None else min(self.step_limit, self.schedule.steps)
         meter = Meter(steps, self.name, "img", self.train.batch_size, done=self.step)
         trackers = None if self.step_limit else Trackers(self.config, self.folder, self.name, self.step)
-        micro_batches = self._micro_batches()
+        batches = self._batches()
         last_save = time.monotonic()
         is_new_epoch = True
         with StopRequest(self.deadline) as stop:
             while self.step < steps and not self._stops_early():
                 if is_new_epoch:  # modes follow from the epoch alone, so that a resumed run has them too
                     self._set_modes()
-                rate = self._train_step(micro_batches)
+                rate = self._train_step(batches)
                 meter.advance(f"rate {rate:.1e}")
                 epoch = self.schedule.ends_epoch(self.step - 1)
                 is_new_epoch = epoch is not None and self.step_limit is None
@@ -143,7 +144,7 @@ class FoldTraining:
         if len(self.held_rows):
             logits = torch.from_numpy(features[0, self.held_rows] @ weights.T + biases)
             row = self._scores(logits.softmax(1).numpy(), self.held_rows)
-            self.history.append({"epoch": 0, "steps": 0, "lr": 0.0, "train_loss": None, **row})
+            self.history.append({"epoch": 0, "steps": 0, "accumulate": 0, "lr": 0.0, "train_loss": None, **row})
             say(f"  {self.name} probe: held-out accuracy {row['val_accuracy']:.4f}, strength C = {strength:g}")
 
     def _resume(self) -> None:
@@ -157,7 +158,8 @@ class FoldTraining:
             self.averaged.module.load_state_dict(saved["averaged"])
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
-        self.step, self.history, self.best = saved["step"], saved["history"], saved["best"]
+        self.step, self.accumulate = saved["step"], saved["accumulate"]
+        self.history, self.best = saved["history"], saved["best"]
         self.loss_sum, self.seconds = saved["loss_sum"].to(self.job.device), saved["seconds"]
         say(f"  {self.name} goes on at step {self.step} of {self.schedule.steps}")
 
@@ -171,6 +173,7 @@ class FoldTraining:
             "averaged": self.averaged.module.state_dict() if self.averaged else None,
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
             "step": self.step,
+            "accumulate": self.accumulate,
             "history": self.history,
             "best": self.best,
             "loss_sum": self.loss_sum,
@@ -188,50 +191,35 @@ class FoldTraining:
         """What a checkpoint must belong to; the config itself is compared when a run begins."""
         return f"{self.config.name} {self.name} {self.config.model.name} {len(self.job.labels.classes)} classes"
 
-    def _micro_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields (input, rows) on the device from the present step on: images, or features of a frozen body."""
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields each step's (input, rows) from the present step on: images, or features of a frozen body."""
         job, config = self.job, self.config
-        sampler = StepSampler(self.schedule, self.step, self.train.accumulate)
+        sampler = StepSampler(self.schedule, self.step)
         if job.trains_on_features:
             features = torch.from_numpy(job.features[0])
             for samples in sampler:
                 rows = torch.tensor([sample.row for sample in samples])
-                yield features[rows].to(job.device), rows.to(job.device)
+                yield features[rows], rows
             return
         pictures = AugmentedImages(job.images, config.augment, config.image_size, config.seed, self.fold)
         for batch in train_loader(pictures, sampler, config.loader.workers, job.device):
-            images = batch.images.to(job.device, non_blocking=True).permute(0, 3, 1, 2)
-            yield images, batch.rows.to(job.device, non_blocking=True)
+            yield batch.images.permute(0, 3, 1, 2), batch.rows
 
     def _set_modes(self) -> None:
         stages = recipe.trainable_stages(self.train, int(self.schedule.epoch(self.step)))
         is_frozen = recipe.freezes_batch_norm(self.train, self.job.pretrained is not None)
         recipe.set_modes(self.model, stages, is_frozen)
 
-    def _train_step(self, micro_batches: Iterator[tuple[Tensor, Tensor]]) -> float:
+    def _train_step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> float:
         """Does one optimiser step; returns its rate."""
-        train = self.train
-        rate = recipe.learning_rate(self.step, self.schedule, train, self.history)
+        rate = recipe.learning_rate(self.step, self.schedule, self.train, self.history)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        for micro in range(train.accumulate):
-            inputs, rows = next(micro_batches)
-            seed_all(key("step", self.config.seed, self.fold, self.step, micro))  # for dropout and drop path
-            with self.accelerator.autocast():
-                logits = self.network(inputs)
-            losses = functional.cross_entropy(
-                logits.float(),
-                self.targets[rows],
-                self.class_weights,
-                reduction="none",
-                label_smoothing=train.label_smoothing,
-            )
-            # Divided by the whole batch, so that the split into micro-batches does not change the gradient.
-            loss = losses.sum() / train.batch_size
-            self.loss_sum += loss.detach()
-            self.accelerator.backward(loss)
-        if train.clip_norm:
-            self.accelerator.clip_grad_norm_(self.network.parameters(), train.clip_norm)
+        inputs, rows = next(batches)
+        while not self._add_gradients(inputs, rows):
+            self._halve_micro_batches()
+        if self.train.clip_norm:
+            self.accelerator.clip_grad_norm_(self.network.parameters(), self.train.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.averaged:
@@ -240,6 +228,39 @@ class FoldTraining:
         if self.step % FINITE_CHECK_STEPS == 0:
             self._check_finite()
         return rate
+
+    def _add_gradients(self, inputs: Tensor, rows: Tensor) -> bool:
+        """Runs a batch forward and back in micro-batches; False, and nothing added, if the memory ran out."""
+        device, train = self.job.device, self.train
+        loss_before = self.loss_sum.clone()
+        parts = zip(inputs.tensor_split(self.accumulate), rows.tensor_split(self.accumulate), strict=True)
+        try:
+            for micro, (part, part_rows) in enumerate(parts):
+                seed_all(key("step", self.config.seed, self.fold, self.step, micro))  # for dropout and drop path
+                with self.accelerator.autocast():
+                    logits = self.network(part.to(device, non_blocking=True))
+                targets = self.targets[part_rows.to(device, non_blocking=True)]
+                losses = functional.cross_entropy(
+                    logits.float(), targets, self.class_weights, reduction="none", label_smoothing=train.label_smoothing
+                )
+                # Divided by the whole batch, so that the split into micro-batches does not change the gradient.
+                loss = losses.sum() / len(rows)
+                self.loss_sum += loss.detach()
+                self.accelerator.backward(loss)
+            return True
+        except torch.OutOfMemoryError:
+            self.optimizer.zero_grad()
+            self.loss_sum.copy_(loss_before)
+            return False
+
+    def _halve_micro_batches(self) -> None:
+        """Splits batches into twice as many parts, which gives the same gradients in half the memory."""
+        if self.accumulate >= self.train.batch_size:
+            raise UserError(f"{self.name}: not even one image fits into memory; lower image_size or take another model")
+        self.accumulate = min(2 * self.accumulate, self.train.batch_size)
+        say(f"  {self.name}: out of memory; from step {self.step} on batches are split in {self.accumulate}")
+        if self.job.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _check_finite(self) -> None:
         """Stops before a loss or a weight that is not finite can be saved."""
@@ -253,7 +274,13 @@ class FoldTraining:
         """Adds the epoch to the history and judges it."""
         steps = self.step - sum(row["steps"] for row in self.history)
         self._check_finite()
-        row = {"epoch": epoch, "steps": steps, "lr": rate, "train_loss": float(self.loss_sum) / steps}
+        row = {
+            "epoch": epoch,
+            "steps": steps,
+            "accumulate": self.accumulate,
+            "lr": rate,
+            "train_loss": float(self.loss_sum) / steps,
+        }
         self.loss_sum.zero_()
         if len(self.held_rows) and (self.step < self.schedule.steps or self.train.early_stopping):
             row |= self._validate()

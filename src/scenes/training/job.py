@@ -73,7 +73,7 @@ class Job:
 
     @cached_property
     def features(self) -> np.ndarray:
-        """The frozen body's features of all rows, float32, shape (2, n, f): as they are, mirrored."""
+        """The frozen body's features of all rows, float32, shape (2, n, f): as they are, for a probe also mirrored."""
         config = self.config
         return body_features(
             self.new_model(),
@@ -83,6 +83,7 @@ class Job:
             self.device,
             config.loader.workers,
             config.data.cache,
+            mirrored=self.starts_with_probe,
         )
 
     def fold_table(self) -> pd.DataFrame:

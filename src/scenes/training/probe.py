@@ -28,7 +28,14 @@ MIN_ROWS_TO_CHOOSE = 5  # of each class, else the fifth would lack some
 
 
 def body_features(
-    model: Classifier, images: Images, size: int, batch_size: int, device: torch.device, workers: int | str, cache: Path
+    model: Classifier,
+    images: Images,
+    size: int,
+    batch_size: int,
+    device: torch.device,
+    workers: int | str,
+    cache: Path,
+    mirrored: bool = True,
 ) -> np.ndarray:
     """Computes the pooled features of every image and of its mirror image, once for all folds and runs.
 
@@ -40,16 +47,18 @@ def body_features(
         device: Where the model is.
         workers: Loader processes, or ``auto``.
         cache: The folder of all caches.
+        mirrored: Whether the mirror images are wanted, which doubles the work.
 
     Returns:
-        float32, shape (2, n, f): as they are, mirrored.
+        float32, shape (2, n, f): as they are, mirrored; or (1, n, f).
     """
-    path = cache / f"features-{_key(model, images, size, device)}.npy"
+    kind = "mirrored-" if mirrored else ""
+    path = cache / f"features-{kind}{_key(model, images, size, device)}.npy"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if not path.exists():
-                computed = _compute(model, images, size, batch_size, device, workers)
+                computed = _compute(model, images, size, batch_size, device, workers, mirrored)
                 write_atomic(path, lambda temporary: _save(temporary, computed))
     return np.load(path, allow_pickle=False)
 
@@ -70,7 +79,13 @@ def _key(model: Classifier, images: Images, size: int, device: torch.device) -> 
 
 
 def _compute(
-    model: Classifier, images: Images, size: int, batch_size: int, device: torch.device, workers: int | str
+    model: Classifier,
+    images: Images,
+    size: int,
+    batch_size: int,
+    device: torch.device,
+    workers: int | str,
+    mirrored: bool,
 ) -> np.ndarray:
     model.eval()
     loader = eval_loader(EvalImages(images, np.arange(len(images)), [size]), batch_size, workers, device)
@@ -79,8 +94,8 @@ def _compute(
     with torch.inference_mode():
         for batch in loader:
             pictures = batch.canvases[size].to(device, non_blocking=True)
-            both = [model.features(seen.permute(0, 3, 1, 2)).float() for seen in (pictures, pictures.flip(2))]
-            done.append(torch.stack(both).cpu())
+            views = [pictures, pictures.flip(2)] if mirrored else [pictures]
+            done.append(torch.stack([model.features(view.permute(0, 3, 1, 2)).float() for view in views]).cpu())
             meter.advance()
     meter.close()
     return torch.cat(done, 1).numpy()
