@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
 
     from scenes.config import load_config
-    from scenes.data.folds import parse_folds
+    from scenes.data.folds import FULL, parse_folds
 
     config = load_config(arguments.config, arguments.set)
     folds = parse_folds(arguments.folds or f"0-{config.data.folds - 1}", config.data.folds)
@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif arguments.submit:
         from scenes.inference.submission import submit
 
-        path = submit(trained, config, folds)
+        # Folds can be trained one by one; the submission is of all there are.
+        path = submit(trained, config, folds if FULL in folds else trained.finished_folds(config.data.folds))
         say(f"next: upload {path} to Kaggle, or try another config of configs/")
     else:
         say(f"next: python src/infer.py --run {trained.folder}")

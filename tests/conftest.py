@@ -54,3 +54,11 @@ def finished(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> 
     shutil.copytree(trained, root)
     monkeypatch.chdir(root)
     yield root
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says how many bad and odd inputs were tried (tests/test_bad_input.py), in all processes together."""
+    reports = terminalreporter.stats.get("passed", [])
+    tried = sum(count for report in reports for name, count in report.user_properties if name == "inputs tried")
+    if tried:
+        terminalreporter.write_line(f"{tried} bad or odd inputs tried")

@@ -419,6 +419,7 @@ FREE = {
     "train.wandb": "project",
     "loader.workers": 3,
     "infer.batch_size": 3,
+    "infer.on_bad_image": "prior",
 }
 BINDING = {
     "seed": 1,
@@ -431,6 +432,7 @@ BINDING = {
     "data.fold_column": "f",
     "data.folds": 3,
     "data.fold_seed": 1,
+    "data.on_bad_image": "skip",
     "model.name": "m",
     "model.weights": "none",
     "model.pool": "avg",

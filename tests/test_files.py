@@ -1,5 +1,7 @@
 """Files are whole or not there."""
 
+import errno
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -110,3 +112,33 @@ def test_unzip_says_when_a_password_is_needed(tmp_path: Path) -> None:
     archive.write_bytes(content)
     with pytest.raises(UserError, match="password"):
         unzip(archive, tmp_path / "out")
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("[enforce fail at inline_container.cc]"), OSError("7 requested")])
+@pytest.mark.parametrize("is_full", [True, False])
+def test_a_full_disk_is_named_whatever_the_library_made_of_it(
+    failure: Exception, is_full: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(_: Path) -> None:
+        raise failure
+
+    def refuse(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if is_full:
+        monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(OSError if is_full else type(failure)) as caught:
+        write_atomic(tmp_path / "x", fill)
+    if is_full:
+        assert isinstance(caught.value, OSError)
+        assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "x"))
+    else:
+        assert caught.value is failure
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_where_a_folder_is_needed_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    for folder in ("a", "a/b/c"):
+        with pytest.raises(UserError, match=rf"{tmp_path / 'a'}: is a file"):
+            write_text(tmp_path / folder / "x", "")

@@ -299,3 +299,34 @@ def test_a_second_process_on_the_same_fold_is_sent_away(finished: Path) -> None:
     with FileLock("runs/tiny/fold1/.lock"), pytest.raises(UserError, match="another process is training this fold"):
         fit()
     fit()
+
+
+@pytest.mark.parametrize("setting", ["train.early_stopping=2", "train.schedule=plateau"])
+def test_the_full_model_has_no_rows_to_be_judged_on(setting: str, workspace: Path) -> None:
+    with pytest.raises(UserError, match="full holds no rows out"):
+        fit("--folds=full", setting)
+
+
+def test_a_fold_that_lacks_a_class_is_named(workspace: Path) -> None:
+    table = pd.read_csv("input/train.csv")
+    table["group"] = np.where(table["label"] == 2, -1, table.index)
+    table.to_csv("input/train.csv", index=False)
+    with pytest.raises(UserError, match=r"fold\d: would train without the class '2'"):
+        fit("data.group_column=group")
+
+
+def test_classes_may_be_called_what_columns_are_called(workspace: Path) -> None:
+    words = ["fold", "label", "image_name", "n", "accuracy", "[red]"]
+    for name in ("train", "sample_submission"):
+        table = pd.read_csv(f"input/{name}.csv")
+        table["label"] = [words[label] for label in table["label"]]
+        table.to_csv(f"input/{name}.csv", index=False)
+    fit("--submit", "train.epochs=1")
+    assert set(pd.read_csv("submissions/tiny.csv")["label"]) <= set(words)
+
+
+def test_wandb_that_is_not_installed_is_missed_at_once(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        fit("train.wandb=project")
+    assert not Path("runs").exists()

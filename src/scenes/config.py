@@ -1,15 +1,14 @@
-"""Every knob with its default on one screen, and the strict reading of experiment files."""
+"""Every knob with its default on one screen; experiment files are checked against it."""
 
 import difflib
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from scenes import strict_yaml
 from scenes.console import Problem, UserError, raise_problems
 
 Stages = Literal["all"] | Annotated[int, Field(ge=0)]
@@ -47,6 +46,7 @@ class DataConfig(Section):
     label_column: str = "label"
     class_names: list[str] | None = None  # for people to read, in the order of the sorted labels
     group_column: str | None = None  # rows of one group share a fold
+    on_bad_image: Literal["error", "skip"] = "error"  # skip: train without rows whose image is missing or damaged
     fold_column: str | None = None  # your own folds, numbered from 0
     folds: Annotated[int, Field(ge=2, le=1000)] = 5
     fold_seed: Annotated[int, Field(ge=0, lt=2**32)] = 42  # not `seed`: models of all seeds share the folds
@@ -103,6 +103,7 @@ class InferConfig(Section):
 
     tta: Literal["none", "hflip", "multiscale", "five_crop"] = "hflip"
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 64
+    on_bad_image: Literal["error", "prior"] = "error"  # prior: class shares for a test image that cannot be read
 
 
 class Config(Section):
@@ -158,70 +159,8 @@ FREE_KEYS = (
     "train.wandb",
     "loader.workers",
     "infer.batch_size",
+    "infer.on_bad_image",
 )
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without its traps: no duplicate keys, aliases, tags or dates; `no` is a word, `1e-3` and 010 are numbers."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event = self.peek_event()
-        if isinstance(event, yaml.AliasEvent):
-            raise _error("aliases are not supported", event)
-        if getattr(event, "tag", None):
-            raise _error(f"the tag {event.tag} is not supported", event)
-        return super().compose_node(parent, index)
-
-    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
-        value = super().construct_scalar(node)
-        if re.search("[\0\ud800-\udfff]", value):  # neither may stand in a path, a CSV or this run's config.yaml
-            raise _error(f"{value!r} is not text", node)
-        return value
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, bool) or not isinstance(key, str | int):
-                raise _error("a key must be a plain word", key_node)
-            if str(key) in seen:
-                raise _error(f"the key {key!r} stands twice", key_node)
-            seen.add(str(key))
-        return super().construct_mapping(node, deep)
-
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        return int(self.construct_scalar(node))  # YAML's own takes 010 for 8 and 1:30 for 90
-
-    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
-        value = super().construct_yaml_float(node)
-        if not math.isfinite(value):
-            raise _error(f"{node.value} is not a finite number", node)
-        return value
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes each word that either this file's reader or plain YAML would not read as a word."""
-
-
-def _error(problem: str, at: Any) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
-
-
-# Of YAML's own guesses at what a plain word is only `null` stays.
-_Loader.yaml_implicit_resolvers = {
-    letter: [(tag, regexp) for tag, regexp in resolvers if tag.endswith(":null")]
-    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_PLAIN_WORDS = {
-    "bool": r"true|True|TRUE|false|False|FALSE",
-    "int": r"[-+]?[0-9]+",
-    "float": r"[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|nan|NaN))",
-}
-for _kind, _pattern in _PLAIN_WORDS.items():
-    for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), "tTfF-+.0123456789")
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
-_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -242,12 +181,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a YAML file ({error}); save it as UTF-8") from None
-    values = _parse_yaml(text, str(path))
+    values = strict_yaml.parse(text, str(path))
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise UserError(f"{path}: a config is made of `key: value` lines, this is a {type(values).__name__}")
     values.setdefault("name", path.stem)
-    places = {key: f"{path}, line {line}" for key, line in _lines(text).items()}
+    places = {key: f"{path}, line {line}" for key, line in strict_yaml.key_lines(text).items()}
     for pair in overrides:
         key = _apply(values, pair)
         below = [place for place in places if place.startswith(f"{key}.")]
@@ -293,29 +232,13 @@ def validate(values: Mapping[str, Any], source: str, places: Mapping[str, str] |
 
 def dump(config: Config) -> str:
     """Writes a resolved config as YAML that `load_config` reads back."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return strict_yaml.dump(config.model_dump(mode="json"))
 
 
 def differences(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
     """Lists (key, old value, new value) for each knob that differs and can change a result."""
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
     return [(key, before[key], after[key]) for key in after if key not in FREE_KEYS and before[key] != after[key]]
-
-
-def _parse_yaml(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except RecursionError:
-        raise UserError(f"{source}: not a config: brackets or lines are nested too deeply") from None
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise UserError(
-            f"{source}, line {line}: not valid YAML: #x{error.character:04x} is no text character"
-        ) from None
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{source}, line {mark.line + 1}" if mark else source
-        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
 
 
 def _apply(values: dict[str, Any], pair: str) -> str:
@@ -329,22 +252,8 @@ def _apply(values: dict[str, Any], pair: str) -> str:
         target = target.setdefault(section, {})
         if not isinstance(target, dict):
             raise UserError(f"--set {pair}: {section} is {_short(target)}, which has nothing below it to set")
-    target[last] = _parse_yaml(text, f"--set {pair}")
+    target[last] = strict_yaml.parse(text, f"--set {pair}")
     return key.strip()
-
-
-def _lines(text: str) -> dict[str, int]:
-    """Finds the line, from 1, on which each dotted key stands."""
-    found: dict[str, int] = {}
-
-    def visit(node: yaml.Node | None, prefix: str) -> None:
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                found[prefix + str(key.value)] = key.start_mark.line + 1
-                visit(value, f"{prefix}{key.value}.")
-
-    visit(yaml.compose(text, _Loader), "")
-    return found
 
 
 def _place(key: str, places: Mapping[str, str]) -> str:
@@ -405,6 +314,3 @@ def _short(value: object) -> str:
 def _neighbours(path: Path) -> str:
     folder = path.parent if path.parent.is_dir() else Path("configs")
     return ", ".join(str(file) for file in sorted(folder.glob("*.yaml"))) or "none in that folder"
-
-
-TTA_NAMES: tuple[str, ...] = get_args(InferConfig.model_fields["tta"].annotation)

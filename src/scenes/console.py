@@ -175,7 +175,7 @@ class Meter:
 
     @property
     def rate(self) -> float:
-        """Units per second since the start."""
+        """Units per second since the start or the last restart."""
         return (self.done - self.first) * self.per_item / max(monotonic() - self.start, 1e-9)
 
     def advance(self, note: str = "") -> None:
@@ -188,6 +188,10 @@ class Meter:
             self.last_line = monotonic()
             left = (self.total - self.done) * self.per_item / max(self.rate, 1e-9)
             say(f"  {self.label}: {self.done}/{self.total}  {text}  {left:.0f} s left")
+
+    def restart(self) -> None:
+        """Forgets the time so far, which something else took."""
+        self.first, self.start = self.done, monotonic()
 
     def close(self) -> None:
         """Removes the bar."""

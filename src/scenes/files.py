@@ -2,12 +2,16 @@
 
 import glob
 import os
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from scenes.console import UserError
+
+PROBE_BYTES = 2**20
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -16,20 +20,76 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     Args:
         path: The file to write; its folder is made if missing.
         write: Called with a temporary path in the same folder, which it fills.
+
+    Raises:
+        OSError: If the disk takes no more, whatever `write` made of that.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     for left_over in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         if not _is_running(int(left_over.suffixes[-2][1:])):
             left_over.unlink(missing_ok=True)  # its process was killed
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        with disk_errors(path):
+            write(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns what a full disk does to torch, safetensors or NumPy into the system's own error, and says where it was.
+
+    Each of them reports it in its own words, two of them not as an OSError; and no failed write names its file.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (cause := _disk_error(error, path.parent)) is None:
+            raise
+        cause.filename = cause.filename or str(path)
+        raise cause from None
+
+
+def _disk_error(error: Exception, folder: Path) -> OSError | None:
+    """The system's error behind another, found out by writing to the same folder; None if that works."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    if isinstance(error, UserError):
+        return None
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(PROBE_BYTES))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as cause:
+        return cause
+    return None
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, if missing.
+
+    Raises:
+        UserError: If a file is in the way.
+    """
+    check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def check_folder(folder: Path) -> None:
+    """Makes sure that a folder is there or can be made.
+
+    Raises:
+        UserError: If a file is in the way.
+    """
+    for place in (folder, *folder.parents):
+        if os.path.isfile(place):  # noqa: PTH113 - false where pathlib raises, e.g. below a file
+            raise UserError(f"{place}: is a file where a folder is needed; move it away or rename it")
 
 
 def _is_running(process: int) -> bool:

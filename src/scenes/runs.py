@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from scenes.config import Config, differences, dump, load_config
 from scenes.console import UserError
 from scenes.data.folds import FULL, fold_name, parse_folds
-from scenes.files import write_text
+from scenes.files import make_folder, write_text
 
 RUNS = Path("runs")
 
@@ -71,7 +71,7 @@ class Run:
             UserError: If another process works on the fold.
         """
         folder = self.fold_folder(fold)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         try:
             with FileLock(folder / ".lock", timeout=0):
                 yield

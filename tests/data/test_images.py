@@ -438,7 +438,7 @@ print(sum(int(images[row].sum()) for row in range(len(images))), bad)
 def test_processes_that_build_at_once_build_once(tmp_path: Path, paths: list[Path]) -> None:
     code = BUILD.format(source=str(SOURCE), log=str(tmp_path / "log"), cache=str(tmp_path / "cache"))
     command = [sys.executable, "-c", code, *map(str, paths)]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(8)]
     printed = {process.communicate()[0] for process in processes}
     expected = sum(int(decode(path, 30).pixels.sum()) for path in paths)
     assert printed == {f"{expected} {{}}\n"}

@@ -236,6 +236,13 @@ def test_a_sample_with_other_images_is_refused(sample: list[str], says: str) -> 
         check(NAMES, LABELS, sample)
 
 
+def test_names_that_look_like_numbers_stay_text() -> None:
+    for names in (["007", "1e3", "1.0"], ["nan", "", "NA"]):
+        write("input/sample_submission.csv", [["image_name", "label"], *([name, "0"] for name in names)])
+        frame = pd.DataFrame({"image_name": names, "label": ["01"] * 3})
+        submission.check_submission(frame, table(names), CLASSES, config())
+
+
 def test_all_problems_are_listed_at_once() -> None:
     with pytest.raises(UserError, match=r"3 problems(?s:.*)order(?s:.*)labels(?s:.*)other images"):
         check(NAMES[::-1], ["x"] * 7, NAMES[1:])

@@ -24,6 +24,7 @@ from scenes.model.weights import (
     load_body,
     load_classifier,
     pretrained_state,
+    read_prior,
     read_state,
     save_classifier,
 )
@@ -368,6 +369,12 @@ def test_prefixes_are_stripped_and_heads_left_out(prefix: str) -> None:
     assert_loads({f"{prefix}{key}": value for key, value in wanted.items()} | head, wanted)
 
 
+def test_the_prefix_of_most_names_is_the_one() -> None:
+    wanted = state()
+    stray = {"bn1.weight": torch.zeros(16), "teacher.bn1.weight": torch.zeros(16)}
+    assert_loads(stray | {f"student.backbone.{key}": value for key, value in wanted.items()}, wanted)
+
+
 def test_a_prefix_that_is_part_of_the_names_stays() -> None:
     wanted = {key: value.clone() for key, value in randomised(body("simple_cnn")).state_dict().items()}
     assert all(key.startswith("blocks.") for key in wanted)
@@ -580,3 +587,15 @@ def test_foreign_and_damaged_weights_are_refused() -> None:
     ):
         with pytest.raises(UserError, match=f"^{name}.safetensors: {says}"):
             load_classifier(Path(f"{name}.safetensors"), settings)
+
+
+def test_the_class_shares_travel_with_the_weights(tmp_path: Path) -> None:
+    settings = config(weights="none")
+    classifier = Classifier(settings.model, settings.image_size, 3)
+    path = tmp_path / "x.safetensors"
+    save_classifier(classifier, path, ["a", "b", "c"], "t", np.array([0.5, 0.25, 0.25]))
+    assert read_prior(path).tolist() == [0.5, 0.25, 0.25]
+    assert load_classifier(path, settings)[1] == ["a", "b", "c"]
+    save_classifier(classifier, path, ["a", "b", "c"], "t")
+    with pytest.raises(UserError, match="does not hold the classes' shares"):
+        read_prior(path)

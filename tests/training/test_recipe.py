@@ -221,10 +221,10 @@ def test_frozen_statistics_do_not_freeze_the_affine_weights() -> None:
 
 def test_a_frozen_body_computes_as_in_evaluation() -> None:
     """Else features computed once would differ from what the head meets."""
-    model = make("test_convnext")
+    model = make("test_vit")
     for module in model.body.modules():
-        if hasattr(module, "drop_prob"):
-            module.drop_prob = 0.5
+        if isinstance(module, nn.Dropout):
+            module.p = 0.5
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     set_modes(model, 0, False)
     with torch.no_grad():

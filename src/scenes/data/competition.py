@@ -5,7 +5,7 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,11 @@ class Table:
     def __len__(self) -> int:
         return len(self.names)
 
+    def take(self, rows: Sequence[int]) -> "Table":
+        """The same table with these rows only."""
+        names, paths = [self.names[row] for row in rows], [self.paths[row] for row in rows]
+        return Table(self.csv, names, paths, self.columns.iloc[list(rows)])
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -61,15 +66,17 @@ def read_train(config: DataConfig, folds: int | None) -> tuple[Table, Labels, li
         folds: How many folds every class must reach; None for no such check.
 
     Returns:
-        The table, the labels and what is wrong with them, most basic first.
+        The table, the labels and what is wrong with them, most basic first; under ``data.on_bad_image: skip`` a
+        missing image is nothing wrong.
 
     Raises:
         UserError: If there is nothing to read.
     """
     wanted = [config.image_column, config.label_column]
     wanted += [column for column in (config.group_column, config.fold_column) if column]
-    table, problems = _read_table(config.root / config.train_csv, wanted, config, config.image_dir)
-    labels, label_problems = _labels(table, config, folds)
+    may_lack = config.on_bad_image == "skip"
+    table, problems = _read_table(config.root / config.train_csv, wanted, config, config.image_dir, may_lack)
+    labels, label_problems = read_labels(table, config, folds)
     problems += label_problems
     if config.group_column:
         groups = table.columns[config.group_column].tolist()
@@ -78,14 +85,18 @@ def read_train(config: DataConfig, folds: int | None) -> tuple[Table, Labels, li
     return table, labels, problems
 
 
-def read_test(config: DataConfig) -> tuple[Table, list[Problem]]:
+def read_test(config: DataConfig, may_lack_images: bool = False) -> tuple[Table, list[Problem]]:
     """Reads the test CSV.
+
+    Args:
+        config: The config's data section.
+        may_lack_images: Whether a missing image is nothing wrong.
 
     Raises:
         UserError: If there is nothing to read.
     """
     image_dir = config.test_image_dir or config.image_dir
-    return _read_table(config.root / config.test_csv, [config.image_column], config, image_dir)
+    return _read_table(config.root / config.test_csv, [config.image_column], config, image_dir, may_lack_images)
 
 
 def overlap(train: Table, test: Table) -> list[Problem]:
@@ -113,15 +124,31 @@ def problem_for_rows(
     return _problem(table.csv, [(lines[row], values[row]) for row in rows], what, remedy)
 
 
+def bad_image_rows(table: Table, reasons: Mapping[int, str], what: str) -> str:
+    """Says in one line which rows' images cannot be read, with the first few as examples.
+
+    Args:
+        table: What the rows are of.
+        reasons: What is wrong, by row.
+        what: What becomes of them.
+    """
+    lines = table.columns.index
+    return f"{table.csv}: " + _rows([(lines[row], f"{table.names[row]}: {why}") for row, why in reasons.items()], what)
+
+
 def _problem(file: Path, found: list[tuple[int, str]], what: str, remedy: str) -> list[Problem]:
-    if not found:
-        return []
+    return [Problem(str(file), _rows(found, what), remedy)] if found else []
+
+
+def _rows(found: list[tuple[int, str]], what: str) -> str:
     examples = ", ".join(f"line {line} ({value[:80]!r})" for line, value in found[:EXAMPLES])
     more = f" and {len(found) - EXAMPLES} more" if len(found) > EXAMPLES else ""
-    return [Problem(str(file), f"{len(found)} row{'s' if len(found) > 1 else ''} {what}: {examples}{more}", remedy)]
+    return f"{len(found)} row{'s' if len(found) > 1 else ''} {what}: {examples}{more}"
 
 
-def _read_table(file: Path, wanted: list[str], config: DataConfig, image_dir: Path) -> tuple[Table, list[Problem]]:
+def _read_table(
+    file: Path, wanted: list[str], config: DataConfig, image_dir: Path, may_lack_images: bool
+) -> tuple[Table, list[Problem]]:
     lines, rows = _read_csv(file, wanted)
     header, *rows = rows
     _check_header(file, header, wanted)
@@ -136,8 +163,9 @@ def _read_table(file: Path, wanted: list[str], config: DataConfig, image_dir: Pa
     columns = pd.DataFrame([rows[row] for row in kept], index=index, columns=header, dtype=str)
     names = columns[config.image_column].tolist()
     folder = config.root / image_dir
-    table = Table(file, names, [folder / (name + config.image_suffix) for name in names], columns)
-    return table, problems + _name_problems(table, folder, config.image_suffix)
+    paths = [folder / _on_disk(name + config.image_suffix) for name in names]
+    table = Table(file, names, paths, columns)
+    return table, problems + _name_problems(table, folder, config.image_suffix, may_lack_images)
 
 
 def _read_csv(file: Path, wanted: list[str]) -> tuple[list[int], list[list[str]]]:
@@ -185,7 +213,7 @@ def _check_header(file: Path, header: list[str], wanted: list[str]) -> None:
         raise UserError(f"{file}: several columns {', '.join(map(repr, repeated))}; rename all but one")
 
 
-def _name_problems(table: Table, folder: Path, suffix: str) -> list[Problem]:
+def _name_problems(table: Table, folder: Path, suffix: str, may_lack_images: bool) -> list[Problem]:
     problems: list[Problem] = []
 
     def report(wrong: Callable[[int, str], bool], what: str, remedy: str) -> set[int]:
@@ -207,10 +235,12 @@ def _name_problems(table: Table, folder: Path, suffix: str) -> list[Problem]:
         return [*problems, Problem(str(folder), "no such image folder", "data.root and data.image_dir say where it is")]
     root = os.path.join(os.path.realpath(folder), "")  # noqa: PTH118
     skip |= report(
-        lambda row, name: row not in skip and _leaves(root, name + suffix),
+        lambda row, name: row not in skip and _leaves(root, _on_disk(name + suffix)),
         f"with a path that leaves {folder}",
         "image names are paths below the image folder",
     )
+    if may_lack_images:
+        return problems
     hint = "" if suffix else ", or set data.image_suffix if the names lack it"
     report(
         lambda row, _: row not in skip and not os.path.isfile(table.paths[row]),  # noqa: PTH113 - as above
@@ -220,6 +250,11 @@ def _name_problems(table: Table, folder: Path, suffix: str) -> list[Problem]:
     return problems
 
 
+def _on_disk(name: str) -> str:
+    """The file name that is this text in UTF-8, which is another where Python takes file names for ASCII."""
+    return os.fsdecode(name.encode(errors="surrogateescape"))
+
+
 def _leaves(root: str, name: str) -> bool:
     """Whether a name, links followed, is outside the image folder."""
     if "\0" in name:
@@ -227,7 +262,8 @@ def _leaves(root: str, name: str) -> bool:
     return not os.path.realpath(os.path.join(root, name)).startswith(root)  # noqa: PTH118 - half the time of pathlib
 
 
-def _labels(table: Table, config: DataConfig, folds: int | None) -> tuple[Labels, list[Problem]]:
+def read_labels(table: Table, config: DataConfig, folds: int | None) -> tuple[Labels, list[Problem]]:
+    """Makes a training table's labels into targets and classes; arguments as `read_train`'s."""
     labels = table.columns[config.label_column].tolist()
     problems: list[Problem] = []
     sound = Counter(labels)

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
@@ -17,8 +18,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from scenes.console import Problem, progress, say
 from scenes.data.competition import Table, problem_for_rows
+from scenes.files import disk_errors, make_folder
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 CHUNK = 64
 FREE_DISK_RESERVE = 2**30
 MAX_PIXELS = 178_956_970  # Pillow's own limit: more in one file is an attack, not a picture
@@ -131,6 +133,7 @@ class Images:
 
     Attributes:
         pixel_hashes: (n,) array of 32 hexadecimal digits; equal for images with equal pixels.
+        bad: What is wrong with those that could not be read, by row.
     """
 
     def __init__(self, folder: Path, paths: Sequence[Path], short_side: int) -> None:
@@ -138,6 +141,7 @@ class Images:
         with np.load(folder / "index.npz", allow_pickle=False) as index:
             self._offsets, self._shapes = index["offsets"], index["shapes"]
             self.pixel_hashes: np.ndarray = index["pixel_hashes"]
+            self.bad = {row: str(why) for row, why in enumerate(index["reasons"]) if why}
         self.is_cached = self._file.exists()
         self._paths = [] if self.is_cached else list(paths)
         self._short_side = short_side
@@ -156,6 +160,15 @@ class Images:
         start = self._offsets[row]
         return self._bytes[start : start + height * width * 3].reshape(height, width, 3)
 
+    def take(self, rows: Sequence[int]) -> "Images":
+        """The same images at these rows only."""
+        taken = copy(self)
+        at = np.asarray(rows, np.int64)
+        taken._offsets, taken._shapes, taken.pixel_hashes = self._offsets[at], self._shapes[at], self.pixel_hashes[at]
+        taken._paths = [self._paths[row] for row in rows] if self._paths else []
+        taken.bad = {place: self.bad[row] for place, row in enumerate(rows) if row in self.bad}
+        return taken
+
     def __getstate__(self) -> dict[str, object]:
         # Pickling a memory map would copy every byte of it.
         return {**self.__dict__, "_bytes": None}
@@ -170,7 +183,7 @@ def read_images(table: Table, size: int, cache: Path, label: str) -> tuple[Image
         cache: The folder of all caches.
         label: What to call these images in messages.
     """
-    present = [row for row, path in enumerate(table.paths) if os.path.isfile(path)]  # noqa: PTH113 - it never raises
+    present = _present(table)
     if not present:
         return None, []
     images, bad = open_images([table.paths[row] for row in present], size, cache, label)
@@ -182,8 +195,29 @@ def read_images(table: Table, size: int, cache: Path, label: str) -> tuple[Image
     return (images if len(present) == len(table) else None), problems
 
 
+def read_good_images(table: Table, size: int, cache: Path, label: str) -> tuple[Images | None, dict[int, str]]:
+    """Opens those of a table's images that can be read; arguments as `read_images`'.
+
+    Returns:
+        Their images in the table's order, None if there are none; and why each of the other rows is left out.
+    """
+    present = _present(table)
+    reasons = dict.fromkeys(sorted(set(range(len(table))) - set(present)), "no such file")
+    if not present:
+        return None, reasons
+    images, bad = open_images([table.paths[row] for row in present], size, cache, label, keep_bad=True)
+    assert images is not None
+    reasons |= {present[at]: why for at, why in bad.items()}
+    good = [at for at in range(len(present)) if at not in bad]
+    return images.take(good) if good else None, dict(sorted(reasons.items()))
+
+
+def _present(table: Table) -> list[int]:
+    return [row for row, path in enumerate(table.paths) if os.path.isfile(path)]  # noqa: PTH113 - it never raises
+
+
 def open_images(
-    paths: Sequence[Path], largest_size: int, cache: Path, label: str
+    paths: Sequence[Path], largest_size: int, cache: Path, label: str, keep_bad: bool = False
 ) -> tuple[Images | None, dict[int, str]]:
     """Opens the cache of these files, building it first if there is none.
 
@@ -192,25 +226,30 @@ def open_images(
         largest_size: The largest image size in pixels the run asks for; more than 1.5 times that is not kept.
         cache: The folder of all caches.
         label: What to call these images in messages.
+        keep_bad: Open the images although some cannot be read; none of these may be asked for.
 
     Returns:
-        The images, and an empty dict; or None and what is wrong with each unreadable row.
+        The images, None if some cannot be read and `keep_bad` is not set; what is wrong with each of these by row.
     """
     short_side = int(1.5 * largest_size)
     folder = cache / f"images-{_key(paths, short_side)}"
     if not (folder / "index.npz").exists():
-        cache.mkdir(parents=True, exist_ok=True)
+        make_folder(cache)
         with FileLock(f"{folder}.lock"):
             # Another process may have built it while this one waited.
-            if not (folder / "index.npz").exists() and (bad := _build(folder, paths, short_side, label)):
-                return None, bad
+            if not (folder / "index.npz").exists():
+                bad = _build(folder, paths, short_side, label, keep_bad)
+                if bad and not keep_bad:
+                    return None, bad
     images = Images(folder, paths, short_side)
+    if images.bad and not keep_bad:
+        return None, images.bad
     if not images.is_cached:
         say(
             f"the decoded {label} images did not fit on the disk: they are decoded anew each time they are needed. "
             f"Once there is room, delete {folder}"
         )
-    return images, {}
+    return images, images.bad
 
 
 def _key(paths: Sequence[Path], short_side: int) -> str:
@@ -222,15 +261,16 @@ def _key(paths: Sequence[Path], short_side: int) -> str:
     return digest.hexdigest()
 
 
-def _build(folder: Path, paths: Sequence[Path], short_side: int, label: str) -> dict[int, str]:
+def _build(folder: Path, paths: Sequence[Path], short_side: int, label: str, keep_bad: bool) -> dict[int, str]:
     """Decodes all files into `folder`, which appears only when whole; returns what is wrong with each bad row."""
     for left_over in folder.parent.glob(f"{folder.name}.part*"):  # of a build that was killed
         shutil.rmtree(left_over, ignore_errors=True)
     part = folder.with_name(f"{folder.name}.part{os.getpid()}")
     part.mkdir(parents=True)
     try:
-        bad = _decode_all(part, paths, short_side, label)
-        if not bad:
+        with disk_errors(folder):
+            bad = _decode_all(part, paths, short_side, label)
+        if keep_bad or not bad:
             shutil.rmtree(folder, ignore_errors=True)  # there, but without an index
             part.replace(folder)
         return bad
@@ -273,7 +313,8 @@ def _decode_all(part: Path, paths: Sequence[Path], short_side: int, label: str) 
     if not fits:
         binary.unlink()
     sizes = shapes.prod(axis=1) * 3
+    reasons = np.array([bad.get(row, "") for row in range(len(paths))])
     with (part / "index.npz").open("wb") as file:
-        np.savez(file, offsets=np.cumsum(sizes) - sizes, shapes=shapes, pixel_hashes=hashes)
+        np.savez(file, offsets=np.cumsum(sizes) - sizes, shapes=shapes, pixel_hashes=hashes, reasons=reasons)
         os.fsync(file.fileno())
     return bad

@@ -118,7 +118,8 @@ def share_bodies(models: Sequence[Classifier]) -> None:
     for model in models:
         state = model.body.state_dict()
         for other in kept:
-            if all(torch.equal(tensor, state[name]) for name, tensor in other.body.state_dict().items()):
+            others = other.body.state_dict()
+            if others.keys() == state.keys() and all(torch.equal(others[name], state[name]) for name in state):
                 model.body = other.body
                 break
         else:

@@ -9,13 +9,13 @@ import torch
 
 from scenes.config import Config
 from scenes.console import Problem, UserError, raise_problems, say
-from scenes.data.competition import Table, read_test
+from scenes.data.competition import Table, bad_image_rows, read_test
 from scenes.data.folds import fold_name
-from scenes.data.images import Images, read_images
-from scenes.files import keep_old, write_text
+from scenes.data.images import Images, read_good_images, read_images
+from scenes.files import check_folder, keep_old, write_text
 from scenes.inference.predict import VIEWS, predict, share_bodies
 from scenes.model.device import choose_device, choose_precision
-from scenes.model.weights import load_classifier
+from scenes.model.weights import load_classifier, read_prior
 from scenes.runs import Run
 
 SUBMISSIONS = Path("submissions")
@@ -37,20 +37,56 @@ def submit(run: Run, config: Config, folds: Sequence[int], out: Path | None = No
         UserError: If test.csv, an image, a fold's weights or the result is not as it must be.
     """
     out = out or SUBMISSIONS / f"{run.name}.csv"
-    table, problems = read_test(config.data)
-    header, sample_problems = _read_sample(table, config)
-    images, image_problems = read_images(table, config.image_size, config.data.cache, "test")
-    raise_problems(problems + sample_problems + image_problems)
-    assert images is not None
-    probabilities, classes = predict_folds(run, config, folds, images, len(table))
+    check_folder(out.parent)  # known before the work, not after
+    if out.is_dir():
+        raise UserError(f"{out}: is a folder; name a file in it, e.g. --out {out / run.name}.csv")
+    table, images, bad, header = _read(config)
+    priors = [read_prior(run.weights_file(fold)) for fold in folds] if bad else []
+    probabilities, classes = predict_folds(run, config, folds, images, len(table) - len(bad))
+    if bad:
+        probabilities = _with_prior(probabilities, list(bad), np.mean(priors, axis=0))
     labels = [classes[best] for best in probabilities.argmax(1)]
     submission = pd.DataFrame(zip(table.names, labels, strict=True), columns=header)
     check_submission(submission, table, classes, config)
-    by_class = pd.DataFrame(probabilities, columns=classes)
-    by_class.insert(0, config.data.image_column, table.names)
+    images_column = pd.DataFrame({config.data.image_column: table.names})
+    by_class = pd.concat([images_column, pd.DataFrame(probabilities, columns=classes)], axis=1)
     _write(out.with_name(f"{out.stem}_probabilities.csv"), by_class)
     _write(out, submission)
     return out
+
+
+def _read(config: Config) -> tuple[Table, Images, dict[int, str], list[str]]:
+    """Reads and checks all that is predicted.
+
+    Returns:
+        The test rows; the images that can be read; why the others cannot, by row, under ``infer.on_bad_image: prior``;
+        the submission's column names.
+    """
+    use_prior = config.infer.on_bad_image == "prior"
+    table, problems = read_test(config.data, may_lack_images=use_prior)
+    header, sample_problems = _read_sample(table, config)
+    problems += sample_problems
+    bad: dict[int, str] = {}
+    if use_prior:
+        images, bad = read_good_images(table, config.image_size, config.data.cache, "test")
+        if images is None:
+            problems.append(Problem(str(table.csv), "no row has an image that can be read", "check data.image_dir"))
+    else:
+        images, image_problems = read_images(table, config.image_size, config.data.cache, "test")
+        problems += image_problems
+    raise_problems(problems)
+    assert images is not None
+    if bad:
+        say(bad_image_rows(table, bad, "predicted by the classes' shares alone, the image cannot be read"))
+    return table, images, bad, header
+
+
+def _with_prior(predicted: np.ndarray, bad: list[int], prior: np.ndarray) -> np.ndarray:
+    """Puts rows without an image, which get the class shares of the training rows, among those predicted."""
+    filled = np.empty((len(predicted) + len(bad), len(prior)), predicted.dtype)
+    filled[bad] = prior
+    filled[np.setdiff1d(np.arange(len(filled)), bad)] = predicted
+    return filled
 
 
 def predict_folds(

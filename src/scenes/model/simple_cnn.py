@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 
 class SimpleCNN(nn.Module):
-    """Five convolutions with batch norm, each halving the picture, then the mean over what is left."""
+    """Five strided convolutions with batch norm, each halving the picture, then the mean over what is left."""
 
     num_features = 256
     pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}  # noqa: RUF012 - timm's name and form
@@ -14,10 +14,9 @@ class SimpleCNN(nn.Module):
         self.blocks = nn.Sequential(
             *(
                 nn.Sequential(
-                    nn.Conv2d(before, width, 3, padding=1, bias=False),
+                    nn.Conv2d(before, width, 3, stride=2, padding=1, bias=False),
                     nn.BatchNorm2d(width),
                     nn.ReLU(inplace=True),
-                    nn.MaxPool2d(2),
                 )
                 for before, width in zip((3, *widths), widths, strict=False)
             )

@@ -11,7 +11,9 @@ import urllib.request
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -274,10 +276,23 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[0][:200]
 
 
-def save_classifier(model: Classifier, path: Path, classes: Sequence[str], run: str) -> None:
-    """Writes a trained network with the labels its outputs stand for."""
+def save_classifier(
+    model: Classifier, path: Path, classes: Sequence[str], run: str, prior: Sequence[float] | None = None
+) -> None:
+    """Writes a trained network.
+
+    Args:
+        model: The network.
+        path: Where to.
+        classes: The labels its outputs stand for.
+        run: The run's name.
+        prior: Each class's share of the rows it was trained on: what is known of an image that cannot be read.
+    """
+    content = {"format": 1, "classes": list(classes), "run": run}
+    if prior is not None:
+        content["prior"] = [float(share) for share in prior]
     # One entry: safetensors writes several in a random order, and the same run must give the same bytes.
-    metadata = {"scenes": json.dumps({"format": 1, "classes": list(classes), "run": run})}
+    metadata = {"scenes": json.dumps(content)}
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     write_atomic(path, lambda temporary: save_file(state, temporary, metadata))
 
@@ -295,10 +310,7 @@ def load_classifier(path: Path, config: Config) -> tuple[Classifier, list[str]]:
     Raises:
         UserError: If the file is damaged, foreign, or of another network.
     """
-    metadata = json.loads(read_metadata(path).get("scenes", "{}"))
-    if metadata.get("format") != 1:
-        raise UserError(f"{path}: not the weights of a trained fold")
-    classes = metadata["classes"]
+    classes = _fold_metadata(path)["classes"]
     model = Classifier(config.model, config.image_size, len(classes))
     try:
         model.load_state_dict(read_state(path))
@@ -307,3 +319,29 @@ def load_classifier(path: Path, config: Config) -> tuple[Classifier, list[str]]:
             f"{path}: does not fit {config.model.name} as the run's config describes it ({_first_line(error)})"
         ) from None
     return model, classes
+
+
+def read_prior(path: Path) -> np.ndarray:
+    """Reads each class's share of the rows a network was trained on: float32, shape (classes,).
+
+    Raises:
+        UserError: If the file is damaged or foreign, or does not say.
+    """
+    metadata = _fold_metadata(path)
+    prior = metadata.get("prior")
+    if not isinstance(prior, list) or len(prior) != len(metadata["classes"]):
+        raise UserError(f"{path}: does not hold the classes' shares; train the fold again, or mend the images instead")
+    return np.array(prior, np.float32)
+
+
+def _fold_metadata(path: Path) -> dict[str, Any]:
+    """Reads what `save_classifier` wrote beside the tensors."""
+    try:
+        metadata = json.loads(read_metadata(path).get("scenes", "{}"))
+    except ValueError:
+        metadata = None
+    known = isinstance(metadata, dict) and metadata.get("format") == 1
+    classes = metadata.get("classes") if known else None
+    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+        raise UserError(f"{path}: not the weights of a trained fold; train it with src/train.py")
+    return metadata

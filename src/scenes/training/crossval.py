@@ -34,9 +34,12 @@ def cross_validate(config: Config, folds: Sequence[int]) -> Run:
         UserError: If the data, the config or a saved state cannot be used.
     """
     deadline = time.monotonic() + 60 * (config.train.time_budget_minutes or math.inf)
-    job = prepare(config)
+    job = prepare(config, folds)
     run = begin(config)
     write_or_compare(run.folds_file, job.fold_table())
+    if job.skipped:
+        skipped = pd.DataFrame(job.skipped, columns=["image_name", "reason"])
+        write_text(run.folder / "skipped.csv", skipped.to_csv(index=False, lineterminator="\n"))
     write_json(run.folder / "environment.json", describe())
     _introduce(job, run)
     for fold in folds:
@@ -56,7 +59,7 @@ def cross_validate(config: Config, folds: Sequence[int]) -> Run:
 
 def dry_run(config: Config, folds: Sequence[int]) -> None:
     """Does two batches of everything in a scratch folder and says what the full run would take."""
-    job = prepare(config)
+    job = prepare(config, folds)
     say(f"dry run of {config.name}: two batches of everything, nothing is kept but the image cache")
     start = time.monotonic()
     if job.starts_with_probe or job.trains_on_features:
@@ -85,10 +88,13 @@ def summarise(job: Job, run: Run) -> dict[str, Any]:
     config, classes = job.config, job.labels.classes
     oof = gather(run, config.data.folds)
     targets = job.labels.targets[oof.rows]
-    table = pd.DataFrame(oof.mean, columns=classes)
-    table.insert(0, "fold", job.fold_of[oof.rows])
-    table.insert(0, "label", [classes[target] for target in targets])
-    table.insert(0, "image_name", [job.table.names[row] for row in oof.rows])
+    about = {
+        "image_name": [job.table.names[row] for row in oof.rows],
+        "label": [classes[target] for target in targets],
+        "fold": job.fold_of[oof.rows],
+    }
+    # Side by side, not by name: a class may be called what a column is called.
+    table = pd.concat([pd.DataFrame(about), pd.DataFrame(oof.mean, columns=classes)], axis=1)
     write_text(run.oof_file, table.to_csv(index=False, lineterminator="\n"))
 
     folds = run.finished_folds(config.data.folds)
@@ -152,7 +158,10 @@ def gather(run: Run, folds: int) -> OutOfFold:
             views.append(saved.get_tensor("probabilities"))
             names.add(saved.metadata()["views"])
     if len(names) > 1:
-        raise UserError(f"{run.folder}: the folds were predicted under different views ({'; '.join(sorted(names))})")
+        raise UserError(
+            f"{run.folder}: the folds were predicted under different views ({'; '.join(sorted(names))}); "
+            f"delete the oof.safetensors of some, so that they are predicted again, or restore infer.tta"
+        )
     all_rows = np.concatenate(rows)
     if len(np.unique(all_rows)) != len(all_rows):
         raise UserError(f"{run.folder}: a row is held out by two folds; the fold folders are mixed up")

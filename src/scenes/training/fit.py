@@ -89,6 +89,16 @@ class FoldTraining:
         steps = self.schedule.steps if self.step_limit is None else min(self.step_limit, self.schedule.steps)
         meter = Meter(steps, self.name, "img", self.train.batch_size, done=self.step)
         trackers = None if self.step_limit else Trackers(self.config, self.folder, self.name, self.step)
+        try:
+            self._train(steps, meter, trackers)
+        finally:
+            meter.close()
+            if trackers:
+                trackers.close()
+        return Speed(meter.rate, self._finish())
+
+    def _train(self, steps: int, meter: Meter, trackers: Trackers | None) -> None:
+        """Goes through the steps, judging and saving at the end of each epoch."""
         batches = self._batches()
         last_save = time.monotonic()
         is_new_epoch = True
@@ -107,12 +117,11 @@ class FoldTraining:
                 if is_new_epoch or ((due or reason) and self.step_limit is None):
                     self._save()
                     last_save = time.monotonic()
+                    meter.restart()
+                elif self.step_limit and self.step == 1:
+                    meter.restart()  # the first step of all warms up
                 if reason:
                     raise reason
-        meter.close()
-        if trackers:
-            trackers.close()
-        return Speed(meter.rate, self._finish())
 
     def _start(self) -> None:
         """Makes the networks and the optimiser as they are before the first step."""
@@ -127,6 +136,8 @@ class FoldTraining:
         )
         trained = self.model.head if job.trains_on_features else self.model
         self.network, self.optimizer = self.accelerator.prepare(trained, recipe.make_optimizer(self.model, train))
+        if job.trains_on_features:
+            job.features  # noqa: B018 - computed here, before the steps are timed
         if self.class_weights is not None:
             self.class_weights = self.class_weights.to(job.device)
 
@@ -152,16 +163,27 @@ class FoldTraining:
         saved = checkpoint.load(self.folder, self._identity) if self.step_limit is None else None
         if not saved:
             return
+        try:
+            self._restore(saved)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            last = self.folder / "last.pt"
+            raise UserError(
+                f"{last}: does not fit this network and optimiser ({type(error).__name__})\n"
+                f"  → delete {last} and previous.pt beside it to start this fold anew"
+            ) from None
+        say(f"  {self.name} goes on at step {self.step} of {self.schedule.steps}")
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        """Takes over what a checkpoint holds."""
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.averaged:
             self.averaged.module.load_state_dict(saved["averaged"])
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
-        self.step, self.accumulate = saved["step"], saved["accumulate"]
+        self.step, self.accumulate = int(saved["step"]), int(saved["accumulate"])
         self.history, self.best = saved["history"], saved["best"]
         self.loss_sum, self.seconds = saved["loss_sum"].to(self.job.device), saved["seconds"]
-        say(f"  {self.name} goes on at step {self.step} of {self.schedule.steps}")
 
     def _save(self) -> None:
         """Writes the checkpoint and history.csv; never a state whose loss is not finite."""
@@ -206,7 +228,7 @@ class FoldTraining:
             yield batch.images.permute(0, 3, 1, 2), batch.rows
 
     def _set_modes(self) -> None:
-        stages = recipe.trainable_stages(self.train, int(self.schedule.epoch(self.step)))
+        stages = recipe.trainable_stages(self.train, self.schedule.epoch(self.step))
         is_frozen = recipe.freezes_batch_norm(self.train, self.job.pretrained is not None)
         recipe.set_modes(self.model, stages, is_frozen)
 
@@ -347,7 +369,9 @@ class FoldTraining:
         if self.best:
             model.load_state_dict(self.best["model"])
             say(f"  {self.name}: restored epoch {self.best['epoch']}, the best on its held-out rows")
-        save_classifier(model, self.run.weights_file(self.fold), self.job.labels.classes, self.config.name)
+        classes = self.job.labels.classes
+        prior = np.bincount(self.job.labels.targets[self.train_rows], minlength=len(classes)) / len(self.train_rows)
+        save_classifier(model, self.run.weights_file(self.fold), classes, self.config.name, prior.tolist())
         if self.fold == FULL:
             self._write_records()
             return 0.0
@@ -366,5 +390,6 @@ class FoldTraining:
     def _write_records(self) -> None:
         """Writes history.csv anew and the time taken."""
         write_json(self.run.time_file(self.fold), {"seconds": round(self._seconds(), 1)})
-        text = pd.DataFrame(self.history).to_csv(index=False, lineterminator="\n")
-        write_text(self.folder / "history.csv", text)
+        if self.history:
+            text = pd.DataFrame(self.history).to_csv(index=False, lineterminator="\n")
+            write_text(self.folder / "history.csv", text)

@@ -1,7 +1,9 @@
 """What all folds of a run share: checked data, decoded images, the folds, pretrained weights, the device."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.util import find_spec
 
 import numpy as np
 import pandas as pd
@@ -9,11 +11,11 @@ import torch
 from torch import Tensor
 
 from scenes.config import Config
-from scenes.console import UserError, raise_problems, say
+from scenes.console import Problem, UserError, raise_problems, say
 from scenes.data.batches import compose
-from scenes.data.competition import Labels, Table, overlap, read_test, read_train
-from scenes.data.folds import FULL, given_folds, group_rows, make_folds
-from scenes.data.images import Images, read_images
+from scenes.data.competition import Labels, Table, bad_image_rows, overlap, read_labels, read_test, read_train
+from scenes.data.folds import FULL, fold_name, given_folds, group_rows, make_folds
+from scenes.data.images import Images, read_good_images, read_images
 from scenes.inference.predict import VIEWS
 from scenes.model.backbone import Classifier
 from scenes.model.device import choose_device, choose_precision
@@ -35,6 +37,7 @@ class Job:
         pretrained: The body's weights to start from, or None.
         device: Where to compute.
         precision: ``fp32``, ``bf16`` or ``fp16``.
+        skipped: Image name and reason of each row left out because its image cannot be read.
     """
 
     config: Config
@@ -46,6 +49,7 @@ class Job:
     pretrained: dict[str, Tensor] | None
     device: torch.device
     precision: str
+    skipped: list[tuple[str, str]] = field(default_factory=list)
 
     def rows(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
         """The rows a fold trains on and those it is judged on (none for the full model)."""
@@ -98,50 +102,94 @@ class Job:
         return pd.DataFrame(columns)
 
 
-def prepare(config: Config) -> Job:
+def prepare(config: Config, folds: Sequence[int]) -> Job:
     """Reads and checks everything a run needs, before any training.
+
+    Args:
+        config: The experiment.
+        folds: What is to be trained.
 
     Raises:
         UserError: With the list of all that is wrong.
     """
+    _check_options(config, folds)
     compose(config.augment, config.image_size)  # a wrong transform is found here, not in a worker
     if config.data.sample:
         from scenes.data.sample import draw
 
         draw(config.data.root)
-    table, labels, images = read_data(config)
+    table, labels, images, skipped = read_data(config)
     data = config.data
     groups = group_rows(images.pixel_hashes, table.columns[data.group_column].tolist() if data.group_column else None)
     if data.fold_column:
         fold_of = given_folds(table, data.fold_column, data.folds, groups)
     else:
         fold_of = make_folds(labels.targets, groups, data.folds, data.fold_seed)
+    _check_classes(labels, fold_of)
     device = choose_device()
     precision = choose_precision(config.train.precision, device)
-    job = Job(config, table, labels, images, groups, fold_of, pretrained_state(config), device, precision)
+    job = Job(config, table, labels, images, groups, fold_of, pretrained_state(config), device, precision, skipped)
     _check_model(job)
     return job
 
 
-def read_data(config: Config) -> tuple[Table, Labels, Images]:
+def read_data(config: Config) -> tuple[Table, Labels, Images, list[tuple[str, str]]]:
     """Reads the CSVs and decodes all images, the test's too, so that bad ones are known before training.
+
+    Returns:
+        The training rows, their labels, their images; and (name, reason) of each row left out for its image.
 
     Raises:
         UserError: With the list of all that is wrong.
     """
-    data = config.data
-    table, labels, problems = read_train(data, None if data.fold_column else data.folds)
+    data, size = config.data, config.image_size
+    folds = None if data.fold_column else data.folds
+    table, labels, problems = read_train(data, folds)
     test = None
     if (data.root / data.test_csv).exists():
-        test, test_problems = read_test(data)
+        test, test_problems = read_test(data, may_lack_images=config.infer.on_bad_image == "prior")
         problems += test_problems + overlap(table, test)
-    images, image_problems = read_images(table, config.image_size, data.cache, "training")
-    problems += image_problems
-    if test:
-        problems += read_images(test, config.image_size, data.cache, "test")[1]
+    reasons: dict[int, str] = {}
+    if data.on_bad_image == "skip":
+        images, reasons = read_good_images(table, size, data.cache, "training")
+    else:
+        images, image_problems = read_images(table, size, data.cache, "training")
+        problems += image_problems
+    if test and config.infer.on_bad_image == "error":
+        problems += read_images(test, size, data.cache, "test")[1]
+    skipped = [(table.names[row], why) for row, why in reasons.items()]
+    if reasons and not problems:  # what is left must do for all folds
+        say(bad_image_rows(table, reasons, "left out of training and scoring, the image cannot be read"))
+        table = table.take([row for row in range(len(table)) if row not in reasons])
+        labels, problems = read_labels(table, data, folds)
+        if not len(table):
+            problems.append(Problem(str(table.csv), "no row has an image that can be read", f"see {data.image_dir}"))
     raise_problems(problems)
     assert images is not None
-    return table, labels, images
+    return table, labels, images, skipped
+
+
+def _check_options(config: Config, folds: Sequence[int]) -> None:
+    """Finds what needs no data to be wrong."""
+    if FULL in folds and (config.train.early_stopping or config.train.schedule == "plateau"):
+        raise UserError(
+            "--folds full holds no rows out to judge epochs by; add --set train.early_stopping=null and, in place of "
+            "plateau, train.schedule=cosine"
+        )
+    if config.train.wandb and not find_spec("wandb"):
+        raise UserError("train.wandb is set, but wandb is not installed: pip install wandb, or leave it out")
+
+
+def _check_classes(labels: Labels, fold_of: np.ndarray) -> None:
+    """Refuses folds in which all rows of a class are held out together, as a group can force them to be."""
+    problems = []
+    for target, name in enumerate(labels.classes):
+        folds = np.unique(fold_of[labels.targets == target])
+        if len(folds) == 1:
+            what = f"would train without the class {name!r}, whose rows are all in it"
+            remedy = "split its group, or choose other folds"
+            problems.append(Problem(fold_name(int(folds[0])), what, remedy))
+    raise_problems(problems, "The folds cannot be used")
 
 
 def _check_model(job: Job) -> None:

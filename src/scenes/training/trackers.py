@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from scenes.config import Config
-from scenes.console import UserError
 
 
 class Trackers:
@@ -20,8 +19,6 @@ class Trackers:
             # A resumed run takes back what was drawn beyond its checkpoint.
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
         if config.train.wandb:
-            if not find_spec("wandb"):
-                raise UserError("train.wandb is set, but wandb is not installed: pip install wandb, or leave it out")
             import wandb
 
             name = f"{config.name}-{fold}"
