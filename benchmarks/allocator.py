@@ -1,0 +1,66 @@
+"""Measures what keeping freed memory gains on a CPU (src/scenes/model/device.py): python benchmarks/allocator.py.
+
+Trains EfficientNet-Lite0 on resident random images in fresh processes, with and without in turn, so that both meet the
+same machine. Prints images per second, median and range, and the ratio of the medians.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+BATCH, SIZE, STEPS = 64, 150, 6
+
+
+def measure(keeps_memory: bool) -> float:
+    """Trains a few steps in this process; returns images per second."""
+    sys.path.insert(0, str(SOURCE))
+    import torch
+
+    from scenes.config import Config
+    from scenes.model.backbone import Classifier
+    from scenes.model.device import choose_device
+    from scenes.training.recipe import make_optimizer, set_modes
+
+    if keeps_memory:
+        choose_device()
+    config = Config(name="benchmark")
+    model = Classifier(config.model, SIZE, 6).to(memory_format=torch.channels_last)
+    set_modes(model, "all", frozen_batch_norm=True)
+    optimizer = make_optimizer(model, config.train)
+    images = torch.randint(0, 256, (BATCH, SIZE, SIZE, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    targets = torch.zeros(BATCH, dtype=torch.long)
+    begun = time.perf_counter()
+    for step in range(STEPS + 2):
+        if step == 2:  # the first steps warm up
+            begun = time.perf_counter()
+        torch.nn.functional.cross_entropy(model(images), targets).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return STEPS * BATCH / (time.perf_counter() - begun)
+
+
+def main() -> None:
+    """Runs the comparison, or one side of it in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--side", choices=("plain", "kept"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        print(measure(arguments.side == "kept"))
+        return
+    speeds: dict[str, list[float]] = {"plain": [], "kept": []}
+    for _ in range(arguments.repeats):
+        for side, found in speeds.items():
+            command = [sys.executable, __file__, "--side", side]
+            found.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    for side, found in speeds.items():
+        print(f"{side}: {statistics.median(found):.1f} img/s ({min(found):.1f} to {max(found):.1f}, n = {len(found)})")
+    print(f"ratio: {statistics.median(speeds['kept']) / statistics.median(speeds['plain']):.2f}")
+
+
+if __name__ == "__main__":
+    main()
