@@ -29,7 +29,7 @@ from scenes.training.probe import fit_head
 from scenes.training.trackers import Trackers
 
 # Reading a loss back from a GPU waits for it, so it is looked at only so often; always before anything is saved.
-FINITE_CHECK_STEPS = 20
+LOOK_STEPS = 20
 
 
 class Speed(NamedTuple):
@@ -99,7 +99,7 @@ class FoldTraining:
 
     def _train(self, steps: int, meter: Meter, trackers: Trackers | None) -> None:
         """Goes through the steps, judging and saving at the end of each epoch."""
-        batches = self._batches()
+        batches, loss = self._batches(), math.nan
         last_save = time.monotonic()
         is_new_epoch = True
         with StopRequest(self.deadline) as stop:
@@ -107,7 +107,9 @@ class FoldTraining:
                 if is_new_epoch:  # modes follow from the epoch alone, so that a resumed run has them too
                     self._set_modes()
                 rate = self._train_step(batches)
-                meter.advance(f"rate {rate:.1e}")
+                if self.step % LOOK_STEPS == 0 or self.job.device.type == "cpu":
+                    loss = float(self.loss_sum) / self._steps_of_epoch()
+                meter.advance(f"loss {loss:.3f}  rate {rate:.1e}")
                 epoch = self.schedule.ends_epoch(self.step - 1)
                 is_new_epoch = epoch is not None and self.step_limit is None
                 if is_new_epoch:
@@ -247,7 +249,7 @@ class FoldTraining:
         if self.averaged:
             self.averaged.update(self.model, step=self.step)
         self.step += 1
-        if self.step % FINITE_CHECK_STEPS == 0:
+        if self.step % LOOK_STEPS == 0:
             self._check_finite()
         return rate
 
@@ -292,10 +294,14 @@ class FoldTraining:
                 f"Lower train.lr ({self.train.lr:g}) or train in full precision: --set train.precision=fp32"
             )
 
+    def _steps_of_epoch(self) -> int:
+        """How many steps the present epoch has had so far."""
+        return self.step - sum(row["steps"] for row in self.history)
+
     def _end_epoch(self, epoch: int | None, rate: float, trackers: Trackers | None, speed: float) -> None:
         """Adds the epoch to the history and judges it."""
-        steps = self.step - sum(row["steps"] for row in self.history)
         self._check_finite()
+        steps = self._steps_of_epoch()
         row = {
             "epoch": epoch,
             "steps": steps,
