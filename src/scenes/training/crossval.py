@@ -69,7 +69,7 @@ def dry_run(config: Config, folds: Sequence[int]) -> None:
         speed = FoldTraining(job, Run(Path(scratch)), folds[0], step_limit=2).fit()
     rows, held = (len(part) for part in job.rows(folds[0]))
     train, views = config.train, len(VIEWS[config.infer.tta])
-    seconds = {"features, once (kept)": features}
+    seconds = {"features, once (kept)": features} if features >= 1 else {}
     if train.epochs:
         seconds["training a fold"] = train.epochs * rows / speed.train
     if held:
