@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from scenes.console import Meter
 from scenes.data.batches import EvalImages, eval_loader
 from scenes.data.images import Images
-from scenes.files import write_atomic
+from scenes.files import make_folder, write_atomic
 from scenes.metrics import log_losses
 from scenes.model.backbone import Classifier
 from scenes.randomness import key
@@ -55,7 +55,7 @@ def body_features(
     kind = "mirrored-" if mirrored else ""
     path = cache / f"features-{kind}{_key(model, images, size, device)}.npy"
     if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
+        make_folder(cache)
         with FileLock(f"{path}.lock"):
             if not path.exists():
                 computed = _compute(model, images, size, batch_size, device, workers, mirrored)
