@@ -421,6 +421,21 @@ BAD_PRETRAINED = [
 ]
 
 
+GROUPED = (*TRAIN, "data.near_duplicates=near.csv")
+BAD_GROUPS = [
+    Case("near duplicates: no file", lambda: None, ("data.near_duplicates", "input/near.csv", "src/check.py"), GROUPED),
+    *(
+        Case(f"near duplicates: {name}", write("input/near.csv", content), ("input/near.csv", *says), GROUPED)
+        for name, content, *says in (
+            ("not UTF-8", b"\xff\xfe", "line 1", "UTF-8"),
+            ("another table", b"image_name,fold\na,1\n", "'group'", "src/check.py"),
+            ("an unknown image", b"image_name,group\nx.jpg,1\n", "line 2", "'x.jpg'", "→"),
+            ("an empty group", b"image_name,group\nx.jpg,\n", "line 2", "empty group", "→"),
+        )
+    ),
+]
+
+
 def unfinish(spoil: Callable[[Path], object]) -> Callable[[], None]:
     """Leaves fold 1 of a finished run with nothing but its checkpoint, which is then spoilt."""
 
@@ -549,7 +564,7 @@ BAD_INFERENCE = [
 
 # ------------------------------------------------------------------------------------------------------ tests
 
-REFUSED_NEW = [*BAD_CSV, *BAD_IMAGES, *BAD_CONFIGS, *BAD_COMMANDS, *BAD_PLACES, *BAD_PRETRAINED]
+REFUSED_NEW = [*BAD_CSV, *BAD_GROUPS, *BAD_IMAGES, *BAD_CONFIGS, *BAD_COMMANDS, *BAD_PLACES, *BAD_PRETRAINED]
 REFUSED_RUN = [*BAD_CHECKPOINTS, *BAD_RUNS, *BAD_INFERENCE]
 by_name = {"ids": lambda case: case.name}
 

@@ -46,13 +46,23 @@ def test_another_order_of_test_rows_gives_the_same_predictions_in_that_order(fin
     assert second["label"].tolist() == first.loc[second.index, "label"].tolist()
 
 
-@pytest.mark.parametrize("views", ["none", "multiscale", "five_crop"])
+@pytest.mark.parametrize("views", ["multiscale", "five_crop"])
 def test_views_change_the_probabilities_and_keep_them_probabilities(views: str, finished: Path) -> None:
-    infer.main(["--out", "hflip.csv"])
+    infer.main(["--tta", "none", "--out", "plain.csv"])
     infer.main(["--tta", views, "--out", "other.csv"])
-    hflip, other = (pd.read_csv(f"{n}_probabilities.csv").iloc[:, 1:].to_numpy() for n in ("hflip", "other"))
-    assert np.abs(hflip - other).max() > 1e-5
+    plain, other = (pd.read_csv(f"{n}_probabilities.csv").iloc[:, 1:].to_numpy() for n in ("plain", "other"))
+    assert np.abs(plain - other).max() > 1e-5
     np.testing.assert_allclose(other.sum(1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_view_the_run_dropped_is_not_used(is_kept: bool, finished: Path) -> None:
+    metrics = json.loads(Path("runs/tiny/metrics.json").read_text())
+    metrics["views"]["hflip"]["kept"] = is_kept
+    Path("runs/tiny/metrics.json").write_text(json.dumps(metrics))
+    infer.main(["--out", "asked.csv"])
+    infer.main(["--tta", "none", "--out", "plain.csv"])
+    assert (read("asked_probabilities.csv").equals(read("plain_probabilities.csv"))) != is_kept
 
 
 def test_an_untrained_fold_is_refused_and_the_trained_ones_are_listed(finished: Path) -> None:

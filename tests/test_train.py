@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,9 @@ import pandas as pd
 import pytest
 import torch
 from filelock import FileLock
+from safetensors.numpy import load_file
 
+import infer
 import train
 from scenes.console import StoppedError, UserError
 from scenes.model.backbone import Classifier
@@ -162,7 +165,6 @@ def test_early_stopping_restores_the_best_epoch_and_is_called_optimistic(
 
 
 def test_accumulation_does_not_change_the_weights(workspace: Path) -> None:
-    from safetensors.numpy import load_file
 
     common = ["--folds=0", "train.batch_norm=frozen", "train.epochs=1", "train.lr=1e-3"]
     fit(*common)
@@ -182,12 +184,54 @@ def test_averaged_weights_are_the_ones_that_count(workspace: Path) -> None:
     fit("--folds=0", "name=raw")
     averaged, raw = (Path(f"runs/{name}/fold0/weights.safetensors").read_bytes() for name in ("tiny", "raw"))
     assert averaged != raw
+    beside, alone = (pd.read_csv(f"runs/{name}/fold0/history.csv") for name in ("tiny", "raw"))
+    assert beside["raw_val_loss"][0] == alone["val_loss"][0] != beside["val_loss"][0]
+
+
+def test_mixing_and_growing_pictures_train_and_resume_to_the_same_bytes(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["--folds=0", "train.mixup=0.4", "train.cutmix=1", "train.sizes={0: 24, 1: 32}", "model.drop_path=0.2"]
+    fit(*settings)
+    expected = results(workspace)
+    fit("--folds=0", "name=plain")
+    assert results(workspace)["runs/plain/oof.csv"] != expected["runs/tiny/oof.csv"]
+    shutil.rmtree("runs")
+    save = FoldTraining._save
+
+    def dies(self: FoldTraining) -> None:
+        save(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(FoldTraining, "_save", dies)
+        fit(*settings)
+    fit(*settings)
+    assert results(workspace) == expected
+
+
+def test_pictures_may_be_larger_at_prediction(workspace: Path) -> None:
+    fit("--folds=0")
+    fit("--folds=0", "name=larger", "infer.image_size=48")
+    files = (Path(f"runs/{name}/fold0/weights.safetensors") for name in ("tiny", "larger"))
+    weights, larger = (load_file(file) for file in files)
+    assert all(np.array_equal(weights[name], larger[name]) for name in weights)
+    oof, other = (pd.read_csv(f"runs/{name}/oof.csv").iloc[:, 3:].to_numpy() for name in ("tiny", "larger"))
+    assert np.abs(oof - other).max() > 1e-5
+    infer.main(["--run", "runs/larger", "--out", "as_trained.csv"])
+    infer.main(["--run", "runs/larger", "--out", "small.csv", "--set", "infer.image_size=32"])
+    one, two = (pd.read_csv(f"{name}_probabilities.csv").iloc[:, 1:].to_numpy() for name in ("as_trained", "small"))
+    assert np.abs(one - two).max() > 1e-5
+
+
+def test_mixing_needs_pictures(workspace: Path) -> None:
+    with pytest.raises(UserError, match="no pictures to work on"):
+        fit("augment=none", "train.trainable_stages=0", "train.mixup=0.2")
 
 
 def test_a_frozen_body_without_augmentation_trains_its_head_on_features(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from safetensors.numpy import load_file
 
     fit("--folds=0", "augment=none", "train.trainable_stages=0", "train.linear_probe=false", "train.epochs=5")
     assert "computed once" in capsys.readouterr().out
@@ -249,7 +293,6 @@ def test_help_needs_no_heavy_module(script: str) -> None:
 def test_out_of_memory_splits_the_batch_and_trains_the_same(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from safetensors.numpy import load_file
 
     common = ["--folds=0", "train.batch_norm=frozen", "train.epochs=1", "train.lr=1e-3"]
     fit(*common)

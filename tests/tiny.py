@@ -1,4 +1,4 @@
-"""Settings that train in a second."""
+"""Settings that train in a second, and on a GPU too end in the same bytes every time."""
 
 TINY = [
     "model.name=test_efficientnet",
@@ -9,5 +9,7 @@ TINY = [
     "train.lr=1e-2",
     "train.warmup_epochs=0",
     "train.label_smoothing=0",
+    "train.deterministic=true",
     "data.folds=2",
+    "report=false",
 ]

@@ -13,6 +13,7 @@ from scenes.console import Problem, UserError, raise_problems
 
 Stages = Literal["all"] | Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Pixels = Annotated[int, Field(ge=16, le=4096)]
 
 
 class Section(BaseModel):
@@ -46,12 +47,25 @@ class DataConfig(Section):
     label_column: str = "label"
     class_names: list[str] | None = None  # for people to read, in the order of the sorted labels
     group_column: str | None = None  # rows of one group share a fold
+    near_duplicates: Path | None = None  # check.py's near_duplicates.csv: rows of one group share a fold
+    drop: list[str] = []  # training images left out, by their names in the CSV; relabel.py writes these two
+    relabel: dict[str, str] = {}  # {image name: label}, in place of the CSV's
     on_bad_image: Literal["error", "skip"] = "error"  # skip: train without rows whose image is missing or damaged
     fold_column: str | None = None  # your own folds, numbered from 0
     folds: Annotated[int, Field(ge=2, le=1000)] = 5
     fold_seed: Annotated[int, Field(ge=0, lt=2**32)] = 42  # not `seed`: models of all seeds share the folds
     cache: Path = Path(".cache")  # decoded images and frozen features, shared by all runs
     sample: bool = False  # draw the built-in sample competition into root if it is not there
+
+    @field_validator("drop", "relabel", mode="before")
+    @classmethod
+    def _are_texts(cls, value: object) -> object:
+        """Takes names and labels for the texts they are in the CSV, where YAML takes 7, and 7.0, for numbers."""
+        if isinstance(value, list):
+            return [_as_text(item) for item in value]
+        if isinstance(value, dict):
+            return {_as_text(name): _as_text(label) for name, label in value.items()}
+        return value
 
 
 class ModelConfig(Section):
@@ -62,6 +76,7 @@ class ModelConfig(Section):
     pool: Literal["avg", "max", "avgmax"] | None = None  # by default the model's own
     hidden: Annotated[int, Field(ge=0, le=65_536)] = 0  # width of a hidden layer in the head; 0: a linear head
     dropout: Fraction = 0.0  # before each linear layer of the head
+    drop_path: Fraction = 0.0  # stochastic depth of the body, timm's drop_path_rate
 
 
 class TrainConfig(Section):
@@ -76,6 +91,7 @@ class TrainConfig(Section):
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 2e-4
     head_lr: Annotated[float, Field(gt=0)] | None = None  # by default lr
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # each stage's rate is this times that of the one above it
     weight_decay: Annotated[float, Field(ge=0)] = 0.05  # not on biases and norms
     momentum: Fraction = 0.9  # of sgd
     schedule: Literal["cosine", "one_cycle", "plateau", "constant"] = "cosine"
@@ -83,10 +99,14 @@ class TrainConfig(Section):
     plateau_patience: Annotated[int, Field(ge=0)] = 2  # plateau: epochs without a better loss before lr × 0.1
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     label_smoothing: Fraction = 0.1
+    mixup: Annotated[float, Field(ge=0)] = 0.0  # of Beta(mixup, mixup); 0: off
+    cutmix: Annotated[float, Field(ge=0)] = 0.0  # likewise; with both on, each micro-batch gets one of them
+    sizes: dict[Annotated[int, Field(ge=0)], Pixels] | None = None  # {epoch: image size}; from there on, till the next
     class_weights: Literal["balanced"] | list[Annotated[float, Field(gt=0)]] | None = None
     ema_decay: Fraction = 0.0  # 0: off; else validation, OOF and inference use the averaged weights
     early_stopping: Annotated[int, Field(ge=1)] | None = None  # patience in epochs; the CV is then optimistic
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 or fp16 on a GPU, fp32 on a CPU
+    deterministic: bool = False  # on a GPU: slower, but a resumed run ends in the same bytes; a CPU's always does
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0  # besides one at the end of each epoch
     time_budget_minutes: Annotated[float, Field(gt=0)] | None = None  # then save and stop, exit code 3
     wandb: str | None = None  # a Weights & Biases project
@@ -102,6 +122,7 @@ class InferConfig(Section):
     """How probabilities are made from images."""
 
     tta: Literal["none", "hflip", "multiscale", "five_crop"] = "hflip"
+    image_size: Pixels | None = None  # by default that of training; larger suits models trained on crops (FixRes)
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 64
     on_bad_image: Literal["error", "prior"] = "error"  # prior: class shares for a test image that cannot be read
 
@@ -111,13 +132,24 @@ class Config(Section):
 
     name: str = ""  # the run is runs/NAME; by default the file's stem
     seed: int = 0
-    image_size: Annotated[int, Field(ge=16, le=4096)] = 150  # pixels, square
+    image_size: Pixels = 150  # square
     augment: Literal["none", "light", "medium", "strong"] | list[str | dict[str, dict[str, Any]]] = "light"
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     loader: LoaderConfig = LoaderConfig()
     infer: InferConfig = InferConfig()
+    report: bool = True  # report.html at the end of training
+
+    @property
+    def predict_size(self) -> int:
+        """The image size of prediction, in pixels."""
+        return self.infer.image_size or self.image_size
+
+    @property
+    def largest_size(self) -> int:
+        """The largest image size a run asks for, in pixels: what decoded images are kept for."""
+        return max(self.image_size, self.predict_size, *(self.train.sizes or {}).values())
 
     @field_validator("name")
     @classmethod
@@ -160,6 +192,7 @@ FREE_KEYS = (
     "loader.workers",
     "infer.batch_size",
     "infer.on_bad_image",
+    "report",
 )
 
 
@@ -304,6 +337,12 @@ def _nearest(key: str) -> str:
         short[name] for name in difflib.get_close_matches(key.rpartition(".")[2], list(short), 1, 0.6)
     ]
     return f"did you mean {match[0]!r}?" if match else "every key with its default: src/scenes/config.py"
+
+
+def _as_text(value: object) -> object:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _short(value: object) -> str:

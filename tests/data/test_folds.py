@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
 from scenes.console import UserError
-from scenes.data.competition import Table
+from scenes.data.competition import Table, read_near_duplicates
 from scenes.data.folds import FULL, fold_name, given_folds, group_rows, make_folds, parse_folds, write_or_compare
 
 few = settings(max_examples=60, derandomize=True, deadline=None)
@@ -78,7 +78,7 @@ def test_folds_that_there_are_not_cost_nothing(text: str) -> None:
 
 
 def test_equal_pixels_are_a_group() -> None:
-    assert group_rows(np.array(["a", "b", "a", "c"]), None).tolist() == [0, 1, 0, 2]
+    assert group_rows(np.array(["a", "b", "a", "c"])).tolist() == [0, 1, 0, 2]
 
 
 def test_groups_and_equal_pixels_are_joined_through_others() -> None:
@@ -89,21 +89,52 @@ def test_groups_and_equal_pixels_are_joined_through_others() -> None:
     assert groups[0] == groups[1] == groups[2] == groups[4] != groups[3]
 
 
-@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=30))
+@given(st.lists(st.tuples(*[st.integers(0, 12)] * 3), min_size=1, max_size=30))
 @few
-def test_groups_are_exactly_the_connected_rows(rows: list[tuple[int, int]]) -> None:
-    pixels, names = zip(*rows, strict=True)
-    found = group_rows(np.array([f"{p:032x}" for p in pixels]), [f"g{n}" for n in names])
+def test_groups_are_exactly_the_connected_rows(rows: list[tuple[int, int, int]]) -> None:
+    pixels, names, alike = zip(*rows, strict=True)
+    found = group_rows(np.array([f"{p:032x}" for p in pixels]), [f"g{n}" for n in names], np.array(alike))
     expected = list(range(len(rows)))  # by hand: lower labels until nothing moves
     while True:
         lowered = [
-            min(expected[j] for j in range(len(rows)) if pixels[i] == pixels[j] or names[i] == names[j])
+            min(expected[j] for j in range(len(rows)) if any(a == b for a, b in zip(rows[i], rows[j], strict=True)))
             for i in range(len(rows))
         ]
         if lowered == expected:
             break
         expected = lowered
     assert (found[:, None] == found).tolist() == [[a == b for b in expected] for a in expected]
+
+
+def near_duplicates(folder: Path, content: str) -> list[int]:
+    """The groups that a file gives to a.jpg, b.jpg, c.jpg and d.jpg, where e.jpg is left out."""
+    file = folder / "near.csv"
+    file.write_text(content)
+    return read_near_duplicates(file, [f"{name}.jpg" for name in "abcd"], ["e.jpg"]).tolist()
+
+
+def test_near_duplicates_share_a_number_and_the_others_have_their_own(tmp_path: Path) -> None:
+    a, b, c, d = near_duplicates(tmp_path, "group,image_name\n-4,d.jpg\n7,e.jpg\n-4,a.jpg\n7,b.jpg\n")
+    assert a == d
+    assert len({a, b, c}) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("image_name,group\na.jpg,1\nx.jpg,1\n", "line 3 ('x.jpg')"),
+        ("image_name,group\na.jpg,1\nb.jpg,1\na.jpg,2\n", "line 4 ('a.jpg')"),
+        ("image_name,group\na.jpg,1\nb.jpg, \n", "1 row with an empty group: line 3 ('b.jpg')"),
+        ("image_name,group\na.jpg\n", "another number of cells"),
+        ("image_name,fold\na.jpg,1\n", "no column 'group'; it has 'image_name', 'fold' (python src/check.py"),
+        ("image_name,group\n", "a header but no rows"),
+    ],
+)
+def test_near_duplicates_that_are_wrong_are_refused_with_their_line(tmp_path: Path, content: str, says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        near_duplicates(tmp_path, content)
+    assert "near.csv" in str(caught.value)
+    assert says in str(caught.value)
 
 
 # ----------------------------------------------------------------------------------------------------- folds

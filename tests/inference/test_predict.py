@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from scenes.config import ModelConfig
+from scenes.console import UserError
 from scenes.inference.predict import PLAIN, VIEWS, View, predict, share_bodies
 from scenes.model.backbone import Classifier
 
@@ -112,6 +113,26 @@ def test_the_batch_size_changes_nothing(batch_size: int) -> None:
 def test_workers_change_nothing() -> None:
     models = [make(0)]
     np.testing.assert_array_equal(run(models, views=EVERY_VIEW, workers=2), run(models, views=EVERY_VIEW))
+
+
+def test_out_of_memory_splits_the_batch_and_predicts_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [make(0), make(1)]
+    expected = run(models, views=EVERY_VIEW, batch_size=8)
+    features = Classifier.features
+
+    def small_memory(self: Classifier, images: torch.Tensor, limit: int = 3) -> torch.Tensor:
+        if len(images) > limit:
+            raise torch.OutOfMemoryError
+        return features(self, images)
+
+    monkeypatch.setattr(Classifier, "features", small_memory)
+    np.testing.assert_allclose(run(models, views=EVERY_VIEW, batch_size=8), expected, atol=1e-5)
+    assert capsys.readouterr().out.count("batches are split in") == 2  # in 2, then in 4, and so they stay
+    monkeypatch.setattr(Classifier, "features", lambda self, images: small_memory(self, images, limit=0))
+    with pytest.raises(UserError, match="not even one image"):
+        run(models)
 
 
 def test_every_image_is_read_once() -> None:

@@ -118,7 +118,7 @@ def test_stages_hold_every_weight_once_input_first(name: str, stages: int) -> No
 
 
 def test_a_model_whose_stages_timm_does_not_know() -> None:
-    with pytest.raises(UserError, match=r"trainable_stages: .*caformer_s18.*all or 0"):
+    with pytest.raises(UserError, match=r"caformer_s18.*trainable_stages to all or 0.*layer_decay"):
         make("caformer_s18").stages()
 
 
@@ -141,7 +141,7 @@ def test_a_transformer_is_made_for_the_image_size() -> None:
 )
 def test_a_wrong_name_is_refused_with_near_ones(name: str, says: str) -> None:
     with pytest.raises(UserError, match=rf"^model.name: .*{says}"):
-        create_body(name, SIZE)
+        create_body(ModelConfig(name=name), SIZE)
 
 
 @pytest.mark.parametrize(("name", "size"), [("test_vit", 50), ("inception_v3", 16)])
@@ -160,3 +160,10 @@ def test_which_models_have_pretrained_weights() -> None:
     assert has_pretrained("tf_efficientnet_lite0.in1k")
     assert not has_pretrained("simple_cnn")
     assert not has_pretrained("efficientnet_b6")
+
+
+def test_drop_path_reaches_the_body() -> None:
+    drops = [m for m in make("test_efficientnet", drop_path=0.3).body.modules() if type(m).__name__ == "DropPath"]
+    assert max(module.drop_prob for module in drops) > 0
+    with pytest.raises(UserError, match="simple_cnn has no paths"):
+        make("simple_cnn", drop_path=0.3)

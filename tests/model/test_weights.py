@@ -73,7 +73,7 @@ def randomised(body: nn.Module) -> nn.Module:
 
 
 def body(name: str = BARE, size: int = SIZE) -> nn.Module:
-    return create_body(name, size).eval()
+    return create_body(ModelConfig(name=name), size).eval()
 
 
 def state(name: str = BARE) -> dict[str, Tensor]:

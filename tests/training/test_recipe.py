@@ -20,6 +20,7 @@ from scenes.training.recipe import (
     learning_rate,
     make_average,
     make_optimizer,
+    mix,
     parameter_groups,
     plateaus,
     set_modes,
@@ -252,6 +253,64 @@ def test_every_weight_is_in_one_group(name: str, hidden: int) -> None:
 
 def test_the_head_learns_at_the_bodys_rate_by_default() -> None:
     assert {group["scale"] for group in parameter_groups(make(), TrainConfig(lr=1e-3))} == {1.0}
+
+
+def test_layer_decay_slows_each_stage_below_the_head() -> None:
+    model = make()
+    groups = parameter_groups(model, TrainConfig(layer_decay=0.5))
+    scales = {id(parameter): group["scale"] for group in groups for parameter in group["params"]}
+    assert sorted(scales) == sorted(id(parameter) for parameter in model.parameters())
+    stages = model.stages()
+    for depth, names in enumerate(reversed(stages)):
+        assert {scales[id(model.body.get_parameter(name))] for name in names} == {0.5**depth}
+    assert {scales[id(parameter)] for parameter in model.head.parameters()} == {1.0}
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    assert decayed == {id(p) for p in model.parameters() if p.ndim > 1}
+
+
+# ------------------------------------------------------------------------------------------------------ mixing
+
+IMAGES = torch.arange(5 * 3 * 8 * 8, dtype=torch.float32).reshape(5, 3, 8, 8)
+TARGETS = torch.eye(5)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_mixup_mixes_images_and_targets_in_the_same_shares(dtype: torch.dtype) -> None:
+    images = (IMAGES % 256).to(dtype)
+    before = images.clone()
+    np.random.seed(3)
+    mixed, targets = mix(images, TARGETS, TrainConfig(mixup=1.0))
+    assert torch.equal(images, before)
+    share = float(targets[0, 0])
+    assert 0.01 < share < 0.99
+    torch.testing.assert_close(mixed[1], before[1].float() * share + before[3].float() * (1 - share))
+    torch.testing.assert_close(mixed[2], before[2].float())  # the middle one meets itself
+    torch.testing.assert_close(targets, TARGETS * share + TARGETS.flip(0) * (1 - share))
+
+
+def test_cutmix_replaces_a_box_and_shares_targets_by_its_area() -> None:
+    before = IMAGES.clone()
+    shares = []
+    for seed in range(20):
+        np.random.seed(seed)
+        mixed, targets = mix(IMAGES, TARGETS, TrainConfig(cutmix=1.0))
+        from_other = (mixed[0] == before[4]).all(0)
+        assert ((mixed[0] == before[0]).all(0) | from_other).all()
+        rows, columns = from_other.any(1).sum(), from_other.any(0).sum()
+        assert from_other.sum() == rows * columns  # a box
+        assert float(targets[0, 4]) == pytest.approx(float(from_other.float().mean()), abs=1e-6)
+        shares.append(float(targets[0, 4]))
+    assert torch.equal(IMAGES, before)
+    assert len(set(shares)) > 10
+
+
+def test_with_both_on_each_batch_gets_one_of_them() -> None:
+    kinds = set()
+    for seed in range(20):
+        np.random.seed(seed)
+        mixed, _ = mix(IMAGES, TARGETS, TrainConfig(mixup=1.0, cutmix=1.0))
+        kinds.add(bool(((mixed[0] == IMAGES[0]) | (mixed[0] == IMAGES[4])).all()))
+    assert kinds == {True, False}
 
 
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.9, True), (0.0, False)])

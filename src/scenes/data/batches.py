@@ -5,8 +5,8 @@ import inspect
 import os
 import random
 import warnings
-from collections.abc import Iterator, Sequence
-from functools import cached_property, lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import cv2
@@ -124,29 +124,51 @@ class AugmentedImages(Dataset[TrainBatch]):
     """Training pictures; each augmentation is a pure function of (seed, fold, epoch, row)."""
 
     def __init__(
-        self, images: Images, augment: str | list[str | dict[str, dict[str, Any]]], size: int, seed: int, fold: int
+        self,
+        images: Images,
+        augment: str | list[str | dict[str, dict[str, Any]]],
+        size: int,
+        seed: int,
+        fold: int,
+        sizes: Mapping[int, int] | None = None,
     ) -> None:
-        self.images, self.augment, self.size, self.seed, self.fold = images, augment, size, seed, fold
+        """Takes the images and what the augmentation follows from.
 
-    @cached_property
-    def _transform(self) -> A.Compose:
-        return compose(self.augment, self.size)
+        Args:
+            images: By row.
+            augment: A preset's name or a list of transforms, see `compose`.
+            size: Pixels.
+            seed: The run's.
+            fold: Its number.
+            sizes: Progressive resizing, other sizes from certain epochs on.
+        """
+        self.images, self.augment, self.seed, self.fold = images, augment, seed, fold
+        self.sizes = {0: size} | dict(sizes or {})
+        self._transforms: dict[int, A.Compose] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_transform"}
+        return {**self.__dict__, "_transforms": {}}
 
-    def image(self, sample: Sample) -> np.ndarray:
-        """Augments one image: RGB, uint8, shape (size, size, 3).
+    def size(self, epoch: int) -> int:
+        """The image size in an epoch, in pixels."""
+        return self.sizes[max(start for start in self.sizes if start <= epoch)]
+
+    def image(self, sample: Sample, size: int | None = None) -> np.ndarray:
+        """Augments one image: RGB, uint8, shape (size, size, 3); by default of its epoch's size.
 
         Raises:
             UserError: If a transform of the user's own list cannot take it, e.g. a distortion one pixel of height.
         """
         seed = key("augment", self.seed, self.fold, sample.epoch, sample.row)
-        self._transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        size = size or self.size(sample.epoch)
+        if size not in self._transforms:
+            self._transforms[size] = compose(self.augment, size)
+        transform = self._transforms[size]
+        transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
         cv2.setRNGSeed(seed % 2**31)  # some transforms draw from OpenCV's own generator
         image = self.images[sample.row]
         try:
-            return self._transform(image=image)["image"]
+            return transform(image=image)["image"]
         except Exception as error:  # of albumentations' own kinds, NumPy's and OpenCV's
             shape = f"{image.shape[0]}×{image.shape[1]} pixels"
             raise UserError(f"augment: fails at training row {sample.row + 1} ({shape}): {error!r}") from error
@@ -156,9 +178,10 @@ class AugmentedImages(Dataset[TrainBatch]):
 
     def __getitems__(self, samples: Sequence[Sample]) -> TrainBatch:
         """Fills one array with a whole batch."""
-        pictures = np.empty((len(samples), self.size, self.size, 3), np.uint8)
+        size = self.size(samples[0].epoch)  # a batch that spans two epochs has one size
+        pictures = np.empty((len(samples), size, size, 3), np.uint8)
         for place, sample in enumerate(samples):
-            pictures[place] = self.image(sample)
+            pictures[place] = self.image(sample, size)
         return TrainBatch(torch.from_numpy(pictures), torch.tensor([sample.row for sample in samples]))
 
 

@@ -1,11 +1,12 @@
 """The competition's CSVs: read strictly into tables, with a list of everything that is wrong."""
 
 import csv
+import difflib
 import io
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from scenes.config import DataConfig
 from scenes.console import Problem, UserError, raise_problems
 
 EXAMPLES = 5
+COLUMN_KEYS = "names are set by data.image_column, data.label_column, data.group_column, data.fold_column"
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,59 @@ def read_train(config: DataConfig, folds: int | None) -> tuple[Table, Labels, li
         groups = table.columns[config.group_column].tolist()
         empty = [row for row, group in enumerate(groups) if not group.strip()]
         problems += problem_for_rows(table, empty, table.names, "with an empty group", "give each row a group")
-    return table, labels, problems
+    return table, labels, problems + _decision_problems(table, labels, config)
+
+
+def _decision_problems(table: Table, labels: Labels, config: DataConfig) -> list[Problem]:
+    """Finds what is wrong with data.drop and data.relabel, the decisions about single rows."""
+    problems: list[Problem] = []
+
+    def report(key: str, wrong: Iterable[str], what: str, known: Sequence[str], otherwise: str) -> None:
+        if found := list(dict.fromkeys(wrong)):
+            near = [match for name in found[:EXAMPLES] for match in difflib.get_close_matches(name, known, 1, 0.5)]
+            listed = ", ".join(f"{name[:80]!r}" for name in found[:EXAMPLES])
+            more = f" and {len(found) - EXAMPLES} more" if len(found) > EXAMPLES else ""
+            remedy = f"did you mean {', '.join(map(repr, dict.fromkeys(near)))}?" if near else otherwise
+            problems.append(Problem(key, f"{what}: {listed}{more}", remedy))
+
+    names, dropped = set(table.names), Counter(config.drop)
+    stray = f"names are as in the column {config.image_column!r}"
+    for key, listed in (("data.drop", config.drop), ("data.relabel", config.relabel)):
+        report(key, (name for name in listed if name not in names), f"not in {table.csv}", table.names, stray)
+    strange = (label for label in config.relabel.values() if label not in labels.classes)
+    report("data.relabel", strange, "unknown label", labels.classes, f"labels are {', '.join(labels.classes[:20])}")
+    report("data.drop", (name for name in dropped if dropped[name] > 1), "named twice", [], "name it once")
+    both = (name for name in config.relabel if name in dropped)
+    report("data.relabel", both, "also in data.drop", [], "take it out of one of them")
+    return problems
+
+
+def decide(table: Table, labels: Labels, config: DataConfig) -> tuple[list[int], Labels]:
+    """Applies data.drop and data.relabel.
+
+    To be called once the folds are dealt: by all rows and the CSV's own labels, so that no decision about one row moves
+    another to another fold, and runs with and without decisions can be compared row by row.
+
+    Args:
+        table: The training rows, checked by `read_train`.
+        labels: Theirs.
+        config: The config's data section.
+
+    Returns:
+        The rows that stay, and the labels of these.
+
+    Raises:
+        UserError: If a class has no row left.
+    """
+    dropped, place = set(config.drop), {label: at for at, label in enumerate(labels.classes)}
+    kept = [row for row, name in enumerate(table.names) if name not in dropped]
+    given = (config.relabel.get(table.names[row]) for row in kept)
+    targets = [labels.targets[row] if label is None else place[label] for row, label in zip(kept, given, strict=True)]
+    counts = np.bincount(np.array(targets, np.int64), minlength=len(labels.classes))
+    what, remedy = "leaves the class {!r} without a row", "keep some of its rows"
+    gone = [label for label, count in zip(labels.classes, counts, strict=True) if not count]
+    raise_problems([Problem("data.drop, data.relabel", what.format(label), remedy) for label in gone])
+    return kept, Labels(np.array(targets, np.int64), labels.classes, labels.class_names)
 
 
 def read_test(config: DataConfig, may_lack_images: bool = False) -> tuple[Table, list[Problem]]:
@@ -97,6 +151,37 @@ def read_test(config: DataConfig, may_lack_images: bool = False) -> tuple[Table,
     """
     image_dir = config.test_image_dir or config.image_dir
     return _read_table(config.root / config.test_csv, [config.image_column], config, image_dir, may_lack_images)
+
+
+def read_near_duplicates(file: Path, names: Sequence[str], left_out: Collection[str]) -> np.ndarray:
+    """Reads groups of training images that show nearly the same.
+
+    Args:
+        file: Columns ``image_name`` and ``group``, as check.py writes them.
+        names: The n training images.
+        left_out: Training images that may be in the file but count no more.
+
+    Returns:
+        int64, shape (n,): equal for rows of one group; a row in no group has a number of its own.
+
+    Raises:
+        UserError: With the list of all that is wrong.
+    """
+    if not file.is_file():
+        raise UserError(f"data.near_duplicates: no file at {file}; python src/check.py CONFIG writes it")
+    columns, problems = _read_columns(file, ["image_name", "group"], "python src/check.py CONFIG writes it")
+    listed, groups = columns["image_name"].tolist(), columns["group"].tolist()
+    table = Table(file, listed, [], columns)
+    known, repeated = {*names, *left_out}, columns["image_name"].duplicated()
+    for wrong, what, remedy in (
+        ([name not in known for name in listed], "with an image that is not a training image", "run check.py again"),
+        (repeated, "with an image that stands above already", "keep one row an image"),
+        ([not group.strip() for group in groups], "with an empty group", "give each row a group"),
+    ):
+        problems += problem_for_rows(table, np.flatnonzero(wrong), listed, what, remedy)
+    raise_problems(problems)
+    group_of = dict(zip(listed, pd.factorize(columns["group"])[0], strict=True))
+    return np.array([group_of.get(name, -1 - row) for row, name in enumerate(names)], np.int64)
 
 
 def overlap(train: Table, test: Table) -> list[Problem]:
@@ -149,9 +234,19 @@ def _rows(found: list[tuple[int, str]], what: str) -> str:
 def _read_table(
     file: Path, wanted: list[str], config: DataConfig, image_dir: Path, may_lack_images: bool
 ) -> tuple[Table, list[Problem]]:
+    columns, problems = _read_columns(file, wanted)
+    names = columns[config.image_column].tolist()
+    folder = config.root / image_dir
+    paths = [folder / _on_disk(name + config.image_suffix) for name in names]
+    table = Table(file, names, paths, columns)
+    return table, problems + _name_problems(table, folder, config.image_suffix, may_lack_images)
+
+
+def _read_columns(file: Path, wanted: list[str], origin: str = COLUMN_KEYS) -> tuple[pd.DataFrame, list[Problem]]:
+    """Reads a CSV as text; the index is the line each row begins on. `origin` says what decides the columns."""
     lines, rows = _read_csv(file, wanted)
     header, *rows = rows
-    _check_header(file, header, wanted)
+    _check_header(file, header, wanted, origin)
     fits = [len(cells) == len(header) for cells in rows]
     ragged = [(line, ",".join(cells)) for line, cells, fit in zip(lines[1:], rows, fits, strict=True) if not fit]
     remedy = "put quotes around cells that hold commas"
@@ -160,12 +255,7 @@ def _read_table(
     if not kept:
         raise_problems(problems or [Problem(str(file), "a header but no rows")])
     index = [lines[row + 1] for row in kept]
-    columns = pd.DataFrame([rows[row] for row in kept], index=index, columns=header, dtype=str)
-    names = columns[config.image_column].tolist()
-    folder = config.root / image_dir
-    paths = [folder / _on_disk(name + config.image_suffix) for name in names]
-    table = Table(file, names, paths, columns)
-    return table, problems + _name_problems(table, folder, config.image_suffix, may_lack_images)
+    return pd.DataFrame([rows[row] for row in kept], index=index, columns=header, dtype=str), problems
 
 
 def _read_csv(file: Path, wanted: list[str]) -> tuple[list[int], list[list[str]]]:
@@ -200,15 +290,12 @@ def _read_csv(file: Path, wanted: list[str]) -> tuple[list[int], list[list[str]]
     return lines, rows
 
 
-def _check_header(file: Path, header: list[str], wanted: list[str]) -> None:
+def _check_header(file: Path, header: list[str], wanted: list[str], origin: str) -> None:
     if missing := [column for column in wanted if column not in header]:
         wrong = [name for sign, name in ((";", "semicolons"), ("\t", "tabs")) if sign in "".join(header)]
         hint = f"; separate the columns by commas, not {wrong[0]}" if wrong else ""
-        keys = "data.image_column, data.label_column, data.group_column, data.fold_column"
         has = ", ".join(map(repr, header))
-        raise UserError(
-            f"{file}: no column {', '.join(map(repr, missing))}; it has {has}{hint} (names are set by {keys})"
-        )
+        raise UserError(f"{file}: no column {', '.join(map(repr, missing))}; it has {has}{hint} ({origin})")
     if repeated := [column for column in wanted if header.count(column) > 1]:
         raise UserError(f"{file}: several columns {', '.join(map(repr, repeated))}; rename all but one")
 

@@ -45,25 +45,21 @@ def parse_folds(text: str, folds: int) -> list[int]:
     return sorted(chosen)
 
 
-def group_rows(pixel_hashes: np.ndarray, groups: Sequence[str] | None) -> np.ndarray:
-    """Joins rows that share their pixels or their group, directly or through others.
+def group_rows(*groupings: Sequence[str] | np.ndarray) -> np.ndarray:
+    """Joins rows that share a value in any grouping, directly or through others.
 
     Args:
-        pixel_hashes: (n,) strings.
-        groups: n group labels, or None.
+        *groupings: Each n values: pixel hashes, groups, near duplicates.
 
     Returns:
-        int64, shape (n,): group numbers from 0.
+        int64, shape (n,): group numbers from 0, in the order of their first rows.
     """
-    by_pixels = pd.factorize(pixel_hashes)[0]
-    if groups is None:
-        return by_pixels.astype(np.int64)
-    by_group = pd.factorize(np.asarray(groups, object))[0]
-    # Pixels and groups are the nodes of a graph, rows its edges.
-    pixel_count = int(by_pixels.max()) + 1
-    nodes = pixel_count + int(by_group.max()) + 1
-    edges = coo_matrix((np.ones(len(by_pixels)), (by_pixels, by_group + pixel_count)), (nodes, nodes))
-    return connected_components(edges, directed=False)[1][by_pixels].astype(np.int64)
+    codes = [pd.factorize(np.asarray(values, object))[0] for values in groupings]
+    firsts = np.concatenate([np.unique(code, return_index=True)[1][code] for code in codes])
+    rows = np.tile(np.arange(len(codes[0])), len(codes))
+    # A graph of rows: an edge leads from each to the first that has the same value.
+    edges = coo_matrix((np.ones(len(rows)), (rows, firsts)), (len(codes[0]), len(codes[0])))
+    return connected_components(edges, directed=False)[1].astype(np.int64)
 
 
 def make_folds(targets: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:

@@ -5,14 +5,13 @@ import io
 import os
 import re
 import shutil
-import subprocess
-import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from scenes import kaggle_cli
 from scenes.console import Problem, UserError, raise_problems
 from scenes.files import unzip, write_text
 
@@ -127,13 +126,17 @@ def download(slug: str, out: Path) -> list[Path]:
             "https://www.kaggle.com/competitions/NAME"
         )
     _refuse_file(out)
-    kaggle = _kaggle_command()
+    kaggle_cli.command()  # known before a folder is made
     hidden = out / f".download-{slug}"
     hidden.mkdir(parents=True, exist_ok=True)
+    rules = f"https://www.kaggle.com/competitions/{slug}/rules"
+    remedies = {
+        "forbidden": f"Kaggle denies access to {slug}: join the competition and accept its rules at {rules}, with the "
+        "account that your token belongs to",
+        "missing": f"Kaggle knows no competition {slug}: the name is the last part of its address",
+    }
     try:
-        code, lines = _stream([kaggle, "competitions", "download", "-c", slug, "-p", str(hidden)])
-        if code:
-            raise UserError(_why_kaggle_failed(slug, code, lines))
+        kaggle_cli.call(["competitions", "download", "-c", slug, "-p", str(hidden)], remedies)
         archives = sorted(hidden.glob("*.zip"))
         if len(archives) != 1:
             raise UserError(f"{hidden}: kaggle delivered no zip archive; look what it holds, and unpack it by hand")
@@ -320,61 +323,6 @@ def _csv_text(rows: Iterable[Sequence[str]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
-
-
-def _kaggle_command() -> str:
-    """The kaggle command on the path, or beside the Python that runs, whose environment may not be active."""
-    command = shutil.which("kaggle") or shutil.which("kaggle", path=str(Path(sys.executable).parent))
-    if not command:
-        raise UserError("the kaggle command is not installed: pip install kaggle==2.2.5")
-    return command
-
-
-def _stream(command: Sequence[str]) -> tuple[int, list[str]]:
-    """Runs a command, lets its output through as it comes, and returns its exit code and last lines."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
-    )
-    assert process.stdout
-    lines: deque[str] = deque(maxlen=100)
-    try:
-        # newline="" ends a line at a carriage return too, and keeps it: that is how a progress bar is drawn.
-        for line in io.TextIOWrapper(process.stdout, encoding="utf-8", errors="replace", newline=""):
-            lines.append(line.strip())
-            if sys.stdout.isatty() or not line.endswith("\r"):
-                print(line, end="", flush=True)
-        return process.wait(), [line for line in lines if line]
-    finally:
-        process.kill()  # does nothing to one that has ended
-        process.wait()
-
-
-def _why_kaggle_failed(slug: str, code: int, lines: Sequence[str]) -> str:
-    """What the user can do about a failure, by what the command printed."""
-    text = "\n".join(lines)
-    last = "\n".join(f"  {line}" for line in lines[-EXAMPLES:])
-    address = f"https://www.kaggle.com/competitions/{slug}"
-
-    def printed(pattern: str) -> bool:
-        return re.search(pattern, text, re.IGNORECASE) is not None
-
-    # The network first: a traceback about it also speaks of authenticating.
-    if printed("failed to resolve|max retries|connection ?(error|refused|reset)|timed out"):
-        return f"Kaggle cannot be reached: is there a network here? It said:\n{last}"
-    if printed("403 (client error|-)|forbidden|accept.*rules"):
-        return (
-            f"Kaggle denies access to {slug}: join the competition and accept its rules at {address}/rules, with the "
-            f"account that your token belongs to. It said:\n{last}"
-        )
-    if printed(r"401 (client error|-)|unauthorized|authenticat|credential|kaggle\.json"):
-        return (
-            "Kaggle does not know you: make an API token at kaggle.com → Settings → API and set it as "
-            "KAGGLE_API_TOKEN, or put the kaggle.json from there into ~/.kaggle/, or set KAGGLE_USERNAME and KAGGLE_KEY"
-        )
-    if printed("404 (client error|-)|not found"):
-        return f"Kaggle knows no competition {slug}: the name is the last part of its address. It said:\n{last}"
-    return f"the kaggle command failed (exit code {code}):\n{last}"
 
 
 def _unpack(archive: Path, hidden: Path, out: Path) -> list[Path]:

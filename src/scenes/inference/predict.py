@@ -1,6 +1,6 @@
 """The one way from images to probabilities: validation, out-of-fold, test and kernel all call `predict`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scenes.console import Meter
+from scenes.console import Meter, UserError, say
 from scenes.data.batches import EvalImages, eval_loader
 from scenes.data.images import Images
 from scenes.model.backbone import Classifier
@@ -89,6 +89,7 @@ def predict(
     """
     for model in models:
         model.eval()
+    network = InParts(lambda seen: _predict_batch(models, seen), batch_axis=1)
     dataset = EvalImages(images, rows, [view.canvas(size) for view in views])
     meter = Meter(-(-len(rows) // batch_size), label, "img", batch_size) if label else None
     done: list[Tensor] = []
@@ -97,12 +98,39 @@ def predict(
             canvases = {side: canvas.to(device, non_blocking=True) for side, canvas in batch.canvases.items()}
             # Channels stay last in memory, the layout convolutions are fastest in.
             inputs = [view.apply(canvases[view.canvas(size)], size).permute(0, 3, 1, 2) for view in views]
-            done.append(torch.stack([_predict_batch(models, seen) for seen in inputs], 1).cpu())
+            done.append(torch.stack([network(seen) for seen in inputs], 1).cpu())
             if meter:
                 meter.advance()
     if meter:
         meter.close()
     return torch.cat(done, 2).numpy()
+
+
+class InParts:
+    """Runs a network on batches; from the first time the memory runs out on, in ever smaller parts."""
+
+    def __init__(self, network: Callable[[Tensor], Tensor], batch_axis: int = 0) -> None:
+        """Takes a function of images and the axis of its result along which they lie."""
+        self.network, self.batch_axis, self.parts = network, batch_axis, 1
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Runs the network.
+
+        Raises:
+            UserError: If not even one image fits into memory.
+        """
+        while True:
+            parts = min(self.parts, len(images))
+            try:
+                return torch.cat([self.network(part) for part in images.tensor_split(parts)], self.batch_axis)
+            except torch.OutOfMemoryError:
+                if parts == len(images):
+                    raise UserError("not even one image fits into memory; lower image_size or the model's") from None
+            # Not in the except clause, where the error still holds on to the memory of what failed.
+            self.parts = 2 * parts
+            say(f"  out of memory while predicting: batches are split in {self.parts}")
+            if images.device.type == "cuda":
+                torch.cuda.empty_cache()
 
 
 def _predict_batch(models: Sequence[Classifier], images: Tensor) -> Tensor:

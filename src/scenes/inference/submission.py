@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 
 from scenes.config import Config
 from scenes.console import Problem, UserError, raise_problems, say
@@ -13,9 +13,10 @@ from scenes.data.competition import Table, bad_image_rows, read_test
 from scenes.data.folds import fold_name
 from scenes.data.images import Images, read_good_images, read_images
 from scenes.files import check_folder, keep_old, write_text
-from scenes.inference.predict import VIEWS, predict, share_bodies
+from scenes.inference.models import chosen_views, load_folds
+from scenes.inference.predict import predict
 from scenes.model.device import choose_device, choose_precision
-from scenes.model.weights import load_classifier, read_prior
+from scenes.model.weights import read_prior
 from scenes.runs import Run
 
 SUBMISSIONS = Path("submissions")
@@ -40,27 +41,41 @@ def submit(run: Run, config: Config, folds: Sequence[int], out: Path | None = No
     check_folder(out.parent)  # known before the work, not after
     if out.is_dir():
         raise UserError(f"{out}: is a folder; name a file in it, e.g. --out {out / run.name}.csv")
-    table, images, bad, header = _read(config)
-    priors = [read_prior(run.weights_file(fold)) for fold in folds] if bad else []
-    probabilities, classes = predict_folds(run, config, folds, images, len(table) - len(bad))
-    if bad:
-        probabilities = _with_prior(probabilities, list(bad), np.mean(priors, axis=0))
-    labels = [classes[best] for best in probabilities.argmax(1)]
-    submission = pd.DataFrame(zip(table.names, labels, strict=True), columns=header)
-    check_submission(submission, table, classes, config)
-    images_column = pd.DataFrame({config.data.image_column: table.names})
-    by_class = pd.concat([images_column, pd.DataFrame(probabilities, columns=classes)], axis=1)
-    _write(out.with_name(f"{out.stem}_probabilities.csv"), by_class)
-    _write(out, submission)
+    inputs = read_inputs(config)
+    prior = mean_prior(run, folds) if inputs.bad else None
+    probabilities, classes = predict_folds(run, config, folds, inputs.images, inputs.readable)
+    submission, by_class = make_tables(config, inputs, probabilities, classes, prior)
+    write_table(out.with_name(f"{out.stem}_probabilities.csv"), by_class)
+    write_table(out, submission)
     return out
 
 
-def _read(config: Config) -> tuple[Table, Images, dict[int, str], list[str]]:
+class Inputs(NamedTuple):
+    """All that is predicted.
+
+    Attributes:
+        table: The test rows.
+        images: Those of their images that can be read.
+        bad: Why the others cannot, by row; only under ``infer.on_bad_image: prior``.
+        header: The submission's column names.
+    """
+
+    table: Table
+    images: Images
+    bad: dict[int, str]
+    header: list[str]
+
+    @property
+    def readable(self) -> int:
+        """How many images can be read."""
+        return len(self.table) - len(self.bad)
+
+
+def read_inputs(config: Config) -> Inputs:
     """Reads and checks all that is predicted.
 
-    Returns:
-        The test rows; the images that can be read; why the others cannot, by row, under ``infer.on_bad_image: prior``;
-        the submission's column names.
+    Raises:
+        UserError: With the list of all that is wrong.
     """
     use_prior = config.infer.on_bad_image == "prior"
     table, problems = read_test(config.data, may_lack_images=use_prior)
@@ -68,17 +83,47 @@ def _read(config: Config) -> tuple[Table, Images, dict[int, str], list[str]]:
     problems += sample_problems
     bad: dict[int, str] = {}
     if use_prior:
-        images, bad = read_good_images(table, config.image_size, config.data.cache, "test")
+        images, bad = read_good_images(table, config.predict_size, config.data.cache, "test")
         if images is None:
             problems.append(Problem(str(table.csv), "no row has an image that can be read", "check data.image_dir"))
     else:
-        images, image_problems = read_images(table, config.image_size, config.data.cache, "test")
+        images, image_problems = read_images(table, config.predict_size, config.data.cache, "test")
         problems += image_problems
     raise_problems(problems)
     assert images is not None
     if bad:
         say(bad_image_rows(table, bad, "predicted by the classes' shares alone, the image cannot be read"))
-    return table, images, bad, header
+    return Inputs(table, images, bad, header)
+
+
+def mean_prior(run: Run, folds: Sequence[int]) -> np.ndarray:
+    """What is known of an image that cannot be read: the class shares of the training rows, float32, (classes,)."""
+    return np.mean([read_prior(run.weights_file(fold)) for fold in folds], axis=0)
+
+
+def make_tables(
+    config: Config, inputs: Inputs, probabilities: np.ndarray, classes: Sequence[str], prior: np.ndarray | None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Makes the submission and the table of probabilities, and checks the first.
+
+    Args:
+        config: The run's config.
+        inputs: What was predicted.
+        probabilities: float32, shape (inputs.readable, classes).
+        classes: The labels.
+        prior: float32, shape (classes,): for the rows whose image cannot be read.
+
+    Raises:
+        UserError: If Kaggle would not accept the submission.
+    """
+    table = inputs.table
+    if prior is not None:
+        probabilities = _with_prior(probabilities, list(inputs.bad), prior)
+    labels = [classes[best] for best in probabilities.argmax(1)]
+    submission = pd.DataFrame(zip(table.names, labels, strict=True), columns=inputs.header)
+    check_submission(submission, table, classes, config)
+    images_column = pd.DataFrame({config.data.image_column: table.names})
+    return submission, pd.concat([images_column, pd.DataFrame(probabilities, columns=list(classes))], axis=1)
 
 
 def _with_prior(predicted: np.ndarray, bad: list[int], prior: np.ndarray) -> np.ndarray:
@@ -100,29 +145,41 @@ def predict_folds(
     Raises:
         UserError: If the folds' weights disagree on the classes.
     """
+    predicted, classes = predict_each(run, config, folds, images, count)
+    return average(predicted), classes
+
+
+def average(predicted: np.ndarray) -> np.ndarray:
+    """The mean over folds and views; from (folds, views, n, classes) to (n, classes)."""
+    return predicted.mean((0, 1))
+
+
+def predict_each(
+    run: Run, config: Config, folds: Sequence[int], images: Images, count: int
+) -> tuple[np.ndarray, list[str]]:
+    """Predicts with each fold under each view; arguments and errors as `predict_folds`'.
+
+    Returns:
+        float32, shape (folds, views, count, classes); and the classes.
+    """
     device = choose_device()
-    loaded = [load_classifier(run.weights_file(fold), config) for fold in folds]
-    classes = loaded[0][1]
-    if strangers := [fold_name(f) for f, (_, other) in zip(folds, loaded, strict=True) if other != classes]:
-        raise UserError(f"{run.folder}: {', '.join(strangers)} was trained on other classes than {fold_name(folds[0])}")
-    models = [model.to(device, memory_format=torch.channels_last) for model, _ in loaded]
-    share_bodies(models)
-    views = VIEWS[config.infer.tta]
+    models, classes = load_folds(run, config, folds, device)
+    views = chosen_views(run, config)
     names = ", ".join(fold_name(fold) for fold in folds)
     say(f"predicting {count} test images with {names} of {run.name}, views: {', '.join(v.name for v in views)}")
-    probabilities = predict(
+    predicted = predict(
         models,
         images,
         np.arange(count),
         views,
-        config.image_size,
+        config.predict_size,
         config.infer.batch_size,
         device,
         choose_precision(config.train.precision, device),
         config.loader.workers,
         "predicting",
     )
-    return probabilities.mean((0, 1)), classes
+    return predicted, classes
 
 
 def _read_sample(test: Table, config: Config) -> tuple[list[str], list[Problem]]:
@@ -170,7 +227,7 @@ def check_submission(submission: pd.DataFrame, test: Table, classes: Sequence[st
     raise_problems(problems, "The submission would not be accepted; nothing was written")
 
 
-def _write(path: Path, table: pd.DataFrame) -> None:
+def write_table(path: Path, table: pd.DataFrame) -> None:
     """Writes a CSV; an older one of other content is kept under a number."""
     text = table.to_csv(index=False, lineterminator="\n")
     if path.exists() and path.read_bytes() != text.encode():

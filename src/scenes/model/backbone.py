@@ -17,25 +17,29 @@ import timm  # noqa: E402 - needs a torchvision that imports
 from timm.models import group_parameters  # noqa: E402
 
 
-def create_body(name: str, image_size: int, pool: str | None = None, pretrained: bool = False) -> nn.Module:
+def create_body(config: ModelConfig, image_size: int, pretrained: bool = False) -> nn.Module:
     """Creates a network that maps normalised images to pooled features.
 
     Args:
-        name: A timm model name, or ``simple_cnn``.
+        config: Its name, pool and drop path.
         image_size: Pixels; position embeddings of transformers are made for it.
-        pool: timm's global_pool; None for the model's own.
         pretrained: Download the weights through timm.
 
     Raises:
         UserError: If there is no such model.
     """
+    name, pool, drop_path = config.name, config.pool, config.drop_path
     if name == "simple_cnn":
         if pool:
             raise UserError(f"model.pool: {pool} is for timm's models; simple_cnn takes the mean")
+        if drop_path:
+            raise UserError("model.drop_path is for timm's models; simple_cnn has no paths to drop")
         return SimpleCNN()
     _check_name(name)
     architecture = name.partition(".")[0]
     options: dict[str, Any] = {"global_pool": pool} if pool else {}
+    if drop_path:
+        options["drop_path_rate"] = drop_path
     if (timm.get_pretrained_cfg(architecture) or timm.models.PretrainedCfg()).fixed_input_size:
         options["img_size"] = image_size
     try:
@@ -85,7 +89,7 @@ class Classifier(nn.Module):
     def __init__(self, config: ModelConfig, image_size: int, classes: int) -> None:
         super().__init__()
         self.config = config
-        self.body = create_body(config.name, image_size, config.pool)
+        self.body = create_body(config, image_size)
         statistics = self.body.pretrained_cfg
         for name in ("mean", "std"):
             # In units of a byte, as images arrive; saved with the weights, which are useless without.
@@ -114,7 +118,10 @@ class Classifier(nn.Module):
             UserError: If timm does not know the model's stages.
         """
         if not hasattr(self.body, "group_matcher"):
-            raise UserError(f"train.trainable_stages: timm knows no stages of {self.config.name}; use all or 0")
+            raise UserError(
+                f"timm knows no stages of {self.config.name}: "
+                f"set train.trainable_stages to all or 0, train.layer_decay to 1"
+            )
         groups: Mapping[Any, list[str]] = group_parameters(self.body, self.body.group_matcher(coarse=True))
         *stages, last = [groups[stage] for stage in sorted(groups)]
         if all(self.body.get_parameter(name).ndim == 1 for name in last):

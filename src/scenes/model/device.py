@@ -31,6 +31,13 @@ def _keep_freed_memory() -> None:
         mallopt(trim_threshold, 2**31 - 1)
 
 
+def use_deterministic_algorithms() -> None:
+    """Makes a GPU give the same bytes every time, at some cost in speed; a CPU does so anyhow."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts, so before the first layer
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
 def choose_precision(wanted: str, device: torch.device) -> str:
     """Resolves ``auto``: bf16 where the GPU computes in it, fp16 on older ones, fp32 on a CPU.
 

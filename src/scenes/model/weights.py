@@ -43,7 +43,7 @@ def pretrained_state(config: Config) -> dict[str, Tensor] | None:
     """
     if config.model.weights == "none":
         return None
-    body = create_body(config.model.name, config.image_size, config.model.pool)
+    body = create_body(config.model, config.image_size)
     file = find(config)
     if file:
         return load_body(body, file).state_dict()
@@ -51,7 +51,7 @@ def pretrained_state(config: Config) -> dict[str, Tensor] | None:
         raise _not_found(config, "there are none on the hub")
     _skip_retries_without_network()
     try:
-        return create_body(config.model.name, config.image_size, config.model.pool, pretrained=True).state_dict()
+        return create_body(config.model, config.image_size, pretrained=True).state_dict()
     except Exception as error:  # the hub's client raises errors of its own, its transport's and the system's
         raise _not_found(config, f"the hub did not give them ({type(error).__name__}: {_first_line(error)})") from None
 

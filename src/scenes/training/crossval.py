@@ -18,6 +18,7 @@ from scenes.console import UserError, print_table, say
 from scenes.data.folds import FULL, fold_name, write_or_compare
 from scenes.environment import describe
 from scenes.files import write_text
+from scenes.inference.ensemble import nested_mean, view_weights
 from scenes.inference.predict import VIEWS
 from scenes.metrics import accuracy, evaluate, log_losses, percent
 from scenes.model.backbone import parameter_count
@@ -33,9 +34,12 @@ def cross_validate(config: Config, folds: Sequence[int]) -> Run:
     Raises:
         UserError: If the data, the config or a saved state cannot be used.
     """
-    deadline = time.monotonic() + 60 * (config.train.time_budget_minutes or math.inf)
+    start = time.monotonic()
+    deadline = start + 60 * (config.train.time_budget_minutes or math.inf)
     job = prepare(config, folds)
     run = begin(config)
+    if not run.folds_file.exists():  # later sessions find all in the cache
+        write_json(run.folder / "time.json", {"preparing": round(time.monotonic() - start, 1)})
     write_or_compare(run.folds_file, job.fold_table())
     if job.skipped:
         skipped = pd.DataFrame(job.skipped, columns=["image_name", "reason"])
@@ -87,39 +91,40 @@ def summarise(job: Job, run: Run) -> dict[str, Any]:
     """
     config, classes = job.config, job.labels.classes
     oof = gather(run, config.data.folds)
-    targets = job.labels.targets[oof.rows]
+    targets, fold_of = job.labels.targets[oof.rows], job.fold_of[oof.rows]
     about = {
         "image_name": [job.table.names[row] for row in oof.rows],
         "label": [classes[target] for target in targets],
-        "fold": job.fold_of[oof.rows],
+        "fold": fold_of,
     }
     # Side by side, not by name: a class may be called what a column is called.
-    table = pd.concat([pd.DataFrame(about), pd.DataFrame(oof.mean, columns=classes)], axis=1)
+    mean = nested_mean(view_weights, oof.views, targets, fold_of)
+    table = pd.concat([pd.DataFrame(about), pd.DataFrame(mean, columns=classes)], axis=1)
     write_text(run.oof_file, table.to_csv(index=False, lineterminator="\n"))
 
     folds = run.finished_folds(config.data.folds)
     seconds = {fold: json.loads(run.time_file(fold).read_text())["seconds"] for fold in folds}
-    fold_of = job.fold_of[oof.rows]
+    kept = view_weights(oof.views, targets) > 0
     metrics = {
         "folds": folds,
         "of": config.data.folds,
         "optimistic": optimistic(config),
         "views": {
             view: dict(zip(("accuracy", "accuracy_se"), accuracy(oof.views[i], targets), strict=True))
-            | {"log_loss": float(log_losses(oof.views[i], targets).mean())}
+            | {"log_loss": float(log_losses(oof.views[i], targets).mean()), "kept": bool(kept[i])}
             for i, view in enumerate(oof.view_names)
         },
         "per_fold": {
-            str(fold): dict(zip(("accuracy", "accuracy_se"), accuracy(oof.mean[at], targets[at]), strict=True))
+            str(fold): dict(zip(("accuracy", "accuracy_se"), accuracy(mean[at], targets[at]), strict=True))
             | {
-                "log_loss": float(log_losses(oof.mean[at], targets[at]).mean()),
+                "log_loss": float(log_losses(mean[at], targets[at]).mean()),
                 "n": int(at.sum()),
                 "seconds": seconds[fold],
             }
             for fold, at in ((fold, fold_of == fold) for fold in folds)
         },
         "class_names": job.labels.class_names,
-    } | evaluate(oof.mean, targets, classes)
+    } | evaluate(mean, targets, classes)
     write_json(run.metrics_file, metrics)
     _print_scores(run, metrics)
     return metrics
@@ -138,11 +143,6 @@ class OutOfFold:
     rows: np.ndarray
     views: np.ndarray
     view_names: list[str]
-
-    @property
-    def mean(self) -> np.ndarray:
-        """float32, shape (n, classes): the mean over the views."""
-        return self.views.mean(0)
 
 
 def gather(run: Run, folds: int) -> OutOfFold:
@@ -212,6 +212,8 @@ def _print_scores(run: Run, metrics: dict[str, Any]) -> None:
         f"CV accuracy{part}: {score} (n = {metrics['n']}), log loss {metrics['log_loss']:.4f}, "
         f"macro F1 {metrics['macro_f1']:.4f}"
     )
+    if dropped := [view for view, scores in metrics["views"].items() if not scores["kept"]]:
+        say(f"Dropped from here on, since the mean is better without: the view {', '.join(dropped)}.")
     if metrics["optimistic"]:
         say(f"This score is optimistic: {metrics['optimistic']}.")
 

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from scenes.randomness import key, seed_all
 from scenes.runs import Run, write_json
 from scenes.training import checkpoint, recipe
 from scenes.training.job import Job
+from scenes.training.memory import peak_memory
 from scenes.training.probe import fit_head
 from scenes.training.trackers import Trackers
 
@@ -76,6 +78,7 @@ class FoldTraining:
         self.loss_sum = torch.zeros((), device=job.device)
         self.seconds = 0.0  # of earlier sessions
         self.begun = time.monotonic()
+        self.stages: dict[str, float] = {}  # seconds, of all sessions; what is left is training
 
     def fit(self) -> Speed:
         """Trains and predicts the fold.
@@ -88,14 +91,18 @@ class FoldTraining:
         self._resume()
         steps = self.schedule.steps if self.step_limit is None else min(self.step_limit, self.schedule.steps)
         meter = Meter(steps, self.name, "img", self.train.batch_size, done=self.step)
-        trackers = None if self.step_limit else Trackers(self.config, self.folder, self.name, self.step)
+        trackers = None if self.step_limit else Trackers(self.config, self.folder, self.name)
         try:
-            self._train(steps, meter, trackers)
+            if trackers:
+                trackers.log_history(self.history)
+            try:
+                self._train(steps, meter, trackers)
+            finally:
+                meter.close()
+            return Speed(meter.rate, self._finish(trackers))
         finally:
-            meter.close()
             if trackers:
                 trackers.close()
-        return Speed(meter.rate, self._finish())
 
     def _train(self, steps: int, meter: Meter, trackers: Trackers | None) -> None:
         """Goes through the steps, judging and saving at the end of each epoch."""
@@ -139,17 +146,20 @@ class FoldTraining:
         trained = self.model.head if job.trains_on_features else self.model
         self.network, self.optimizer = self.accelerator.prepare(trained, recipe.make_optimizer(self.model, train))
         if job.trains_on_features:
-            job.features  # noqa: B018 - computed here, before the steps are timed
+            with self._stage("features"):
+                job.features  # noqa: B018 - computed here, before the steps are timed
         if self.class_weights is not None:
             self.class_weights = self.class_weights.to(job.device)
 
     def _start_head_as_probe(self) -> None:
         """Replaces the random head by a logistic regression (LP-FT, Kumar et al. 2022, arXiv:2202.10054)."""
-        labels, features = self.job.labels, self.job.features
-        rows = self.train_rows
-        weights, biases, strength = fit_head(
-            features[:, rows], labels.targets[rows], len(labels.classes), key("probe", self.config.seed, self.fold)
-        )
+        labels, rows = self.job.labels, self.train_rows
+        with self._stage("features"):
+            features = self.job.features
+        with self._stage("probe"):
+            weights, biases, strength = fit_head(
+                features[:, rows], labels.targets[rows], len(labels.classes), key("probe", self.config.seed, self.fold)
+            )
         linear = self.model.head[-1]
         with torch.no_grad():
             linear.weight.copy_(torch.from_numpy(weights))
@@ -186,6 +196,8 @@ class FoldTraining:
         self.step, self.accumulate = int(saved["step"]), int(saved["accumulate"])
         self.history, self.best = saved["history"], saved["best"]
         self.loss_sum, self.seconds = saved["loss_sum"].to(self.job.device), saved["seconds"]
+        for name, seconds in saved.get("stages", {}).items():
+            self.stages[name] = self.stages.get(name, 0.0) + seconds
 
     def _save(self) -> None:
         """Writes the checkpoint and history.csv; never a state whose loss is not finite."""
@@ -202,6 +214,7 @@ class FoldTraining:
             "best": self.best,
             "loss_sum": self.loss_sum,
             "seconds": self._seconds(),
+            "stages": self.stages,
         }
         checkpoint.save(self.folder, state)
         self._write_records()
@@ -209,6 +222,13 @@ class FoldTraining:
     def _seconds(self) -> float:
         """How long the fold has taken, interrupted sessions counted up to what they saved."""
         return self.seconds + time.monotonic() - self.begun
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        """Counts the time of its block as a stage of its own."""
+        start = time.monotonic()
+        yield
+        self.stages[name] = self.stages.get(name, 0.0) + time.monotonic() - start
 
     @property
     def _identity(self) -> str:
@@ -225,7 +245,9 @@ class FoldTraining:
                 rows = torch.tensor([sample.row for sample in samples])
                 yield features[rows], rows
             return
-        pictures = AugmentedImages(job.images, config.augment, config.image_size, config.seed, self.fold)
+        pictures = AugmentedImages(
+            job.images, config.augment, config.image_size, config.seed, self.fold, config.train.sizes
+        )
         for batch in train_loader(pictures, sampler, config.loader.workers, job.device):
             yield batch.images.permute(0, 3, 1, 2), batch.rows
 
@@ -261,9 +283,13 @@ class FoldTraining:
         try:
             for micro, (part, part_rows) in enumerate(parts):
                 seed_all(key("step", self.config.seed, self.fold, self.step, micro))  # for dropout and drop path
-                with self.accelerator.autocast():
-                    logits = self.network(part.to(device, non_blocking=True))
+                part = part.to(device, non_blocking=True)
                 targets = self.targets[part_rows.to(device, non_blocking=True)]
+                if train.mixup or train.cutmix:
+                    one_hot = functional.one_hot(targets, len(self.job.labels.classes)).float()
+                    part, targets = recipe.mix(part, one_hot, train)
+                with self.accelerator.autocast():
+                    logits = self.network(part)
                 losses = functional.cross_entropy(
                     logits.float(), targets, self.class_weights, reduction="none", label_smoothing=train.label_smoothing
                 )
@@ -308,15 +334,17 @@ class FoldTraining:
             "accumulate": self.accumulate,
             "lr": rate,
             "train_loss": float(self.loss_sum) / steps,
+            "images_per_second": round(speed, 1),
         }
         self.loss_sum.zero_()
         if len(self.held_rows) and (self.step < self.schedule.steps or self.train.early_stopping):
-            row |= self._validate()
+            with self._stage("judging"):
+                row |= self._validate()
         self.history.append(row)
         if self.train.early_stopping:
             self._track_best(row)
         if trackers:
-            trackers.log(row | {"images_per_second": speed}, self.step)
+            trackers.log(row, self.step)
         scores = f", held-out accuracy {row['val_accuracy']:.4f}" if "val_accuracy" in row else ""
         say(f"  {self.name} epoch {epoch}: loss {row['train_loss']:.4f}{scores}, {speed:.0f} img/s")
 
@@ -332,7 +360,11 @@ class FoldTraining:
             with torch.inference_mode():
                 held = torch.from_numpy(self.job.features[0, self.held_rows]).to(self.job.device)
                 return self._scores(model.head.eval()(held).float().softmax(1).cpu().numpy(), self.held_rows)
-        return self._scores(self._predict(model, [PLAIN])[0], self.held_rows)
+        scores = self._scores(self._predict(model, [PLAIN])[0], self.held_rows)
+        if self.averaged:  # whether averaging pays, epoch by epoch
+            raw = self._scores(self._predict(self.model, [PLAIN])[0], self.held_rows)
+            scores |= {f"raw_{name}": value for name, value in raw.items()}
+        return scores
 
     def _scores(self, probabilities: np.ndarray, rows: np.ndarray) -> dict[str, float]:
         targets = self.job.labels.targets[rows]
@@ -360,7 +392,7 @@ class FoldTraining:
             self.job.images,
             self.held_rows,
             views,
-            config.image_size,
+            config.predict_size,
             config.infer.batch_size,
             self.job.device,
             self.job.precision,
@@ -368,7 +400,7 @@ class FoldTraining:
             label,
         )[0]
 
-    def _finish(self) -> float:
+    def _finish(self, trackers: Trackers | None) -> float:
         """Saves the final weights and the held-out probabilities; returns the prediction speed."""
         self._check_finite()
         model = self._judged
@@ -382,11 +414,14 @@ class FoldTraining:
             self._write_records()
             return 0.0
         views = VIEWS[self.config.infer.tta]
-        start = time.monotonic()
-        probabilities = self._predict(model, views)
-        speed = len(self.held_rows) * len(views) / (time.monotonic() - start)
+        with self._stage("predicting"):
+            probabilities = self._predict(model, views)
+        speed = len(self.held_rows) * len(views) / self.stages["predicting"]
         if self.history and "val_loss" not in self.history[-1]:
-            self.history[-1] |= self._scores(probabilities[0], self.held_rows)
+            scores = self._scores(probabilities[0], self.held_rows)
+            self.history[-1] |= scores
+            if trackers:
+                trackers.log(scores, self.step)
         self._write_records()
         content = {"probabilities": torch.from_numpy(probabilities), "rows": torch.from_numpy(self.held_rows)}
         metadata = {"views": ",".join(view.name for view in views)}
@@ -394,8 +429,11 @@ class FoldTraining:
         return speed
 
     def _write_records(self) -> None:
-        """Writes history.csv anew and the time taken."""
-        write_json(self.run.time_file(self.fold), {"seconds": round(self._seconds(), 1)})
+        """Writes history.csv anew, the time taken and the memory needed."""
+        seconds = self._seconds()
+        stages = {**self.stages, "training": max(0.0, seconds - sum(self.stages.values()))}
+        spent = {"seconds": round(seconds, 1), "stages": {name: round(each, 1) for name, each in stages.items()}}
+        write_json(self.run.time_file(self.fold), spent | peak_memory(self.job.device))
         if self.history:
             text = pd.DataFrame(self.history).to_csv(index=False, lineterminator="\n")
             write_text(self.folder / "history.csv", text)

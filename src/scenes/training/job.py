@@ -1,6 +1,6 @@
 """What all folds of a run share: checked data, decoded images, the folds, pretrained weights, the device."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -10,15 +10,25 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from scenes.config import Config
+from scenes.config import Config, DataConfig
 from scenes.console import Problem, UserError, raise_problems, say
 from scenes.data.batches import compose
-from scenes.data.competition import Labels, Table, bad_image_rows, overlap, read_labels, read_test, read_train
+from scenes.data.competition import (
+    Labels,
+    Table,
+    bad_image_rows,
+    decide,
+    overlap,
+    read_labels,
+    read_near_duplicates,
+    read_test,
+    read_train,
+)
 from scenes.data.folds import FULL, fold_name, given_folds, group_rows, make_folds
 from scenes.data.images import Images, read_good_images, read_images
 from scenes.inference.predict import VIEWS
 from scenes.model.backbone import Classifier
-from scenes.model.device import choose_device, choose_precision
+from scenes.model.device import choose_device, choose_precision, use_deterministic_algorithms
 from scenes.model.weights import pretrained_state
 from scenes.training.probe import body_features
 from scenes.training.recipe import body_is_frozen
@@ -120,12 +130,16 @@ def prepare(config: Config, folds: Sequence[int]) -> Job:
         draw(config.data.root)
     table, labels, images, skipped = read_data(config)
     data = config.data
-    groups = group_rows(images.pixel_hashes, table.columns[data.group_column].tolist() if data.group_column else None)
+    groups = group_rows(*_groupings(data, table, images, skipped))
     if data.fold_column:
         fold_of = given_folds(table, data.fold_column, data.folds, groups)
     else:
         fold_of = make_folds(labels.targets, groups, data.folds, data.fold_seed)
+    rows, labels = decide(table, labels, data)  # after the deal, which no decision about a row may change
+    table, images, groups, fold_of = table.take(rows), images.take(rows), groups[rows], fold_of[rows]
     _check_classes(labels, fold_of)
+    if config.train.deterministic:
+        use_deterministic_algorithms()
     device = choose_device()
     precision = choose_precision(config.train.precision, device)
     job = Job(config, table, labels, images, groups, fold_of, pretrained_state(config), device, precision, skipped)
@@ -142,7 +156,7 @@ def read_data(config: Config) -> tuple[Table, Labels, Images, list[tuple[str, st
     Raises:
         UserError: With the list of all that is wrong.
     """
-    data, size = config.data, config.image_size
+    data, size = config.data, config.largest_size
     folds = None if data.fold_column else data.folds
     table, labels, problems = read_train(data, folds)
     test = None
@@ -169,12 +183,29 @@ def read_data(config: Config) -> tuple[Table, Labels, Images, list[tuple[str, st
     return table, labels, images, skipped
 
 
+def _groupings(
+    data: DataConfig, table: Table, images: Images, skipped: list[tuple[str, str]]
+) -> Iterator[Sequence[str] | np.ndarray]:
+    """What rows can have in common that must not be split between folds."""
+    yield images.pixel_hashes
+    if data.group_column:
+        yield table.columns[data.group_column].tolist()
+    if data.near_duplicates:
+        yield read_near_duplicates(data.root / data.near_duplicates, table.names, [name for name, _ in skipped])
+
+
 def _check_options(config: Config, folds: Sequence[int]) -> None:
     """Finds what needs no data to be wrong."""
     if FULL in folds and (config.train.early_stopping or config.train.schedule == "plateau"):
         raise UserError(
             "--folds full holds no rows out to judge epochs by; add --set train.early_stopping=null and, in place of "
             "plateau, train.schedule=cosine"
+        )
+    train = config.train
+    if body_is_frozen(train) and config.augment == "none" and (train.mixup or train.cutmix or train.sizes):
+        raise UserError(
+            "the body is frozen and nothing is augmented, so the head trains on features: train.mixup, train.cutmix "
+            "and train.sizes have no pictures to work on; leave them out, or set augment"
         )
     if config.train.wandb and not find_spec("wandb"):
         raise UserError("train.wandb is set, but wandb is not installed: pip install wandb, or leave it out")
@@ -199,15 +230,14 @@ def _check_model(job: Job) -> None:
         count = len(config.train.class_weights)
         raise UserError(f"train.class_weights has {count} weights for {len(job.labels.classes)} classes")
     model = job.new_model()
-    sizes = sorted({view.canvas(config.image_size) for view in VIEWS[config.infer.tta] if not view.crop})
-    for size in sizes[1:]:
+    asked = [(size, "train.sizes") for size in (config.train.sizes or {}).values()]
+    asked += [(view.canvas(config.predict_size), "infer") for view in VIEWS[config.infer.tta] if not view.crop]
+    for size, key in sorted(set(asked)):
         try:
             with torch.no_grad():
                 model.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=job.device))
         except (AssertionError, RuntimeError) as error:
-            raise UserError(
-                f"infer.tta {config.infer.tta}: {config.model.name} does not take {size} px: {error}"
-            ) from None
+            raise UserError(f"{key}: {config.model.name} does not take {size} px: {error}") from None
     if config.train.linear_probe and job.pretrained is None:
         say("no pretrained weights: the head starts at random, without a linear probe")
     if job.trains_on_features:

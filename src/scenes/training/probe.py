@@ -16,6 +16,7 @@ from scenes.console import Meter
 from scenes.data.batches import EvalImages, eval_loader
 from scenes.data.images import Images
 from scenes.files import make_folder, write_atomic
+from scenes.inference.predict import InParts
 from scenes.metrics import log_losses
 from scenes.model.backbone import Classifier
 from scenes.randomness import key
@@ -90,12 +91,13 @@ def _compute(
     model.eval()
     loader = eval_loader(EvalImages(images, np.arange(len(images)), [size]), batch_size, workers, device)
     meter = Meter(len(loader), "features of the frozen body", "img", batch_size)
+    body = InParts(model.features)
     done = []
     with torch.inference_mode():
         for batch in loader:
             pictures = batch.canvases[size].to(device, non_blocking=True)
             views = [pictures, pictures.flip(2)] if mirrored else [pictures]
-            done.append(torch.stack([model.features(view.permute(0, 3, 1, 2)).float() for view in views]).cpu())
+            done.append(torch.stack([body(view.permute(0, 3, 1, 2)).float() for view in views]).cpu())
             meter.advance()
     meter.close()
     return torch.cat(done, 1).numpy()

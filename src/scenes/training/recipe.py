@@ -105,16 +105,23 @@ def set_modes(model: Classifier, stages: Stages, frozen_batch_norm: bool) -> Non
 
 
 def parameter_groups(model: Classifier, train: TrainConfig) -> list[dict[str, Any]]:
-    """Sorts the weights for the optimiser: body and head, with and without weight decay.
+    """Sorts the weights for the optimiser: head and body, or the body's stages, with and without weight decay.
 
-    Biases and norms (all that has one dimension) are not decayed.
+    Biases and norms (all that has one dimension) are not decayed. Under ``layer_decay`` each stage of the body has that
+    part of the rate of the one above it (Clark et al. 2020, arXiv:2003.10555, section 3).
 
     Returns:
-        Groups with ``scale``, their rate as a multiple of the body's.
+        Groups with ``scale``, their rate as a multiple of the highest of the body.
     """
+    parts = [(list(model.body.parameters()), 1.0)]
+    if train.layer_decay < 1:
+        stages = model.stages()[::-1]
+        parts = [
+            ([model.body.get_parameter(name) for name in names], train.layer_decay**depth)
+            for depth, names in enumerate(stages)
+        ]
     groups = []
-    for part, scale in ((model.body, 1.0), (model.head, (train.head_lr or train.lr) / train.lr)):
-        parameters = list(part.parameters())
+    for parameters, scale in [*parts, (list(model.head.parameters()), (train.head_lr or train.lr) / train.lr)]:
         for chosen, decay in (
             ([p for p in parameters if p.ndim > 1], train.weight_decay),
             ([p for p in parameters if p.ndim <= 1], 0.0),
@@ -147,3 +154,29 @@ def class_weights(train: TrainConfig, targets: np.ndarray, classes: int) -> torc
         counts = np.bincount(targets, minlength=classes)
         return torch.tensor(len(targets) / (classes * np.maximum(counts, 1)), dtype=torch.float32)
     return torch.tensor(train.class_weights, dtype=torch.float32)
+
+
+def mix(images: torch.Tensor, targets: torch.Tensor, train: TrainConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mixes a batch with its own reverse, by mixup (arXiv:1710.09412) or CutMix (arXiv:1905.04899).
+
+    Args:
+        images: (n, 3, s, s).
+        targets: float32, shape (n, classes): probabilities.
+        train: Says how strongly; draws are from NumPy's global generator.
+
+    Returns:
+        Images and targets of the same shapes.
+    """
+    from timm.data.mixup import cutmix_bbox_and_lam
+
+    is_cut = train.cutmix > 0 and (train.mixup == 0 or np.random.rand() < 0.5)
+    strength = train.cutmix if is_cut else train.mixup
+    share = np.random.beta(strength, strength)
+    if is_cut:
+        (top, bottom, left, right), share = cutmix_bbox_and_lam(images.shape, share)
+        images = images.clone()
+        images[:, :, top:bottom, left:right] = images.flip(0)[:, :, top:bottom, left:right]
+    else:
+        images = images.float()
+        images = images * share + images.flip(0) * (1 - share)
+    return images, targets * share + targets.flip(0) * (1 - share)

@@ -1,6 +1,6 @@
 """Curves in TensorBoard (where it is installed) and Weights & Biases (where the config names a project)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,15 @@ from scenes.config import Config
 
 
 class Trackers:
-    """Where a fold's curves go beside history.csv."""
+    """Where a fold's curves go beside history.csv, under the names of its columns."""
 
-    def __init__(self, config: Config, folder: Path, fold: str, first_step: int) -> None:
+    def __init__(self, config: Config, folder: Path, fold: str) -> None:
         self._board = self._wandb = None
         if find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
-            # A resumed run takes back what was drawn beyond its checkpoint.
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+            # Takes back all that was drawn: a resumed run begins with its history, see `log_history`.
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=0)
         if config.train.wandb:
             import wandb
 
@@ -26,13 +26,25 @@ class Trackers:
                 project=config.train.wandb, name=name, id=name, resume="allow", config=config.model_dump(mode="json")
             )
 
+    def log_history(self, history: Iterable[Mapping[str, Any]]) -> None:
+        """Adds what a fold has behind it, before the first step: its probe, the epochs of earlier sessions.
+
+        All of them, so that no epoch is missing that was drawn after the last checkpoint or never reached the disk, and
+        none doubled: TensorBoard has forgotten them, Weights & Biases passes over the steps it has.
+        """
+        step = 0
+        for row in history:
+            step += row["steps"]
+            self.log(row, step)
+
     def log(self, values: Mapping[str, Any], step: int) -> None:
-        """Adds one point to each curve."""
+        """Adds one point to each curve that has a value."""
+        known = {name: value for name, value in values.items() if value is not None}
         if self._board:
-            for name, value in values.items():
+            for name, value in known.items():
                 self._board.add_scalar(name, value, step)
         if self._wandb:
-            self._wandb.log(dict(values), step=step)
+            self._wandb.log(known, step=step)
 
     def close(self) -> None:
         """Writes out what is pending."""

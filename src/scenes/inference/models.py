@@ -1,0 +1,49 @@
+"""A run's trained folds as one ensemble, and the views that it looks at images with."""
+
+import json
+from collections.abc import Sequence
+
+import torch
+
+from scenes.config import Config
+from scenes.console import UserError
+from scenes.data.folds import fold_name
+from scenes.inference.predict import VIEWS, View, share_bodies
+from scenes.model.backbone import Classifier
+from scenes.model.weights import load_classifier
+from scenes.runs import Run
+
+
+def load_folds(
+    run: Run, config: Config, folds: Sequence[int], device: torch.device
+) -> tuple[list[Classifier], list[str]]:
+    """Loads the folds' networks; equal bodies are shared.
+
+    Args:
+        run: A run with these folds trained.
+        config: The run's config.
+        folds: Which models.
+        device: Where to.
+
+    Returns:
+        The networks in float32, channels last, in evaluation mode; and their classes.
+
+    Raises:
+        UserError: If a fold's weights are damaged or foreign, or the folds disagree on the classes.
+    """
+    loaded = [load_classifier(run.weights_file(fold), config) for fold in folds]
+    classes = loaded[0][1]
+    if strangers := [fold_name(f) for f, (_, other) in zip(folds, loaded, strict=True) if other != classes]:
+        raise UserError(f"{run.folder}: {', '.join(strangers)} was trained on other classes than {fold_name(folds[0])}")
+    models = [model.to(device, memory_format=torch.channels_last).eval() for model, _ in loaded]
+    share_bodies(models)
+    return models, classes
+
+
+def chosen_views(run: Run, config: Config) -> list[View]:
+    """The views of ``infer.tta``, without those that made the run's out-of-fold score worse (see metrics.json)."""
+    views = VIEWS[config.infer.tta]
+    if not run.metrics_file.exists():
+        return views
+    judged = json.loads(run.metrics_file.read_text(encoding="utf-8"))["views"]
+    return [view for view in views if judged.get(view.name, {}).get("kept", True)]
