@@ -38,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     trained = cross_validate(config, folds)
     say(f"everything about this run: {trained.folder}/ (scores: metrics.json, held-out probabilities: oof.csv)")
+    if config.report:
+        from scenes.insight.report import try_write
+
+        try_write(trained)
     if not (config.data.root / config.data.test_csv).exists():
         say(f"no {config.data.root / config.data.test_csv}: nothing to predict")
     elif arguments.submit:

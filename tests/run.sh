@@ -9,4 +9,4 @@ source ./setup.sh dev
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m mypy src
 # Two workers and one thread each: more threads than cores slow torch down.
-OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n 2 "$@"
+OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n 2 -rs "$@"

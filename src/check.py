@@ -1,0 +1,32 @@
+"""Looks a competition over before training: classes, files, duplicates, labels, outliers, train against test."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from scenes.console import run
+from scenes.environment import ensure_environment
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints a summary and writes a page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", type=Path, help="configs/NAME.yaml")
+    parser.add_argument("--out", type=Path, default=Path("check.html"), help="the page's file; by default check.html")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change settings, e.g. data.root=DIR"
+    )
+    arguments = parser.parse_args(argv)
+
+    from scenes.config import load_config
+
+    config = load_config(arguments.config, arguments.set)
+
+    from scenes.insight.check import check
+
+    check(config, arguments.out)
+
+
+if __name__ == "__main__":
+    ensure_environment()
+    run(main)

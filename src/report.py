@@ -1,0 +1,39 @@
+"""Writes report.html of runs, and of several runs a page that compares them."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from scenes.console import run, say
+from scenes.environment import ensure_environment
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes the pages and says where they are."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="*", type=Path, metavar="runs/NAME", help="by default the run that finished last")
+    parser.add_argument("--out", type=Path, help="the page; by default runs/NAME/report.html or runs/comparison.html")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change settings, e.g. data.root=DIR"
+    )
+    arguments = parser.parse_args(argv)
+
+    from scenes.runs import RUNS, Run, newest
+
+    chosen = [Run(folder) for folder in arguments.runs] or [newest()]
+
+    from scenes.insight.comparison import compare
+    from scenes.insight.report import write
+
+    if len(chosen) == 1:
+        say(f"report: {write(chosen[0], arguments.out, arguments.set)}")
+        return
+    out = compare(chosen, arguments.out or RUNS / "comparison.html", arguments.set)
+    for each in chosen:
+        say(f"report: {write(each, overrides=arguments.set)}")
+    say(f"comparison: {out}")
+
+
+if __name__ == "__main__":
+    ensure_environment()
+    run(main)

@@ -1,0 +1,107 @@
+"""What a survey found, in sentences, each with its remedy."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from scenes.insight.quality import OUTLYING
+from scenes.insight.readable import Side
+from scenes.insight.shift import MIN_ROWS
+from scenes.insight.survey import SIDES, Survey
+
+EXAMPLES = 3
+UNBALANCED = 10  # times as many images in one class as in another
+
+
+class Finding(NamedTuple):
+    """A line of the summary, and what to do about it."""
+
+    what: str
+    remedy: str = ""
+
+
+def find(survey: Survey, groups_remedy: str) -> list[Finding]:
+    """Puts a survey into words.
+
+    Args:
+        survey: What is known.
+        groups_remedy: What to do about near duplicates in train.
+    """
+    return [
+        *_rows(survey),
+        *_unreadable(survey),
+        *_files(survey.looks),
+        *_duplicates(survey.pairs, groups_remedy),
+        *_outliers(survey.looks),
+        *_shift(survey),
+    ]
+
+
+def _rows(survey: Survey) -> Iterator[Finding]:
+    data = survey.data
+    counts = np.bincount(data.labels.targets, minlength=len(data.labels.classes))
+    least, most = int(counts.argmin()), int(counts.argmax())
+    names = data.labels.class_names
+    span = f"{counts[least]:,} ({names[least]}) to {counts[most]:,} ({names[most]}) a class"
+    if counts[least] == counts[most]:
+        span = f"{counts[least]:,} a class"
+    uneven = counts[most] >= UNBALANCED * counts[least]
+    remedy = "where each class counts the same: --set train.class_weights=balanced" if uneven else ""
+    yield Finding(f"{len(data.train):,} training images in {len(names)} classes, {span}", remedy)
+    yield Finding(f"{len(data.test):,} test images" if data.test else "no test images")
+    for problem in data.problems:
+        yield Finding(f"{problem.where}: {problem.what}", problem.remedy)
+
+
+def _unreadable(survey: Survey) -> Iterator[Finding]:
+    remedies = ("data.on_bad_image=skip trains without them", "infer.on_bad_image=prior predicts the classes' shares")
+    for side, remedy in zip(survey.data.sides, remedies, strict=False):
+        if side.unreadable:
+            yield Finding(f"{side.table.csv}: {_listed(side)}", f"get the files again; or --set {remedy}")
+
+
+def _listed(side: Side) -> str:
+    bad = side.unreadable
+    examples = ", ".join(f"line {line} ({name}: {why})" for line, name, why in bad[:EXAMPLES])
+    more = f" and {len(bad) - EXAMPLES} more" if len(bad) > EXAMPLES else ""
+    return f"{len(bad)} image{'s' if len(bad) > 1 else ''} cannot be read: {examples}{more}"
+
+
+def _files(looks: pd.DataFrame) -> Iterator[Finding]:
+    parts = []
+    for column in ("size", "mode", "format"):
+        counts = Counter(looks[column]).most_common()
+        value, count = counts[0]
+        others = f" and {len(counts) - 1} more ({len(looks) - count:,} images)" if len(counts) > 1 else ""
+        parts.append(f"{column} {value}{others}")
+    yield Finding("files: " + "; ".join(parts))
+
+
+def _duplicates(pairs: pd.DataFrame, groups_remedy: str) -> Iterator[Finding]:
+    for kind, chosen in (("identical images", pairs["exact"]), ("near duplicates", ~pairs["exact"])):
+        counts = [f"{int((chosen & (pairs['side'] == side)).sum()):,} {side}" for side in SIDES]
+        in_train = bool((chosen & (pairs["side"] == SIDES[0])).any())
+        remedy = groups_remedy if kind == "near duplicates" and in_train else ""
+        yield Finding(f"{kind}, pairs: " + (", ".join(counts) if chosen.any() else "none"), remedy)
+    conflicts = int(pairs["conflict"].sum())
+    remedy = "see them on the page and mend the labels, or take the rows out" if conflicts else ""
+    yield Finding(f"pairs of them with different labels: {conflicts or 'none'}", remedy)
+
+
+def _outliers(looks: pd.DataFrame) -> Iterator[Finding]:
+    brightness, sharpness = looks["brightness_z"], looks["sharpness_z"]
+    counts = [int(far.sum()) for far in (brightness < -OUTLYING, brightness > OUTLYING, sharpness < -OUTLYING)]
+    yield Finding("outliers: {} dark, {} bright, {} blurred or hazy images".format(*counts))
+
+
+def _shift(survey: Survey) -> Iterator[Finding]:
+    if survey.no_embeddings:
+        yield Finding(f"not compared by what they show: {survey.no_embeddings}")
+    elif survey.shift:
+        shift = survey.shift
+        yield Finding(f"train or test? AUC {shift.auc:.3f} ± {shift.spread:.3f}: {shift.verdict}")
+    elif survey.data.test:
+        yield Finding(f"train or test? Not judged: that takes {MIN_ROWS} images of each")

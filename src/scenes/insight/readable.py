@@ -1,0 +1,121 @@
+"""A competition as far as it can be read: every row that is sound, and a list of all that is wrong with the others."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scenes.config import Config, DataConfig
+from scenes.console import Problem, UserError, raise_problems
+from scenes.data.competition import Labels, Table, overlap, read_labels, read_test, read_train
+from scenes.data.images import Images, read_good_images
+
+
+@dataclass(frozen=True)
+class Side:
+    """The rows of train.csv or test.csv whose images can be read.
+
+    Attributes:
+        table: These rows.
+        images: Their images.
+        unreadable: Line, image name and reason of each other row.
+    """
+
+    table: Table
+    images: Images
+    unreadable: list[tuple[int, str, str]]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+
+@dataclass(frozen=True)
+class Readable:
+    """What can be looked at; rows are counted over both sides, training rows first.
+
+    Attributes:
+        train: The training rows.
+        labels: Their targets and the classes.
+        test: The test rows, if there are any.
+        problems: What is wrong with the CSVs.
+    """
+
+    train: Side
+    labels: Labels
+    test: Side | None
+    problems: list[Problem]
+
+    @property
+    def sides(self) -> list[Side]:
+        """The training side, and the test side if there is one."""
+        return [self.train, self.test] if self.test else [self.train]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.sides))
+
+    def is_test(self, row: int) -> bool:
+        """Whether a row is a test row."""
+        return row >= len(self.train)
+
+    def image(self, row: int) -> np.ndarray:
+        """RGB, uint8, shape (h, w, 3)."""
+        if self.test and self.is_test(row):
+            return self.test.images[row - len(self.train)]
+        return self.train.images[row]
+
+    def name(self, row: int) -> str:
+        """The image's name."""
+        if self.test and self.is_test(row):
+            return self.test.table.names[row - len(self.train)]
+        return self.train.table.names[row]
+
+    def label(self, row: int) -> str:
+        """The class's name, or test."""
+        return "test" if self.is_test(row) else self.labels.class_names[self.labels.targets[row]]
+
+
+def read(config: Config) -> Readable:
+    """Reads the CSVs and decodes the images, and goes on without the rows that cannot be used.
+
+    Raises:
+        UserError: If there is not one training image that can be read.
+    """
+    data = config.data.model_copy(update={"on_bad_image": "skip"})  # missing files are listed with the damaged ones
+    size = config.largest_size  # so that training's own cache is found
+    folds = None if data.fold_column else data.folds
+    table, labels, problems = read_train(data, folds)
+    tables = [(table.take(np.flatnonzero(labels.targets >= 0).tolist()), data.image_dir, "training")]
+    if (data.root / data.test_csv).exists():
+        try:
+            test, test_problems = read_test(data, may_lack_images=True)
+            problems += test_problems + overlap(table, test)
+            tables.append((test, data.test_image_dir or data.image_dir, "test"))
+        except UserError as error:
+            problems.append(Problem(str(data.root / data.test_csv), "cannot be used, is not looked at", str(error)))
+    sides = [_readable(table, data.root / folder, data, size, label) for table, folder, label in tables]
+    if sides[0] is None:
+        nothing = Problem(str(table.csv), "no row has an image that can be read", f"see {data.root / data.image_dir}")
+        raise_problems([*problems, nothing])
+    assert sides[0] is not None
+    if len(sides) > 1 and sides[1] is None:
+        problems.append(Problem(str(tables[1][0].csv), "no row has an image that can be read", "check data.image_dir"))
+    labels, _ = read_labels(sides[0].table, data, None)
+    if len(labels.class_names) != len(labels.classes):  # a problem that is in the list
+        labels = Labels(labels.targets, labels.classes, labels.classes)
+    return Readable(sides[0], labels, sides[1] if len(sides) > 1 else None, problems)
+
+
+def _readable(table: Table, folder: Path, data: DataConfig, size: int, label: str) -> Side | None:
+    """Opens those images whose names are sound and whose files can be read; None if there are none."""
+    root, seen = folder.resolve(), set()
+    sound = []
+    for row, (name, path) in enumerate(zip(table.names, table.paths, strict=True)):
+        is_inside = "\0" not in name and path.resolve().is_relative_to(root)
+        if name.strip() and is_inside and name not in seen:
+            sound.append(row)
+        seen.add(name)
+    table = table.take(sound)
+    images, reasons = read_good_images(table, size, data.cache, label)
+    unreadable = [(table.columns.index[row], table.names[row], why) for row, why in reasons.items()]
+    good = [row for row in range(len(table)) if row not in reasons]
+    return Side(table.take(good), images, unreadable) if images else None

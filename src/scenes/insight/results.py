@@ -1,0 +1,114 @@
+"""What a run left behind, read back for its report."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from scenes.config import Config
+from scenes.console import UserError
+from scenes.data.folds import FULL, fold_name
+from scenes.metrics import log_losses
+from scenes.runs import Run
+from scenes.training.crossval import gather
+
+ABOUT = 3  # columns of oof.csv before the probabilities: image_name, label, fold
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a run's folds say about the rows they never saw.
+
+    Attributes:
+        names: Image names, n strings.
+        targets: int64, shape (n,): the true classes.
+        folds: int64, shape (n,).
+        probabilities: float32, shape (n, classes): those that count, of the views together.
+        views: float32, shape (views, n, classes): of each view alone.
+        view_names: What the views are.
+        classes: The labels.
+        class_names: The same for people to read.
+    """
+
+    names: list[str]
+    targets: np.ndarray
+    folds: np.ndarray
+    probabilities: np.ndarray
+    views: np.ndarray
+    view_names: list[str]
+    classes: list[str]
+    class_names: list[str]
+
+    @cached_property
+    def predicted(self) -> np.ndarray:
+        """int64, shape (n,): the most probable class."""
+        return self.probabilities.argmax(1)
+
+    @cached_property
+    def hits(self) -> np.ndarray:
+        """float64, shape (n,): 1 where the prediction is right, else 0."""
+        return (self.predicted == self.targets).astype(np.float64)
+
+    @cached_property
+    def losses(self) -> np.ndarray:
+        """float64, shape (n,): log losses in nats."""
+        return log_losses(self.probabilities, self.targets)
+
+
+def read_metrics(run: Run) -> dict[str, Any] | None:
+    """Reads metrics.json; None where no fold is scored."""
+    return json.loads(run.metrics_file.read_text(encoding="utf-8")) if run.metrics_file.exists() else None
+
+
+def read_held_out(run: Run, config: Config, metrics: dict[str, Any]) -> HeldOut:
+    """Reads the held-out rows of a run.
+
+    Args:
+        run: A run with a scored fold.
+        config: Its config, perhaps with other class names.
+        metrics: From `read_metrics`.
+
+    Raises:
+        UserError: If oof.csv does not belong to the folds as they are now, or the class names to the classes.
+    """
+    # By position, not by name: a class may be called what a column is called.
+    table = pd.read_csv(run.oof_file, header=None, skiprows=1, dtype={0: str, 1: str}, keep_default_na=False)
+    oof = gather(run, metrics["of"])
+    classes = list(metrics["per_class"])
+    if len(table) != len(oof.rows) or table.shape[1] != ABOUT + len(classes):
+        raise UserError(f"{run.oof_file}: does not fit the folds beside it; give train.py's command again")
+    names = config.data.class_names or metrics["class_names"]
+    if len(names) != len(classes):
+        raise UserError(f"data.class_names: {len(names)} names for {len(classes)} classes ({', '.join(classes)})")
+    place = {label: at for at, label in enumerate(classes)}
+    return HeldOut(
+        table[0].tolist(),
+        np.array([place[label] for label in table[1]], np.int64),
+        table[2].to_numpy(np.int64),
+        table.iloc[:, ABOUT:].to_numpy(np.float32),
+        oof.views,
+        oof.view_names,
+        classes,
+        names,
+    )
+
+
+def read_histories(run: Run, folds: int) -> dict[str, pd.DataFrame]:
+    """Reads history.csv of each fold that has one, by the fold's name."""
+    return {name: pd.read_csv(file) for name, file in _files(run, folds, "history.csv").items()}
+
+
+def read_times(run: Run, folds: int) -> dict[str, dict[str, Any]]:
+    """Reads time.json of each fold that has one, by the fold's name."""
+    return {
+        name: json.loads(file.read_text(encoding="utf-8")) for name, file in _files(run, folds, "time.json").items()
+    }
+
+
+def _files(run: Run, folds: int, name: str) -> dict[str, Path]:
+    places = {fold_name(fold): run.fold_folder(fold) / name for fold in (*range(folds), FULL)}
+    return {fold: file for fold, file in places.items() if file.exists()}

@@ -1,0 +1,42 @@
+"""Likely label errors: rows whose label the folds that never saw them find hard to believe."""
+
+from importlib.util import find_spec
+
+import numpy as np
+import pandas as pd
+
+from scenes.insight.results import HeldOut
+
+PACKAGE = "cleanlab"
+
+
+def is_available() -> bool:
+    """Whether cleanlab is installed."""
+    return find_spec(PACKAGE) is not None
+
+
+def label_errors(held: HeldOut) -> tuple[np.ndarray, pd.DataFrame]:
+    """Finds likely label errors by confident learning (Northcutt et al. 2021, arXiv:1911.00068).
+
+    Args:
+        held: Held-out predictions of at least two classes.
+
+    Returns:
+        Positions in `held`, the least believable label first, and as many rows of image_name, label, suggested (the
+        most probable class), probability (its) and quality (the label's own probability).
+    """
+    from cleanlab.filter import find_label_issues
+
+    found = find_label_issues(
+        held.targets, held.probabilities.astype(np.float64), return_indices_ranked_by="self_confidence", n_jobs=1
+    )
+    rows = np.asarray(found, np.int64)
+    suggested = held.predicted[rows]
+    table = {
+        "image_name": [held.names[row] for row in rows],
+        "label": [held.classes[target] for target in held.targets[rows]],
+        "suggested": [held.classes[target] for target in suggested],
+        "probability": held.probabilities[rows, suggested].round(4),
+        "quality": held.probabilities[rows, held.targets[rows]].round(4),
+    }
+    return rows, pd.DataFrame(table)

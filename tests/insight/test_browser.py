@@ -1,0 +1,129 @@
+"""The pages in a real browser: they fit a phone and a screen, say nothing on the console, sort and enlarge."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import report
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def pages(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs/tiny/report.html and comparison.html."""
+    root = tmp_path_factory.mktemp("browser") / "root"
+    shutil.copytree(trained, root)
+    shutil.copytree(root / "runs/tiny", root / "runs/another_run_with_quite_a_long_name")
+    names = ["<script>alert(1)</script>", "forest", "a very long name of a class that goes on and on", "d", "e", "f"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        arguments = ["runs/tiny", "runs/another_run_with_quite_a_long_name", "--out", "comparison.html"]
+        report.main([*arguments, "--set", f"data.class_names={names}"])
+    return root
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[playwright.Browser]:
+    """Headless chromium."""
+    with playwright.sync_playwright() as driver:
+        arguments = ["--no-sandbox", "--disable-dev-shm-usage"]
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def opened(browser: playwright.Browser, pages: Path) -> Iterator[playwright.Page]:
+    """The report on a screen; fails at the end if the console said anything or a request left the file."""
+    yield from open_page(browser, pages / "runs/tiny/report.html", 1280)
+
+
+def open_page(browser: playwright.Browser, file: Path, width: int) -> Iterator[playwright.Page]:
+    said: list[str] = []
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda request: said.append(request.url) if request.url.startswith("http") else None)
+    page.goto(file.as_uri())
+    yield page
+    page.close()
+    assert said == []
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("name", ["runs/tiny/report.html", "comparison.html"])
+def test_a_page_fits_its_window(name: str, width: int, browser: playwright.Browser, pages: Path) -> None:
+    for page in open_page(browser, pages / name, width):
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        broken = "[...document.images].filter((one) => one.src && !one.naturalWidth).length"
+        assert page.evaluate(broken) == 0
+        links = page.locator("nav a").all_text_contents()
+        assert links == (page.locator("h2").all_text_contents() if "report" in name else [])
+
+
+def test_a_click_on_a_header_sorts_by_value_and_back(opened: playwright.Page) -> None:
+    table = opened.locator("#confusion table.sortable")
+    header = table.locator("th", has_text="errors")
+    column = table.locator("tbody td:nth-child(2)")
+    before = [int(text) for text in column.all_text_contents()]
+    assert header.get_attribute("aria-sort") == "none"
+    header.get_by_role("button").click()
+    assert header.get_attribute("aria-sort") == "ascending"
+    assert [int(text) for text in column.all_text_contents()] == sorted(before)
+    header.get_by_role("button").press("Enter")
+    assert header.get_attribute("aria-sort") == "descending"
+    assert [int(text) for text in column.all_text_contents()] == sorted(before, reverse=True)
+    first = table.locator("th").first
+    first.get_by_role("button").click()
+    assert (header.get_attribute("aria-sort"), first.get_attribute("aria-sort")) == ("none", "ascending")
+
+
+def test_negative_numbers_sort_below_and_empty_cells_last(opened: playwright.Page) -> None:
+    opened.evaluate(
+        """() => {
+            const body = document.querySelector("#environment tbody");
+            const cells = ["", "−2.5 ± 0.1", "1,000", "3", "−10"];
+            const row = (cell) => `<tr><td class="${cell && "number"}">${cell}</td><td></td></tr>`;
+            body.innerHTML = cells.map(row).join("");
+        }"""
+    )
+    column = opened.locator("#environment tbody td:first-child")
+    opened.locator("#environment th button").first.click()
+    assert column.all_text_contents() == ["−10", "−2.5 ± 0.1", "3", "1,000", ""]
+    opened.locator("#environment th button").first.click()
+    assert column.all_text_contents() == ["1,000", "3", "−2.5 ± 0.1", "−10", ""]
+
+
+def test_a_picture_opens_by_click_and_by_key_and_closes(opened: playwright.Page) -> None:
+    viewer, picture = opened.locator("#viewer"), opened.locator(".gallery button").first
+    assert not viewer.is_visible()
+    picture.click()
+    assert viewer.is_visible()
+    caption = opened.locator(".gallery figcaption").first.text_content()
+    assert viewer.locator("figcaption").text_content() == caption
+    assert viewer.locator("img").evaluate("(one) => one.naturalWidth") > 0
+    opened.keyboard.press("Escape")
+    assert not viewer.is_visible()
+    picture.focus()
+    opened.keyboard.press("Enter")
+    assert viewer.is_visible()
+    viewer.get_by_role("button", name="Close").click()
+    assert not viewer.is_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_in_light_and_dark(scheme: str, opened: playwright.Page) -> None:
+    opened.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+    script = "(name) => getComputedStyle(document.querySelector(name))[name === 'body' ? 'backgroundColor' : 'fill']"
+    ground, ink = (
+        [int(part) for part in opened.evaluate(script, name).strip("rgb()").split(",")[:3]]
+        for name in ("body", "svg text")
+    )
+    assert abs(sum(ground) - sum(ink)) > 450
+    assert (sum(ground) > sum(ink)) == (scheme == "light")
