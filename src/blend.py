@@ -1,0 +1,35 @@
+"""Blends runs: what they add to each other out of fold, the weights, and one submission of all of them."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from scenes.console import run, say
+from scenes.environment import ensure_environment
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Judges the blend and writes its submission."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs with the same folds: runs/a runs/b …")
+    parser.add_argument(
+        "--out", type=Path, default=Path("submissions/blend.csv"), help="the submission's file; by default %(default)s"
+    )
+    arguments = parser.parse_args(argv)
+
+    from scenes.inference.blend import judge, read_members, submit_blend
+    from scenes.runs import Run
+
+    members = read_members([Run(folder) for folder in arguments.runs])
+    weights = judge(members)
+    config = members.runs[0].load_config()
+    test_csv = config.data.root / config.data.test_csv
+    if test_csv.exists():
+        submit_blend(members, weights, arguments.out)
+    else:
+        say(f"no {test_csv}: nothing to predict")
+
+
+if __name__ == "__main__":
+    ensure_environment()
+    run(main)

@@ -1,0 +1,42 @@
+"""Writes a trained run in a form that other programs load: one ONNX file, or a folder a fold for timm."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from scenes.console import run
+from scenes.environment import ensure_environment
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Exports, and checks what it wrote against PyTorch."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="a run's folder, runs/NAME")
+    parser.add_argument("--to", required=True, choices=("onnx", "timm"))
+    parser.add_argument("--folds", help="0, 0-4, 0,2,4 or full; by default every fold that is trained")
+    parser.add_argument("--out", type=Path, help="by default NAME.onnx or timm/ in the run's folder")
+    arguments = parser.parse_args(argv)
+
+    from scenes.runs import Run
+
+    chosen = Run(arguments.run)
+    config = chosen.load_config()
+    folds = chosen.chosen_folds(arguments.folds, config.data.folds)
+
+    if arguments.to == "onnx":
+        from scenes.inference.onnx_export import export_onnx
+
+        export_onnx(chosen, config, folds, arguments.out)
+        return
+    from scenes.data.folds import fold_name
+    from scenes.model.timm_export import export_timm
+    from scenes.model.weights import load_classifier
+
+    for fold in folds:
+        model, classes = load_classifier(chosen.weights_file(fold), config)
+        export_timm(model, classes, config, (arguments.out or chosen.folder / "timm") / fold_name(fold))
+
+
+if __name__ == "__main__":
+    ensure_environment()
+    run(main)

@@ -1,0 +1,41 @@
+"""Says what any image files show: class, confidence and the runners-up, by a trained run."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from scenes.console import run, say
+from scenes.environment import ensure_environment
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Predicts files and folders; the results go to stdout, all else to stderr."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE|FOLDER", help="of a folder all images below it")
+    parser.add_argument("--run", type=Path, help="a run's folder, runs/NAME; by default the run that finished last")
+    parser.add_argument("--folds", help="0, 0-4, 0,2,4 or full; by default every fold that is trained")
+    parser.add_argument("--top", type=int, default=3, metavar="K", help="how many classes to give; 3 by default")
+    parser.add_argument("--format", choices=("table", "json", "csv"), default="table", help="table by default")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="a file for the results; by default stdout")
+    arguments = parser.parse_args(argv)
+
+    results = sys.stdout
+    with redirect_stdout(sys.stderr):  # progress and remarks: what is piped on must be the results alone
+        from scenes.runs import Run, newest
+
+        chosen = Run(arguments.run) if arguments.run else newest()
+        if not arguments.run:
+            say(f"the run that finished last: {chosen.folder}")
+        config = chosen.load_config()
+        folds = chosen.chosen_folds(arguments.folds, config.data.folds)
+
+        from scenes.inference.files import report_files
+
+        report_files(chosen, config, folds, arguments.images, results, arguments.top, arguments.format, arguments.out)
+
+
+if __name__ == "__main__":
+    ensure_environment()
+    run(main)

@@ -1,0 +1,39 @@
+"""Lists labels that are probably wrong for a person to review, and applies the decisions as a new experiment."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from scenes.console import run, say
+from scenes.environment import ensure_environment
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes the review sheet, or with --apply the config that a filled-in one becomes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="a run's folder, runs/NAME")
+    parser.add_argument("--apply", action="store_true", help="turn the decisions in review.csv into a config")
+    parser.add_argument("--accept-all", action="store_true", help="take every suggestion, unseen")
+    parser.add_argument("--out", type=Path, help="the config; by default configs/NAME_relabelled.yaml")
+    arguments = parser.parse_args(argv)
+
+    from scenes.runs import Run
+
+    chosen = Run(arguments.run)
+    config = chosen.load_config()
+
+    from scenes.insight.relabel import apply_sheet, write_sheet
+
+    if arguments.accept_all or not arguments.apply:
+        sheet = write_sheet(chosen, config, arguments.accept_all)
+        say(f"wrote {sheet} and, to look at, {sheet.with_suffix('.html')}")
+    if arguments.apply:
+        out = apply_sheet(chosen, config, arguments.out)
+        say(f"next: bash train.sh {out}")
+    else:
+        say(f"next: fill in `decision` (keep, drop or a label), then python src/relabel.py {chosen.folder} --apply")
+
+
+if __name__ == "__main__":
+    ensure_environment()
+    run(main)

@@ -1,0 +1,246 @@
+"""Predicts any image files: nothing is cached, and no more than one batch of pictures is in memory."""
+
+import csv
+import filecmp
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO, cast
+
+import numpy as np
+from PIL import Image
+from rich.cells import cell_len, set_cell_size
+
+from scenes.config import Config
+from scenes.console import Problem, UserError, progress, raise_problems, say
+from scenes.data.folds import fold_name
+from scenes.data.images import BadImageError, Images, decode
+from scenes.files import check_folder, keep_old, write_atomic
+from scenes.inference.models import chosen_views, load_folds
+from scenes.inference.predict import View, predict
+from scenes.model.backbone import Classifier
+from scenes.model.device import choose_device, choose_precision
+from scenes.runs import Run
+
+# What Pillow recognises, but reads only with the help of other programs.
+UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+
+
+class Guess(NamedTuple):
+    """A class that an image may be: its label, its name for people, its probability."""
+
+    label: str
+    name: str
+    confidence: float
+
+
+class Prediction(NamedTuple):
+    """One image's most probable classes, best first."""
+
+    path: Path
+    guesses: list[Guess]
+
+
+def find_images(places: Sequence[Path]) -> list[Path]:
+    """Lists image files: each file as it is, of each folder all below it that have an image's suffix, sorted.
+
+    Raises:
+        UserError: If a place is missing, or a folder has no image.
+    """
+    Image.init()
+    kinds = Image.registered_extensions().items()
+    suffixes = {suffix for suffix, kind in kinds if kind in Image.OPEN and kind not in UNREADABLE}
+    found: list[Path] = []
+    problems = []
+    for place in places:
+        if os.path.isdir(place):  # noqa: PTH112 - false where pathlib raises, e.g. for a name that is too long
+            walk = (Path(folder, file) for folder, _, files in os.walk(place) for file in files)
+            inside = [path for path in walk if path.suffix.lower() in suffixes and not path.name.startswith(".")]
+            found += sorted(inside)
+            if not inside:
+                problems.append(Problem(str(place), "no image in this folder or below it"))
+        elif os.path.isfile(place):  # noqa: PTH113 - as above
+            found.append(place)
+        else:
+            problems.append(Problem(str(place), "no such image or folder", "quote a path that has spaces"))
+    raise_problems(problems, "Nothing was predicted")
+    return found
+
+
+def predict_files(
+    models: Sequence[Classifier],
+    classes: Sequence[str],
+    views: Sequence[View],
+    config: Config,
+    paths: Sequence[Path],
+    top: int,
+    bad: list[Problem],
+    label: str = "",
+) -> Iterator[Prediction]:
+    """Predicts image files as infer.py does test images, batch by batch, in their order.
+
+    Args:
+        models: The networks whose probabilities are averaged, on one device.
+        classes: What their outputs stand for.
+        views: Whose probabilities are averaged too.
+        config: The run's config.
+        paths: The files.
+        top: How many classes to give for each.
+        bad: What cannot be read is added here and left out.
+        label: What to call this in progress lines; empty for none.
+
+    Yields:
+        One prediction a readable file.
+    """
+    device = models[0].mean.device
+    precision = choose_precision(config.train.precision, device)
+    names = config.data.class_names or classes
+    batch_size = config.infer.batch_size
+    batches: Iterable[list[np.ndarray | BadImageError]] = decode_batches(paths, config.predict_size, batch_size)
+    if label:
+        batches = progress(batches, -(-len(paths) // batch_size), label, "img", batch_size)
+    for number, batch in enumerate(batches):
+        pairs = list(zip(paths[number * batch_size :][: len(batch)], batch, strict=True))
+        bad += [
+            Problem(shown(path), f"cannot be read as an image ({image})")
+            for path, image in pairs
+            if isinstance(image, BadImageError)
+        ]
+        good = [(path, image) for path, image in pairs if isinstance(image, np.ndarray)]
+        if not good:
+            continue
+        images = cast(Images, [image for _, image in good])  # `predict` takes rows out of it and nothing else
+        rows = np.arange(len(good))
+        # The images are decoded: there is nothing left for worker processes to do.
+        by_view = predict(models, images, rows, views, config.predict_size, batch_size, device, precision, workers=0)
+        for (path, _), row in zip(good, by_view.mean((0, 1)), strict=True):
+            best = np.argsort(-row, kind="stable")[:top]
+            yield Prediction(path, [Guess(classes[at], names[at], float(row[at])) for at in best])
+
+
+def decode_batches(paths: Sequence[Path], size: int, batch_size: int) -> Iterator[list[np.ndarray | BadImageError]]:
+    """Decodes files in threads, a batch at a time, to what the image cache would hold of them.
+
+    Args:
+        paths: The files.
+        size: The model's image size in pixels.
+        batch_size: How many at a time.
+
+    Yields:
+        For each file RGB, uint8, shape (h, w, 3), or why there is none.
+    """
+
+    def attempt(path: Path) -> np.ndarray | BadImageError:
+        try:
+            return decode(path, int(1.5 * size)).pixels
+        except BadImageError as error:
+            return error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(paths), batch_size):
+            yield list(pool.map(attempt, paths[start : start + batch_size]))
+
+
+def shown(path: Path) -> str:
+    """A path as text that can be printed and written whatever its bytes are."""
+    return str(path).encode(errors="backslashreplace").decode()
+
+
+def write_table(predictions: Iterable[Prediction], file: TextIO, paths: Sequence[Path], top: int) -> None:
+    """Writes a line an image: its path, its class with the confidence, then the runners-up."""
+    width = max(cell_len(shown(path)) for path in paths)
+    file.write(f"{set_cell_size('image', width)}  class and confidence{', most probable first' if top > 1 else ''}\n")
+    for path, guesses in predictions:
+        cells = "   ".join(f"{guess.name} {guess.confidence:.4f}" for guess in guesses)
+        file.write(f"{set_cell_size(shown(path), width)}  {cells}\n")
+        file.flush()
+
+
+def write_csv(predictions: Iterable[Prediction], file: TextIO, paths: Sequence[Path], top: int) -> None:
+    """Writes a CSV: image, label, class, confidence, then label_2, class_2, confidence_2, …."""
+    writer = csv.writer(file, lineterminator="\n")
+    ends = ["", *(f"_{place}" for place in range(2, top + 1))]
+    writer.writerow(["image", *(f"{name}{end}" for end in ends for name in ("label", "class", "confidence"))])
+    for path, guesses in predictions:
+        writer.writerow([shown(path), *(cell for guess in guesses for cell in guess)])
+
+
+def write_json(predictions: Iterable[Prediction], file: TextIO, paths: Sequence[Path], top: int) -> None:
+    """Writes a JSON array with an object an image, each on its own line."""
+    file.write("[")
+    for number, (path, guesses) in enumerate(predictions):
+        best, *_ = ranked = [_as_json(guess) for guess in guesses]
+        content = {"image": shown(path), **best, "top": ranked}
+        file.write(f"{',' if number else ''}\n{json.dumps(content, ensure_ascii=False)}")
+    file.write("\n]\n")
+
+
+def _as_json(guess: Guess) -> dict[str, Any]:
+    return {"label": guess.label, "class": guess.name, "confidence": round(guess.confidence, 6)}
+
+
+Writer = Callable[[Iterable[Prediction], TextIO, Sequence[Path], int], None]
+FORMATS: dict[str, Writer] = {"table": write_table, "csv": write_csv, "json": write_json}
+
+
+def report_files(
+    run: Run,
+    config: Config,
+    folds: Sequence[int],
+    places: Sequence[Path],
+    results: TextIO,
+    top: int = 3,
+    form: str = "table",
+    out: Path | None = None,
+) -> None:
+    """Predicts files and folders and writes the results while they come.
+
+    Args:
+        run: A run with these folds trained.
+        config: The run's config.
+        folds: Which models.
+        places: Image files and folders.
+        results: Where to, if there is no `out`.
+        top: How many classes to give for each image; no more than there are.
+        form: One of `FORMATS`.
+        out: A file to write instead.
+
+    Raises:
+        UserError: If an image cannot be read, after all others are written; or before anything is, if a place is
+            missing, or a fold or `out` cannot be used.
+    """
+    if top < 1:
+        raise UserError(f"--top {top}: at least 1")
+    if out:
+        check_folder(out.parent)  # known before the work, not after
+        if out.is_dir():
+            raise UserError(f"{out}: is a folder; name a file in it, e.g. --out {out / 'predictions'}.{form}")
+    paths = find_images(places)
+    models, classes = load_folds(run, config, folds, choose_device())
+    top = min(top, len(classes))
+    views = chosen_views(run, config)
+    trained, seen = ", ".join(map(fold_name, folds)), ", ".join(view.name for view in views)
+    say(f"predicting {len(paths)} image{'s' * (len(paths) > 1)} with {trained} of {run.name}, views: {seen}")
+    # On a terminal the lines themselves show how far it is, and a bar would break them.
+    label = "" if not out and results.isatty() else "predicting"
+    bad: list[Problem] = []
+    predictions = predict_files(models, classes, views, config, paths, top, bad, label)
+    if out:
+        write_atomic(out, lambda temporary: _write_file(temporary, out, form, predictions, paths, top))
+        say(f"wrote {out} ({len(paths) - len(bad)} images)")
+    else:
+        FORMATS[form](predictions, results, paths, top)
+        results.flush()
+    raise_problems(bad, "Some images are not among the results, all others are")
+
+
+def _write_file(
+    temporary: Path, out: Path, form: str, predictions: Iterable[Prediction], paths: Sequence[Path], top: int
+) -> None:
+    """Writes the results; an older file of other content is kept under a number."""
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        FORMATS[form](predictions, file, paths, top)
+    if out.exists() and not filecmp.cmp(temporary, out, shallow=False):
+        say(f"{out} was there with other content; it is now {keep_old(out)}")

@@ -1,0 +1,278 @@
+"""A run as one ONNX file: images of any size in, the probabilities infer.py would give out."""
+
+import filecmp
+import json
+import logging
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from itertools import groupby
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scenes.config import Config
+from scenes.console import UserError, print_table, say
+from scenes.data.batches import resize
+from scenes.data.competition import read_train
+from scenes.data.folds import fold_name
+from scenes.data.images import BadImageError, Images, decode
+from scenes.files import check_folder, keep_old, write_atomic
+from scenes.inference.models import chosen_views, load_folds
+from scenes.inference.predict import View, predict
+from scenes.model.backbone import Classifier
+from scenes.model.device import choose_device
+from scenes.runs import Run
+
+PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+OPSET = 18  # of the year 2023: every onnxruntime since 1.14 runs it
+LARGEST_FILE = 2**31 - 2**24  # protobuf's limit is 2 GiB, the graph itself included
+CHECKED = 256  # training images whose probabilities are compared
+ALTERED = 16  # of them, also compared cut smaller and enlarged, so that the resizing is checked on any data
+# On images of the size: float32 in another order of summation moves a probability by some 1e-6.
+LARGEST_DIFFERENCE = 1e-3
+# On the mean of resized ones: OpenCV interpolates in fixed point, so one pixel in ten is off by one level of 255. That
+# moves EfficientNet-Lite0's probabilities by 0.002 on average and by 0.03 at most, where two classes are as probable.
+MEAN_DIFFERENCE = 1e-2
+TIMED, REPEATS = 32, 5
+
+
+class Pipeline(nn.Module):
+    """What `predict` does, as one graph. A body that folds share is in it once."""
+
+    def __init__(self, models: Sequence[Classifier], views: Sequence[View], size: int) -> None:
+        super().__init__()
+        self.models, self.views, self.size = nn.ModuleList(models), list(views), size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps uint8 RGB images (n, h, w, 3) to the mean probabilities of all views and folds, (n, classes)."""
+        canvases = {side: fit(images, side) for side in {view.canvas(self.size) for view in self.views}}
+        found = []
+        for view in self.views:
+            seen = view.apply(canvases[view.canvas(self.size)], self.size).permute(0, 3, 1, 2)
+            models = cast(Sequence[Classifier], self.models)
+            features = {body: model.features(seen) for body, model in {id(m.body): m for m in models}.items()}
+            found += [model.head(features[id(model.body)]).softmax(-1) for model in models]
+        return torch.stack(found).mean(0)
+
+
+def fit(images: Tensor, side: int) -> Tensor:
+    """Resizes as `data.batches.resize` does, within one level of 255.
+
+    Both of OpenCV's interpolations weigh rows and columns independently, so each is a product with two matrices.
+    ONNX's own Resize knows no area interpolation, and choosing between two kinds would need branches in the graph.
+
+    Args:
+        images: uint8, shape (n, h, w, 3).
+        side: Pixels.
+
+    Returns:
+        float32, whole numbers 0 … 255, shape (n, side, side, 3).
+    """
+    height, width = images.shape[1:3]
+    # In tensors, not in Python, where the example image's answer would be written into the graph.
+    shrinks = (torch.arange(height)[-1] >= side) & (torch.arange(width)[-1] >= side)
+    rows, columns = _weights(height, side, shrinks), _weights(width, side, shrinks)
+    resized = rows @ images.permute(0, 3, 1, 2).float() @ columns.T
+    return (resized + 0.5).floor().permute(0, 2, 3, 1)
+
+
+def _weights(length: int, side: int, shrinks: Tensor) -> Tensor:
+    """What each of `length` pixels adds to each of `side`: float32, shape (side, length), rows sum to 1."""
+    ratio = length / side
+    new, old = torch.arange(side, dtype=torch.float32)[:, None], torch.arange(length, dtype=torch.float32)[None]
+    covered = torch.minimum((new + 1) * ratio, old + 1) - torch.maximum(new * ratio, old)
+    area = covered.clamp(min=0) / ratio
+    centre = torch.minimum(((new + 0.5) * ratio - 0.5).clamp(min=0), old[:, -1:])
+    linear = (1 - (centre - old).abs()).clamp(min=0)
+    return torch.where(shrinks, area, linear)
+
+
+def export_onnx(run: Run, config: Config, folds: Sequence[int], out: Path | None = None) -> Path:
+    """Writes the file, after comparing its probabilities with PyTorch's on training images.
+
+    Args:
+        run: A run with these folds trained.
+        config: The run's config; its views go into the graph.
+        folds: Which models.
+        out: Where to; by default ``NAME.onnx`` in the run's folder.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        UserError: If a package is missing, the network cannot be exported, or the probabilities differ; nothing is
+            written then.
+    """
+    if missing := [name for name in PACKAGES if not find_spec(name)]:
+        raise UserError(f"--to onnx needs {', '.join(missing)}: pip install {' '.join(PACKAGES)}")
+    out = out or run.folder / f"{run.name}.onnx"
+    check_folder(out.parent)
+    if out.is_dir():
+        raise UserError(f"{out}: is a folder; name a file in it, e.g. --out {out / run.name}.onnx")
+    choose_device()  # sets up a CPU's memory; the comparison is on the CPU, where onnxruntime is
+    models, classes = load_folds(run, config, folds, torch.device("cpu"))
+    views = chosen_views(run, config)
+    metadata = {
+        "classes": json.dumps(classes, ensure_ascii=False),
+        "class_names": json.dumps(config.data.class_names or classes, ensure_ascii=False),
+        "views": ",".join(view.name for view in views),
+        "image_size": str(config.predict_size),
+        "run": run.name,
+        "folds": ",".join(map(fold_name, folds)),
+    }
+    images = _training_images(config)
+    session = None
+
+    def write(temporary: Path) -> None:
+        nonlocal session
+        _save(Pipeline(models, views, config.predict_size).eval(), temporary, metadata)
+        session = _open(temporary)
+        _compare(session, models, views, images, config)
+        if out.exists() and not filecmp.cmp(temporary, out, shallow=False):
+            say(f"{out} was there with other content; it is now {keep_old(out)}")
+
+    write_atomic(out, write)
+    say(f"wrote {out} ({out.stat().st_size / 2**20:.1f} MiB; {metadata['folds']}; views: {metadata['views']})")
+    _time(session, models, views, images, config)
+    return out
+
+
+def _training_images(config: Config) -> list[np.ndarray]:
+    """Up to `CHECKED` of the training images that can be read, spread over the CSV, as the cache would hold them."""
+    table, _, _ = read_train(config.data, None)
+    chosen = np.unique(np.linspace(0, len(table) - 1, CHECKED).astype(int))
+    images = []
+    for row in chosen:
+        try:
+            images.append(decode(table.paths[row], int(1.5 * config.predict_size)).pixels)
+        except BadImageError:
+            continue
+    if not images:
+        raise UserError(f"{table.csv}: none of its images can be read, so the export could not be checked")
+    return images
+
+
+def _save(pipeline: Pipeline, path: Path, metadata: dict[str, str]) -> None:
+    """Traces and writes the graph.
+
+    By the exporter that is built on torch.export (dynamo): torch's older one is deprecated, and records what one
+    example does.
+
+    Raises:
+        UserError: If the network is too large for one file, or does something that ONNX has no operator for.
+    """
+    unique = {id(tensor): tensor for tensor in pipeline.state_dict(keep_vars=True).values()}
+    size = sum(tensor.numel() * tensor.element_size() for tensor in unique.values())
+    if size > LARGEST_FILE:
+        raise UserError(f"{size / 2**30:.1f} GiB of weights do not fit into one ONNX file (2 GiB): name fewer --folds")
+    example = torch.zeros(2, pipeline.size + 3, pipeline.size + 5, 3, dtype=torch.uint8)
+    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch about itself
+            program = torch.onnx.export(
+                pipeline,
+                (example,),
+                input_names=["images"],
+                output_names=["probabilities"],
+                dynamic_shapes={"images": dynamic},
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:  # of the tracer's, the exporter's and the optimiser's own kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        name = pipeline.models[0].config.name
+        raise UserError(f"{name} cannot be exported to ONNX by torch {torch.__version__}: {reason}") from None
+    assert program is not None
+    program.model.metadata_props.update(metadata)
+    program.save(path)
+
+
+def _open(path: Path) -> Any:
+    """An onnxruntime session on as many threads as PyTorch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+
+
+def _run(session: Any, images: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
+    """Probabilities by onnxruntime, in batches of images that follow each other and have one size."""
+    batches: list[list[np.ndarray]] = []
+    for _, same in groupby(images, key=np.shape):
+        listed = list(same)
+        batches += [listed[start : start + batch_size] for start in range(0, len(listed), batch_size)]
+    return np.concatenate([session.run(["probabilities"], {"images": np.stack(batch)})[0] for batch in batches])
+
+
+def _predict(models: Sequence[Classifier], views: Sequence[View], images: Sequence[np.ndarray], config: Config) -> Any:
+    """The same by the one way that all predictions take."""
+    rows, batch_size = np.arange(len(images)), config.infer.batch_size
+    device = torch.device("cpu")
+    stored = cast(Images, images)  # `predict` takes rows out of it and nothing else
+    return predict(models, stored, rows, views, config.predict_size, batch_size, device, workers=0).mean((0, 1))
+
+
+def _compare(
+    session: Any, models: Sequence[Classifier], views: Sequence[View], images: list[np.ndarray], config: Config
+) -> None:
+    """Refuses a graph whose probabilities are not PyTorch's.
+
+    Raises:
+        UserError: If they differ by more than the arithmetic does.
+    """
+    size = config.predict_size
+    sides = {view.canvas(size) for view in views}
+    some = [resize(image, size) for image in images[:ALTERED]]
+    altered = [image[: size - size // 4] for image in some] + [resize(image, size + size // 3) for image in some]
+    strict = [image for image in images if {*image.shape[:2]} == sides]
+    resized = [image for image in images if {*image.shape[:2]} != sides] + altered
+    rows = []
+    for name, compared in (("of the size", strict), ("resized", resized)):
+        if not compared:
+            continue
+        ours, theirs = _predict(models, views, compared, config), _run(session, compared, config.infer.batch_size)
+        differences = np.abs(ours - theirs).max(1)
+        mean, largest = float(differences.mean()), float(differences.max())
+        is_close = largest <= LARGEST_DIFFERENCE if compared is strict else mean <= MEAN_DIFFERENCE
+        if not is_close:  # nor where one is not a number
+            raise UserError(
+                f"the graph's probabilities differ from PyTorch's on images {name}: by {mean:.1e} on average, by "
+                f"{largest:.1e} at most; nothing was written (torch {torch.__version__}). Try --folds with one fold to "
+                "see which it is, or another version of torch or onnxruntime"
+            )
+        same = float((ours.argmax(1) == theirs.argmax(1)).mean())
+        rows.append((name, len(compared), f"{mean:.1e}", f"{largest:.1e}", f"{same:.2%}"))
+    print_table(["training images", "n", "mean |Δp|", "largest", "same class"], rows)
+
+
+def _time(
+    session: Any, models: Sequence[Classifier], views: Sequence[View], images: Sequence[np.ndarray], config: Config
+) -> None:
+    """Says how fast both are on the same images and threads, in turn."""
+    same = [resize(image, config.predict_size) for image in images[:TIMED]]
+    ways: dict[str, Callable[[], object]] = {
+        "onnxruntime": lambda: _run(session, same, config.infer.batch_size),
+        "PyTorch": lambda: _predict(models, views, same, config),
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(REPEATS):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            speeds[name].append(len(same) / (time.perf_counter() - start))
+    medians = ", ".join(
+        f"{name} {statistics.median(found):.1f} images/s ({min(found):.1f} to {max(found):.1f})"
+        for name, found in speeds.items()
+    )
+    threads = torch.get_num_threads()
+    say(f"speed, {len(same)} images, {threads} thread{'s' * (threads > 1)}, median of {REPEATS}: {medians}")

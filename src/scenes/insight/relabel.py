@@ -1,0 +1,154 @@
+"""A review sheet of likely label errors, and the config that a filled-in one becomes."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from scenes import strict_yaml
+from scenes.config import Config, validate
+from scenes.console import Problem, UserError, raise_problems, say
+from scenes.data.competition import read_train
+from scenes.files import keep_old, write_text
+from scenes.insight import page, pictures, suspects
+from scenes.insight.results import read_held_out, read_metrics
+from scenes.runs import Run
+
+COLUMNS = ["image_name", "label", "suggested", "probability", "quality", "decision"]
+SHOWN = 500  # pictures on the page; the sheet holds all
+
+
+def sheet_file(run: Run) -> Path:
+    """Where a run's review sheet is."""
+    return run.folder / "review.csv"
+
+
+def write_sheet(run: Run, config: Config, accept: bool = False) -> Path:
+    """Writes review.csv and, to look at, review.html: the rows whose label the folds that never saw them doubt.
+
+    Args:
+        run: A run with a scored fold.
+        config: The run's config.
+        accept: Fill in each decision with the suggestion.
+
+    Returns:
+        The sheet's path.
+
+    Raises:
+        UserError: If nothing is scored yet, or cleanlab is missing.
+    """
+    if not find_spec(suspects.PACKAGE):
+        raise UserError(f"relabel.py needs {suspects.PACKAGE}: pip install {suspects.PACKAGE}")
+    metrics = read_metrics(run)
+    if metrics is None:
+        raise UserError(f"{run.folder}: no fold is scored yet; give train.py's command again to go on")
+    held = read_held_out(run, config, metrics)
+    rows, sheet = suspects.label_errors(held)
+    sheet["decision"] = sheet["suggested"] if accept else ""
+    path = sheet_file(run)
+    text = sheet[COLUMNS].to_csv(index=False, lineterminator="\n")
+    if path.exists() and path.read_bytes() != text.encode():
+        say(f"{path} was there with other content, perhaps decisions; it is now {keep_old(path)}")
+    write_text(path, text)
+    images = pictures.read(config, sheet["image_name"][:SHOWN])
+    shown = [row for row in rows[:SHOWN] if held.names[row] in images]
+    page.render(
+        "review.html",
+        path.with_suffix(".html"),
+        name=run.name,
+        sheet=path.name,
+        command=f"python src/relabel.py {run.folder} --apply",
+        counts={"suspects": len(sheet), "of": len(held.names), "shown": len(shown)},
+        names=list(zip(held.classes, held.class_names, strict=True)) if held.classes != held.class_names else [],
+        pictures=pictures.gallery(held, shown, images, {}),
+        columns=COLUMNS[:-1],
+        rows=sheet[COLUMNS[:-1]].to_numpy().tolist(),
+    )
+    return path
+
+
+def apply_sheet(run: Run, config: Config, out: Path | None = None) -> Path:
+    """Turns a filled-in review.csv into an experiment that differs from the run's by data.drop and data.relabel alone.
+
+    Decisions of the run's own config stay, unless the sheet decides anew.
+
+    Args:
+        run: The run.
+        config: The run's config.
+        out: Where to; by default ``configs/NAME_relabelled.yaml``.
+
+    Returns:
+        The config's path.
+
+    Raises:
+        UserError: If the sheet cannot be used, all that is wrong with it listed, or no row is to be changed.
+    """
+    sheet = _read_sheet(run, config)
+    drop = dict.fromkeys(config.data.drop)
+    relabel = dict(config.data.relabel)
+    changed = 0
+    for name, label, decision in sheet[["image_name", "label", "decision"]].itertuples(index=False):
+        if decision in ("", "keep", label):
+            continue
+        changed += 1
+        drop.pop(name, None)
+        relabel.pop(name, None)
+        if decision == "drop":
+            drop[name] = None
+        else:
+            relabel[name] = decision
+    if not changed:
+        raise UserError(
+            f"{sheet_file(run)}: no decision changes a row; fill the column `decision` with keep, drop or a label, or "
+            "take all suggestions with --accept-all"
+        )
+    out = out or Path("configs") / f"{run.name}_relabelled.yaml"
+    values: dict[str, Any] = config.model_dump(mode="json", exclude_defaults=True)
+    values.pop("name", None)
+    values["data"] = values.get("data", {}) | {"drop": list(drop), "relabel": relabel}
+    validate(values | {"name": out.stem}, str(out))
+    text = f"# {run.name} with the decisions of {sheet_file(run)}, written by relabel.py.\n{strict_yaml.dump(values)}"
+    if out.exists() and out.read_bytes() != text.encode():
+        say(f"{out} was there with other content; it is now {keep_old(out)}")
+    write_text(out, text)
+    say(f"wrote {out}: {len(drop)} images dropped, {len(relabel)} relabelled")
+    return out
+
+
+def _read_sheet(run: Run, config: Config) -> pd.DataFrame:
+    """Reads review.csv as text.
+
+    Raises:
+        UserError: If it is missing, no such table, or decides what cannot be.
+    """
+    path = sheet_file(run)
+    if not path.exists():
+        raise UserError(f"no {path}: write it first, python src/relabel.py {run.folder}")
+    try:
+        sheet = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
+    except ValueError as error:  # pandas' own are, and what is not UTF-8
+        raise UserError(f"{path}: not readable as a CSV ({error}); save it as comma-separated UTF-8") from None
+    if missing := [name for name in ("image_name", "label", "decision") if name not in sheet.columns]:
+        raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(sheet.columns)}")
+    sheet = sheet.apply(lambda column: column.str.strip())
+    table, labels, _ = read_train(config.data, None)
+    names, by_name = set(table.names), dict(zip(labels.class_names, labels.classes, strict=True))
+    by_name |= {f"{label}.0": label for label in labels.classes}  # what a spreadsheet may make of 3
+    sheet["decision"] = [
+        decision if decision in labels.classes else by_name.get(decision, decision) for decision in sheet["decision"]
+    ]
+    known = {"", "keep", "drop", *labels.classes}
+    repeated = sheet["image_name"].duplicated()
+    problems = []
+    for row, (name, decision) in enumerate(zip(sheet["image_name"], sheet["decision"], strict=True)):
+        where = f"{path}, row {row + 1} ({name})"
+        if name not in names:
+            problems.append(Problem(where, f"not an image of {table.csv}", "take the row out"))
+        if repeated[row]:
+            problems.append(Problem(where, "stands above already", "decide once"))
+        if decision not in known:
+            labels_text = ", ".join(labels.classes[:20])
+            problems.append(Problem(where, f"decision {decision!r}", f"keep, drop, or one of {labels_text}"))
+    raise_problems(problems, "The review sheet cannot be used")
+    return sheet

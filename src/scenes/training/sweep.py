@@ -1,0 +1,190 @@
+"""A search for better settings: Optuna proposes, two folds judge, bad trials stop early."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.importance import get_param_importances
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from scenes import strict_yaml
+from scenes.config import Config, dump, load_config
+from scenes.console import UserError, print_table, say
+from scenes.files import keep_old, make_folder, write_text
+from scenes.randomness import key
+from scenes.runs import RUNS, Run
+from scenes.training.crossval import cross_validate
+from scenes.training.job import prepare
+
+SHOWN = 5
+RANGE_KEYS = {"low", "high", "log"}
+
+Space = Mapping[str, Any]
+
+
+def sweep(config_file: Path, overrides: Sequence[str], space_file: Path, trials: int, folds: Sequence[int]) -> Path:
+    """Searches a space for the settings with the lowest held-out log loss; a sweep that was stopped goes on.
+
+    Args:
+        config_file: The experiment to better.
+        overrides: ``key=value`` strings, as in train.py.
+        space_file: What to search, see configs/sweeps/.
+        trials: How many there shall be in all.
+        folds: Which folds judge a trial.
+
+    Returns:
+        The best config's file.
+
+    Raises:
+        UserError: If the space or a config cannot be used, or no trial came to an end.
+    """
+    base = load_config(config_file, overrides)
+    space = read_space(space_file)
+    for number in (0, -1):  # both ends of every range; what is wrong is known before the first trial
+        ends = {
+            name: part[number] if isinstance(part, list) else part["low" if number == 0 else "high"]
+            for name, part in space.items()
+        }
+        prepare(_configure(config_file, overrides, ends), folds)
+    folder = RUNS / f"{base.name}.sweep"
+    make_folder(folder)
+    study = _open(folder, base, space, folds)
+    _enqueue_interrupted(study)
+    left = trials - len(_done(study))
+    if left > 0:
+        say(f"{folder}: {left} trials to go, folds {', '.join(map(str, folds))}; the same command goes on after a stop")
+        study.optimize(lambda trial: _judge(trial, config_file, overrides, space, folds), left)
+    return _conclude(study, folder, config_file, overrides)
+
+
+def read_space(path: Path) -> dict[str, Any]:
+    """Reads what to search: ``key: [choices]`` or ``key: {low: …, high: …, log: true}``.
+
+    Raises:
+        UserError: If it is anything else.
+    """
+    try:
+        space = strict_yaml.parse(path.read_text(encoding="utf-8-sig"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable YAML file ({error}); see configs/sweeps/finetune.yaml") from None
+    if not isinstance(space, dict) or not space:
+        raise UserError(f"{path}: a space is made of `key: [choices]` and `key: {{low: …, high: …}}` lines")
+    for name, part in space.items():
+        if isinstance(part, list) and part and all(isinstance(choice, bool | int | float | str) for choice in part):
+            continue
+        if not isinstance(part, dict) or not {"low", "high"} <= set(part) <= RANGE_KEYS:
+            raise UserError(f"{path}: {name}: write a list of plain choices, or {{low: …, high: …, log: true}}")
+        low, high = part["low"], part["high"]
+        if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in (low, high)) or low >= high:
+            raise UserError(f"{path}: {name}: low and high are numbers, low the smaller one")
+        if part.get("log") and low <= 0:
+            raise UserError(f"{path}: {name}: a logarithmic range begins above 0")
+    return space
+
+
+def _configure(config_file: Path, overrides: Sequence[str], values: Mapping[str, Any], suffix: str = "") -> Config:
+    """The experiment with a trial's values, under the trial's name."""
+    pairs = [f"{name}={json.dumps(value)}" for name, value in values.items()]
+    name = load_config(config_file, overrides).name
+    return load_config(config_file, [*overrides, *pairs, f"name={name}{suffix}"])
+
+
+def _open(folder: Path, base: Config, space: Space, folds: Sequence[int]) -> optuna.Study:
+    """Opens the study in the folder's SQLite file; refuses one that began otherwise."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = f"sqlite:///{(folder / 'study.db').resolve()}"
+    study = optuna.create_study(storage=storage, study_name=base.name, load_if_exists=True)
+    # A sampler that began with the same seed after a stop would propose the same trials again.
+    study.sampler = optuna.samplers.TPESampler(seed=key("sweep", base.seed, len(study.trials)) % 2**32)
+    study.pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
+    begun = {"config": dump(base), "space": json.dumps(space), "folds": list(folds)}
+    for name, value in begun.items():
+        if study.user_attrs.get(name, value) != value:
+            raise UserError(
+                f"{folder}: this sweep began with another {name}; restore it, or give this one a name: --set name=NEW"
+            )
+        study.set_user_attr(name, value)
+    return study
+
+
+def _done(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+
+def _enqueue_interrupted(study: optuna.Study) -> None:
+    """Lets trials that a kill or an error cut off come first; their runs go on from their checkpoints."""
+    waiting = [trial.params for trial in [*_done(study), *study.get_trials(states=(TrialState.WAITING,))]]
+    for trial in study.get_trials(states=(TrialState.RUNNING, TrialState.FAIL)):
+        if trial.state == TrialState.RUNNING:
+            study.tell(trial.number, state=TrialState.FAIL)
+        if trial.params and trial.params not in waiting:
+            study.enqueue_trial(trial.params)
+            waiting.append(trial.params)
+
+
+def _judge(trial: Trial, config_file: Path, overrides: Sequence[str], space: Space, folds: Sequence[int]) -> float:
+    """Trains a trial's folds one by one; its mean log loss."""
+    values = {name: _suggest(trial, name, part) for name, part in space.items()}
+    shown = ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
+    )
+    say(f"trial {trial.number}: {shown}")
+    # Named by the values: a trial that is tried again finds its run.
+    suffix = f".trial-{key('trial', repr(sorted(values.items()))):016x}"
+    config = _configure(config_file, [*overrides, "report=false"], values, suffix)
+    run, losses = Run(RUNS / config.name), []
+    for place, fold in enumerate(folds):
+        try:
+            cross_validate(config, [fold])
+        except UserError as error:  # e.g. a rate at which the loss is no longer finite; the data was checked before
+            say(f"trial {trial.number} is given up: {error}")
+            shutil.rmtree(run.folder)
+            raise optuna.TrialPruned from None
+        scores = json.loads(run.metrics_file.read_text(encoding="utf-8"))["per_fold"]
+        losses.append(scores[str(fold)]["log_loss"])
+        mean = sum(losses) / len(losses)
+        trial.report(mean, place)
+        if place + 1 < len(folds) and trial.should_prune():
+            say(f"trial {trial.number}: log loss {mean:.4f} after fold {fold}, stopped early")
+            shutil.rmtree(run.folder)
+            raise optuna.TrialPruned
+    say(f"trial {trial.number}: log loss {mean:.4f}")
+    shutil.rmtree(run.folder)  # its scores are in the study; a hundred networks would fill the disk
+    return mean
+
+
+def _suggest(trial: Trial, name: str, part: Any) -> Any:
+    if isinstance(part, list):
+        return trial.suggest_categorical(name, part)
+    low, high, log = part["low"], part["high"], bool(part.get("log"))
+    if isinstance(low, int) and isinstance(high, int):
+        return trial.suggest_int(name, low, high, log=log)
+    return trial.suggest_float(name, low, high, log=log)
+
+
+def _conclude(study: optuna.Study, folder: Path, config_file: Path, overrides: Sequence[str]) -> Path:
+    """Prints the best trials and what mattered, writes the best config."""
+    complete = study.get_trials(states=(TrialState.COMPLETE,))
+    if not complete:
+        raise UserError(f"{folder}: no trial came to an end; look at the messages above, or change the space")
+    best = sorted(complete, key=lambda trial: trial.value or 0.0)
+    names = list(best[0].params)
+    rows = [(t.number, f"{t.value:.4f}", *(_shown(t.params[name]) for name in names)) for t in best[:SHOWN]]
+    print_table(["trial", "log loss", *names], rows)
+    say(f"{len(complete)} trials came to an end, {len(_done(study)) - len(complete)} were stopped early")
+    if len({trial.value for trial in complete}) > 1:
+        importances = get_param_importances(study)
+        say("what mattered: " + ", ".join(f"{name} {share:.0%}" for name, share in importances.items()))
+    path = folder / "best.yaml"
+    text = dump(_configure(config_file, overrides, best[0].params, "_best"))
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        say(f"{path} was there with other content; it is now {keep_old(path)}")
+    write_text(path, text)
+    return path
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

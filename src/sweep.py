@@ -1,0 +1,45 @@
+"""Searches better settings for an experiment: Optuna over a declared space, log loss on two folds, resumable."""
+
+import argparse
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from scenes.console import UserError, run, say
+from scenes.environment import ensure_environment
+
+SPACE = Path(__file__).resolve().parents[1] / "configs/sweeps/finetune.yaml"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the trials and writes the best config."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", type=Path, help="an experiment, configs/NAME.yaml")
+    parser.add_argument(
+        "--space", type=Path, default=SPACE, help="what to search; by default configs/sweeps/finetune.yaml"
+    )
+    parser.add_argument("--trials", type=int, default=30, help="how many in all, those of earlier sessions included")
+    parser.add_argument("--folds", default="0,1", help="which folds judge a trial; by default %(default)s")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change settings of every trial"
+    )
+    arguments = parser.parse_args(argv)
+
+    from scenes.config import load_config
+    from scenes.data.folds import FULL, parse_folds
+
+    if not find_spec("optuna"):
+        raise UserError("sweep.py needs Optuna: pip install optuna==5.0.0")
+    folds = parse_folds(arguments.folds, load_config(arguments.config, arguments.set).data.folds)
+    if FULL in folds or arguments.trials < 1:
+        raise UserError("--folds names folds that hold rows out, e.g. 0,1; --trials is at least 1")
+
+    from scenes.training.sweep import sweep
+
+    best = sweep(arguments.config, arguments.set, arguments.space, arguments.trials, folds)
+    say(f"the best settings: {best}\nnext: bash train.sh {best}")
+
+
+if __name__ == "__main__":
+    ensure_environment()
+    run(main)

@@ -1,0 +1,190 @@
+"""relabel.py: the review sheet, the decisions in it, and what they change in a run and what not."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import relabel
+import train
+from scenes.config import Config, DataConfig, load_config
+from scenes.console import UserError
+from scenes.data.competition import read_train
+from scenes.training.job import Job, prepare
+from tiny import TINY
+
+pytest.importorskip("cleanlab")
+SHEET = Path("runs/tiny/review.csv")
+
+
+def read(path: Path | str) -> pd.DataFrame:
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def job(**data: Any) -> Job:
+    values = {"folds": 2, **data}
+    model = {"name": "test_efficientnet", "weights": "none"}
+    return prepare(Config(name="x", image_size=32, data=values, model=model), [0])
+
+
+def decide(*decisions: str) -> pd.DataFrame:
+    """Fills in the first decisions of a sheet; returns it."""
+    sheet = read(SHEET)
+    assert len(sheet) >= len(decisions)
+    sheet.loc[: len(decisions) - 1, "decision"] = decisions
+    sheet.to_csv(SHEET, index=False)
+    return sheet
+
+
+@pytest.fixture
+def reviewed(finished: Path) -> Path:
+    relabel.main(["runs/tiny"])
+    return finished
+
+
+def test_the_sheet_lists_doubted_rows_worst_first_and_a_page_shows_them(reviewed: Path) -> None:
+    sheet = pd.read_csv(SHEET, dtype={"label": str, "suggested": str, "decision": str}, keep_default_na=False)
+    assert list(sheet) == ["image_name", "label", "suggested", "probability", "quality", "decision"]
+    assert len(sheet) >= 3
+    assert (sheet["label"] != sheet["suggested"]).all()
+    assert (sheet["decision"] == "").all()
+    assert sheet["quality"].is_monotonic_increasing
+    truth = read("input/train.csv").set_index("image_name")["label"]
+    assert sheet["label"].tolist() == truth[sheet["image_name"]].tolist()
+    page = SHEET.with_suffix(".html").read_text()
+    assert page.count('<img src="data:image/jpeg') == len(sheet)
+    assert "--apply" in page
+
+
+def test_decisions_become_a_config_that_trains(reviewed: Path) -> None:
+    sheet = decide("drop", "keep", read(SHEET)["suggested"][2])
+    relabel.main(["runs/tiny", "--apply"])
+    config = load_config(Path("configs/tiny_relabelled.yaml"))
+    assert config.data.drop == [sheet["image_name"][0]]
+    assert config.data.relabel == {sheet["image_name"][2]: sheet["suggested"][2]}
+    old = load_config(Path("runs/tiny/config.yaml"))
+    assert config.model_copy(update={"name": old.name, "data": old.data}) == old
+    train.main(["configs/tiny_relabelled.yaml", "--set", "train.epochs=1"])
+    before, after = read("runs/tiny/oof.csv"), read("runs/tiny_relabelled/oof.csv").set_index("image_name")
+    kept = before[before["image_name"] != sheet["image_name"][0]].set_index("image_name")
+    assert after.index.tolist() == kept.index.tolist()
+    assert after["fold"].tolist() == kept["fold"].tolist()
+    assert (after["label"] != kept["label"]).sum() == 1
+    assert after["label"][sheet["image_name"][2]] == sheet["suggested"][2]
+
+
+def test_decisions_add_up_over_two_rounds(reviewed: Path) -> None:
+    names = decide("drop", "drop")["image_name"]
+    config = Path("runs/tiny/config.yaml")
+    config.write_text(config.read_text().replace("drop: []", f"drop: [{names[0]}, 0.jpg]"))
+    other = "0" if read(SHEET)["label"][0] != "0" else "1"
+    decide(other)
+    relabel.main(["runs/tiny", "--apply", "--out", "second.yaml"])
+    data = load_config(Path("second.yaml")).data
+    assert data.drop == ["0.jpg", names[1]]
+    assert data.relabel == {names[0]: other}
+
+
+def test_all_suggestions_at_once(finished: Path) -> None:
+    relabel.main(["runs/tiny", "--accept-all", "--apply"])
+    sheet = read(SHEET)
+    found = load_config(Path("configs/tiny_relabelled.yaml")).data.relabel
+    assert found == dict(zip(sheet["image_name"], sheet["suggested"], strict=True))
+
+
+def test_what_a_person_wrote_is_kept(reviewed: Path) -> None:
+    decide("drop")
+    mine = SHEET.read_bytes()
+    relabel.main(["runs/tiny", "--apply"])
+    relabel.main(["runs/tiny"])
+    assert Path("runs/tiny/review.1.csv").read_bytes() == mine
+    config = Path("configs/tiny_relabelled.yaml")
+    config.write_text("seed: 1\n")
+    SHEET.write_bytes(mine)
+    relabel.main(["runs/tiny", "--apply"])
+    assert Path("configs/tiny_relabelled.1.yaml").read_text() == "seed: 1\n"
+
+
+def test_a_spreadsheets_floats_and_spaces_are_understood(reviewed: Path) -> None:
+    sheet = read(SHEET)
+    decide(f" {sheet['suggested'][0]}.0")
+    relabel.main(["runs/tiny", "--apply"])
+    assert (
+        load_config(Path("configs/tiny_relabelled.yaml")).data.relabel[sheet["image_name"][0]] == sheet["suggested"][0]
+    )
+
+
+def test_a_sheet_that_cannot_be_used_is_refused_with_its_rows(reviewed: Path) -> None:
+    with pytest.raises(UserError, match="no decision changes a row"):
+        relabel.main(["runs/tiny", "--apply"])
+    good = decide("drop", "sky")
+    with pytest.raises(UserError, match=rf"row 2 \({good['image_name'][1]}\): decision 'sky'"):
+        relabel.main(["runs/tiny", "--apply"])
+    SHEET.write_text(SHEET.read_text().replace(f"\n{good['image_name'][0]},", "\ngone.jpg,"))
+    with pytest.raises(UserError, match=r"2 problems(.|\n)*gone\.jpg\): not an image of input/train\.csv"):
+        relabel.main(["runs/tiny", "--apply"])
+    SHEET.write_text("image_name,label\na,b\n")
+    with pytest.raises(UserError, match="no column decision"):
+        relabel.main(["runs/tiny", "--apply"])
+    SHEET.unlink()
+    with pytest.raises(UserError, match="write it first"):
+        relabel.main(["runs/tiny", "--apply"])
+    assert not Path("configs").exists()
+
+
+# ------------------------------------------------------------------------------------- data.drop, data.relabel
+
+
+def test_no_decision_moves_another_row_to_another_fold(workspace: Path) -> None:
+    plain = job()
+    names = plain.table.names
+    target = plain.labels.targets[5]
+    other = plain.labels.classes[(target + 1) % 6]
+    changed = job(drop=names[10:14], relabel={names[5]: other, names[90]: "0"})
+    kept = [row for row in range(len(names)) if row not in range(10, 14)]
+    assert changed.table.names == [names[row] for row in kept]
+    np.testing.assert_array_equal(changed.fold_of, plain.fold_of[kept])
+    np.testing.assert_array_equal(changed.images.pixel_hashes, plain.images.pixel_hashes[kept])
+    np.testing.assert_array_equal(changed.images[20], plain.images[24])
+    expected = plain.labels.targets.copy()
+    expected[5], expected[90] = plain.labels.classes.index(other), 0
+    np.testing.assert_array_equal(changed.labels.targets, expected[kept])
+    assert changed.labels.classes == plain.labels.classes
+
+
+def test_a_class_must_not_vanish(workspace: Path) -> None:
+    rows = read("input/train.csv")
+    with pytest.raises(UserError, match="leaves the class '3' without a row"):
+        job(drop=rows["image_name"][rows["label"] == "3"].tolist())
+
+
+def problems(**data: Any) -> str:
+    found = read_train(DataConfig(**data), 2)[2]
+    return "; ".join(f"{problem.where}: {problem.what} → {problem.remedy}" for problem in found)
+
+
+def test_decisions_about_what_is_not_there_name_the_key_and_the_nearest(workspace: Path) -> None:
+    first, second = read("input/train.csv")["image_name"][:2]
+    assert not problems(drop=[first], relabel={second: "1"})
+    near = first.replace(".jpg", ".jpeg")
+    assert f"data.drop: not in input/train.csv: '{near}' → did you mean '" in problems(drop=[near])
+    assert "data.relabel: not in input/train.csv: 'sea'" in problems(relabel={"sea": "1"})
+    assert "data.relabel: unknown label: '9' → labels are 0, 1, 2, 3, 4, 5" in problems(relabel={first: "9"})
+    assert "data.drop: named twice" in problems(drop=[first, first])
+    assert "data.relabel: also in data.drop" in problems(drop=[first], relabel={first: "1"})
+
+
+def test_numbers_in_yaml_are_the_texts_of_the_csv() -> None:
+    data = DataConfig(drop=[7, 8.0, "x"], relabel={9: 3, "y": 3.0})
+    assert (data.drop, data.relabel) == (["7", "8", "x"], {"9": "3", "y": "3"})
+
+
+def test_decisions_bind_a_run(workspace: Path) -> None:
+    Path("tiny.yaml").write_text("")
+    name = read("input/train.csv")["image_name"][0]
+    arguments = ["tiny.yaml", "--folds", "0", "--set", *TINY, "train.epochs=1"]
+    train.main(arguments)
+    with pytest.raises(UserError, match=r"data\.drop"):
+        train.main([*arguments, f"data.drop=[{name}]"])

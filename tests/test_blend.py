@@ -1,0 +1,115 @@
+"""blend.py end to end: what it prints, what it writes, what it refuses."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import blend
+import infer
+from scenes.console import UserError
+from scenes.inference.blend import judge, read_members
+from scenes.runs import Run
+
+
+@pytest.fixture
+def two_runs(finished: Path) -> Path:
+    """Beside runs/tiny a runs/other with the same folds, other weights and other predictions."""
+    shutil.copytree("runs/tiny", "runs/other")
+    config = Path("runs/other/config.yaml")
+    config.write_text(config.read_text().replace("name: tiny", "name: other", 1))
+    for file in Path("runs/other").glob("fold*/weights.safetensors"):
+        with safe_open(file, "pt") as saved:
+            metadata = saved.metadata()
+        weights = load_file(file)
+        generator = torch.Generator().manual_seed(0)
+        head = [name for name in weights if name.startswith("head.") and name.endswith("weight")]
+        for name in head:
+            weights[name] = weights[name] + torch.randn(weights[name].shape, generator=generator)
+        save_file(weights, file, metadata)
+    oof = pd.read_csv("runs/other/oof.csv", dtype={"label": str})
+    noise = np.random.default_rng(0).dirichlet(np.ones(6), len(oof))
+    oof.iloc[:, 3:] = 0.99 * oof.iloc[:, 3:] + 0.01 * noise  # as good as the first, near enough
+    oof.to_csv("runs/other/oof.csv", index=False)
+    return finished
+
+
+def change_oof(name: str, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    path = Path(f"runs/{name}/oof.csv")
+    change(pd.read_csv(path, dtype={"label": str})).to_csv(path, index=False)
+
+
+def probabilities(path: str) -> np.ndarray:
+    return pd.read_csv(path).iloc[:, 1:].to_numpy()
+
+
+def test_the_submission_is_the_mean_of_the_members(two_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    blend.main(["runs/tiny", "runs/other"])
+    printed = capsys.readouterr().out
+    for run in ("tiny", "other"):
+        infer.main(["--run", f"runs/{run}"])
+    mean = (
+        probabilities("submissions/tiny_probabilities.csv") + probabilities("submissions/other_probabilities.csv")
+    ) / 2
+    np.testing.assert_allclose(probabilities("submissions/blend_probabilities.csv"), mean, atol=1e-6)
+    submission = pd.read_csv("submissions/blend.csv", dtype=str)
+    assert submission["image_name"].tolist() == pd.read_csv("input/test.csv", dtype=str)["image_name"].tolist()
+    assert submission["label"].tolist() == [str(best) for best in mean.argmax(1)]
+    for word in ("plain mean", "same class", "at least one member is right", "plain mean is taken"):
+        assert word in printed
+
+
+def test_weights_are_taken_where_they_win(two_runs: Path) -> None:
+    def knowing(oof: pd.DataFrame) -> pd.DataFrame:
+        """Nearly always right, and sure of it."""
+        truth = np.eye(6)[oof["label"].astype(int)]
+        oof.iloc[:, 3:] = 0.94 * truth + 0.01
+        return oof
+
+    change_oof("other", knowing)
+    members = read_members([Run(Path("runs/tiny")), Run(Path("runs/other"))])
+    assert judge(members)[1] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda oof: oof.assign(fold=1 - oof["fold"]), r"different folds \(.*data\.fold_seed"),
+        (lambda oof: oof.assign(label=oof["label"].replace("0", "1")), "different labels"),
+        (lambda oof: oof.iloc[1:], r"different rows \(96 and 95; first difference"),
+        (lambda oof: oof.rename(columns={"5": "sky"}), "classes differ"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused(
+    change: Callable[[pd.DataFrame], pd.DataFrame],
+    says: str,
+    two_runs: Path,
+) -> None:
+    change_oof("other", change)
+    with pytest.raises(UserError, match=says):
+        blend.main(["runs/tiny", "runs/other"])
+    assert not Path("submissions").exists()
+
+
+def test_one_run_is_no_blend(two_runs: Path) -> None:
+    for runs in (["runs/tiny"], ["runs/tiny", "runs/tiny"]):
+        with pytest.raises(UserError, match="two runs or more"):
+            blend.main(runs)
+
+
+def test_a_run_without_predictions_is_refused(two_runs: Path) -> None:
+    Path("runs/other/oof.csv").unlink()
+    with pytest.raises(UserError, match=r"runs/other: has no oof\.csv"):
+        blend.main(["runs/tiny", "runs/other"])
+
+
+def test_without_test_rows_only_the_scores_are_shown(two_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("input/test.csv").unlink()
+    blend.main(["runs/tiny", "runs/other"])
+    assert "nothing to predict" in capsys.readouterr().out

@@ -1,0 +1,113 @@
+"""sweep.py end to end on the tiny competition: what it searches, how it goes on, what it refuses."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("optuna")
+
+import sweep
+from scenes.config import load_config
+from scenes.console import UserError
+from scenes.training import sweep as search
+from tiny import TINY
+
+SETTINGS = [*TINY, "train.epochs=1", "train.batch_size=48"]
+SPACE = "train.lr: {low: 1e-3, high: 1e-1, log: true}\naugment: [light, medium]\ntrain.accumulate: {low: 1, high: 3}\n"
+
+
+def run(*arguments: str, trials: int = 3) -> None:
+    sweep.main(["tiny.yaml", "--space", "space.yaml", "--trials", str(trials), *arguments, "--set", *SETTINGS])
+
+
+@pytest.fixture
+def here(workspace: Path) -> Path:
+    Path("space.yaml").write_text(SPACE)
+    return workspace
+
+
+def test_the_best_trial_becomes_a_config_and_the_sweep_goes_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run()
+    first = capsys.readouterr().out
+    assert [first.count(f"trial {number}: train.lr") for number in range(3)] == [1, 1, 1]
+    best = load_config(Path("runs/tiny.sweep/best.yaml"))
+    assert best.name == "tiny_best"
+    assert 1e-3 <= best.train.lr <= 1e-1
+    assert best.augment in ("light", "medium")
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["tiny.sweep"]  # trials leave no networks behind
+    run(trials=4)
+    second = capsys.readouterr().out
+    assert "1 trials to go" in second
+    assert "trial 3: train.lr" in second
+    assert len(re.findall(r"trial \d+: train", second)) == 1
+    run(trials=4)
+    assert not re.findall(r"trial \d+: train", capsys.readouterr().out)
+
+
+def test_a_trial_that_was_cut_off_comes_first(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = search.cross_validate
+
+    def dies_at_the_second_fold(config: object, folds: list[int]) -> object:
+        if folds == [1]:
+            raise KeyboardInterrupt
+        return train(config, folds)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(search, "cross_validate", dies_at_the_second_fold)
+        run(trials=1)
+    begun = capsys.readouterr().out.partition("trial 0: ")[2].splitlines()[0]
+    run(trials=1)
+    after = capsys.readouterr().out
+    assert begun in after  # the same values
+    assert "fold0: finished before" in after
+
+
+def test_a_trial_that_diverges_does_not_end_the_sweep(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("space.yaml").write_text("train.lr: [1e-3, 1e30]\n")
+    settings = [*SETTINGS, "train.optimizer=sgd", "train.clip_norm=null", "train.epochs=4"]
+    sweep.main(["tiny.yaml", "--space", "space.yaml", "--trials", "5", "--folds", "0", "--set", *settings])
+    printed = capsys.readouterr().out
+    assert "is given up" in printed
+    assert load_config(Path("runs/tiny.sweep/best.yaml")).train.lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("space", "says"),
+    [
+        ("", "a space is made of"),
+        ("- 1", "a space is made of"),
+        ("train.lr: 3", r"train\.lr: write a list"),
+        ("train.lr: []", r"train\.lr: write a list"),
+        ("train.lr: {low: 1}", r"train\.lr: write a list"),
+        ("train.lr: {low: 1, high: 2, logg: true}", r"train\.lr: write a list"),
+        ("train.lr: {low: 2, high: 1}", "low the smaller"),
+        ("train.lr: {low: a, high: b}", "low the smaller"),
+        ("train.lr: {low: 0, high: 1, log: true}", "above 0"),
+        ("train.lrr: {low: 1, high: 2}", "train.lr"),
+        ("train.epochs: {low: -1, high: 2}", "train.epochs"),
+        ("train.lr: {low: 1, low: 2}", "space.yaml"),
+    ],
+)
+def test_a_space_that_makes_no_sense_is_refused(space: str, says: str, here: Path) -> None:
+    Path("space.yaml").write_text(space)
+    with pytest.raises(UserError, match=says):
+        run()
+    assert not Path("runs").exists()
+
+
+def test_another_space_needs_another_name(here: Path) -> None:
+    run(trials=1)
+    Path("space.yaml").write_text("train.lr: [1e-3, 1e-2]\n")
+    with pytest.raises(UserError, match="began with another space"):
+        run(trials=1)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--folds", "full"], ["--folds", "7"], ["--trials", "0"], ["--space", "none.yaml"]]
+)
+def test_wrong_arguments_are_refused(arguments: list[str], here: Path) -> None:
+    with pytest.raises(UserError):
+        run(*arguments)
