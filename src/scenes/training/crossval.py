@@ -213,7 +213,7 @@ def _print_scores(run: Run, metrics: dict[str, Any]) -> None:
         f"macro F1 {metrics['macro_f1']:.4f}"
     )
     if dropped := [view for view, scores in metrics["views"].items() if not scores["kept"]]:
-        say(f"Dropped from here on, since the mean is better without: the view {', '.join(dropped)}.")
+        say(f"The mean is better without the view {', '.join(dropped)}: left out of submissions.")
     if metrics["optimistic"]:
         say(f"This score is optimistic: {metrics['optimistic']}.")
 
