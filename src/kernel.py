@@ -1,0 +1,115 @@
+"""A run as an offline Kaggle kernel: build it, push it, submit it."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from scenes.console import UserError, run, say
+from scenes.environment import ensure_environment
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    build = verbs.add_parser("build", help="make a dataset and a kernel in the run's folder")
+    push = verbs.add_parser("push", help="upload both, follow the kernel, fetch its output (needs the kaggle command)")
+    submit = verbs.add_parser("submit", help="submit the kernel, or a file, and show the score")
+    for verb in (build, push, submit):
+        what = verb.add_mutually_exclusive_group(required=True)
+        what.add_argument("--run", type=Path, help="predict with this trained run, runs/NAME")
+        what.add_argument("--train", type=Path, metavar="CONFIG", help="train this experiment there, configs/NAME.yaml")
+
+    build.add_argument("--owner", required=True, metavar="NAME", help="your Kaggle user name")
+    build.add_argument("--competition", required=True, metavar="SLUG", help="the last part of its address")
+    build.add_argument("--folds", help="0, 0-4, 0,2,4 or full; by default all that are trained, or to be trained")
+    build.add_argument("--half", action="store_true", help="half-precision weights; says what they do to the score")
+    build.add_argument("--script", action="store_true", help="a script in place of a notebook")
+    build.add_argument(
+        "--budget-minutes",
+        type=float,
+        default=510,
+        metavar="N",
+        help="the kernel's time (default: 510, of 540 allowed)",
+    )
+    build.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change settings, e.g. infer.tta=none",
+    )
+    push.add_argument("--again", action="store_true", help="run the kernel once more although nothing changed")
+    submit.add_argument(
+        "--file",
+        nargs="?",
+        type=Path,
+        const=Path("submission.csv"),
+        help="upload a file, by default the kernel's submission.csv; without --file the kernel itself is submitted",
+    )
+    submit.add_argument("--message", help="what to call the submission")
+    for verb in (push, submit):
+        verb.add_argument("--interval", type=float, default=30, metavar="SECONDS", help="how often to ask Kaggle")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one verb."""
+    args = parse(argv)
+    if args.verb == "build":
+        build(args)
+        return
+    from scenes.kaggle.client import Place, push, submit
+
+    place = Place(_folder(args))
+    if args.verb == "push":
+        push(place, args.interval, args.again)
+    else:
+        file = place.submission if args.file == Path("submission.csv") else args.file
+        submit(place, args.interval, file, args.message)
+
+
+def build(args: argparse.Namespace) -> None:
+    """Makes the dataset and the kernel and says what to do with them."""
+    from scenes.config import load_config
+    from scenes.data.folds import parse_folds
+    from scenes.kaggle.bundle import Target, build, build_training
+    from scenes.runs import Run
+
+    if args.budget_minutes <= 0:
+        raise UserError("--budget-minutes: more than 0")
+    if args.train:
+        if args.half:
+            raise UserError("--half is for the weights of a trained run, not for --train")
+        config = load_config(args.train, args.set)
+        folds = parse_folds(args.folds or f"0-{config.data.folds - 1}", config.data.folds)
+        target = Target(args.owner, args.competition, f"{config.name} train")
+        out = build_training(config, folds, target, _folder(args), args.script, args.budget_minutes)
+        what = f"--train {args.train}"
+    else:
+        run = Run(args.run)
+        config = run.load_config(args.set)
+        folds = run.chosen_folds(args.folds, config.data.folds)
+        target = Target(args.owner, args.competition, run.name)
+        out = build(run, config, folds, target, args.half, args.script, args.budget_minutes)
+        what = f"--run {args.run}"
+    size = sum(file.stat().st_size for file in (out / "dataset").rglob("*") if file.is_file()) / 2**20
+    say(f"{out}/dataset: {target.dataset_id}, {size:.1f} MiB")
+    say(f"{out}/kernel: {target.kernel_id}, two T4s, no internet")
+    say(f"next: python src/kernel.py push {what}")
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    """Where the dataset and the kernel are: a training's beside those of the run it makes."""
+    if args.run:
+        return args.run / "kaggle"
+    from scenes.config import load_config
+    from scenes.runs import RUNS
+
+    return RUNS / load_config(args.train, getattr(args, "set", [])).name / "kaggle_train"
+
+
+if __name__ == "__main__":
+    ensure_environment()
+    run(main)

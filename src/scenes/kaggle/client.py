@@ -1,0 +1,326 @@
+"""Dataset and kernel to Kaggle and the results back, step by step; a step that is done is not done again."""
+
+import csv
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from scenes.console import UserError, say
+from scenes.files import keep_old
+from scenes.kaggle.bootstrap import sha256
+from scenes.kaggle_cli import KaggleError, call, require_credentials
+from scenes.runs import write_json
+
+T = TypeVar("T", bound=Mapping[str, Any])
+RUNNING = ("newscript", "queued", "running", "cancelrequested")
+PATIENCE = 10  # polls in a row that may fail: what was just made is not known everywhere at once
+LOG_LINES = 15
+LINE_SECONDS = 120.0  # a line at least this often while waiting
+
+
+class Place:
+    """A folder made by `build`, and how far it has come on Kaggle."""
+
+    def __init__(self, folder: Path) -> None:
+        """Reads the metadata and the state.
+
+        Raises:
+            UserError: If nothing was built there.
+        """
+        metadata = folder / "kernel" / "kernel-metadata.json"
+        if not metadata.exists():
+            raise UserError(f"{folder}: nothing is built there; python src/kernel.py build makes it")
+        self.folder = folder
+        self.metadata: dict[str, Any] = json.loads(metadata.read_text(encoding="utf-8"))
+        self.manifest: dict[str, Any] = json.loads((folder / "dataset" / "manifest.json").read_text(encoding="utf-8"))
+        self._file = folder / "state.json"
+        self.state: dict[str, Any] = json.loads(self._file.read_text()) if self._file.exists() else {}
+
+    @property
+    def dataset(self) -> str:
+        """OWNER/SLUG of the dataset."""
+        return self.metadata["dataset_sources"][0]
+
+    @property
+    def kernel(self) -> str:
+        """OWNER/SLUG of the kernel."""
+        return self.metadata["id"]
+
+    @property
+    def competition(self) -> str:
+        """The competition's name."""
+        return self.metadata["competition_sources"][0]
+
+    @property
+    def output(self) -> Path:
+        """Where the kernel's output goes."""
+        return self.folder / "output"
+
+    @property
+    def submission(self) -> Path:
+        """The kernel's submission, once it is fetched."""
+        return self.output / "submission.csv"
+
+    def save(self, **changes: Any) -> None:
+        """Remembers what is done."""
+        self.state |= changes
+        write_json(self._file, self.state)
+
+
+def push(place: Place, interval: float, again: bool = False) -> None:
+    """Uploads the dataset, waits until it is ready, pushes the kernel, follows it and fetches its output.
+
+    Args:
+        place: What was built.
+        interval: Seconds between two questions to Kaggle.
+        again: Run the kernel once more although nothing changed.
+
+    Raises:
+        UserError: If Kaggle refuses a step, or the kernel fails.
+    """
+    require_credentials()
+    _upload(place)
+    _wait_for_dataset(place, interval)
+    _start(place, again)
+    _follow(place, interval)
+    _fetch(place)
+
+
+def submit(place: Place, interval: float, file: Path | None = None, message: str | None = None) -> None:
+    """Submits and shows the score when it is there; what was submitted already is not submitted again.
+
+    Args:
+        place: What was pushed.
+        interval: Seconds between two questions to Kaggle.
+        file: The submission's file; by default the kernel itself is submitted, as a code competition wants it.
+        message: What to call it; by default a name that tells it from others.
+
+    Raises:
+        UserError: If there is nothing to submit, Kaggle refuses it or cannot score it.
+    """
+    require_credentials()
+    if file:
+        if not file.is_file():
+            raise UserError(f"{file}: no such file; python src/kernel.py push fetches the kernel's submission.csv")
+        mark, options = sha256(file)[:8], ["-f", str(file)]
+    else:
+        version = place.state.get("kernel", {}).get("version")
+        if place.state.get("kernel", {}).get("status") != "complete" or not version:
+            raise UserError(f"{place.kernel}: no version has run to its end; python src/kernel.py push first")
+        mark, options = f"version {version}", ["-k", place.kernel, "-v", str(version), "-f", "submission.csv"]
+    message = message or f"{place.metadata['title']}, {mark}"
+    if _submission(place, message):  # a day has few of them
+        say(f"{message!r} was submitted before")
+    else:
+        _check(
+            call(["competitions", "submit", place.competition, *options, "-m", message], _remedies(place)), "could not"
+        )
+        say(f"submitted as {message!r}")
+    row = _poll(
+        lambda: _submission(place, message), lambda row: _plain(row["status"]) != "pending", interval, "scoring"
+    )
+    if _plain(row["status"]) != "complete":
+        raise UserError(
+            f"Kaggle could not score {message!r}: see https://www.kaggle.com/competitions/{place.competition}"
+        )
+    private = f", private {row['privateScore']}" if row.get("privateScore") else ""
+    say(f"score: public {row.get('publicScore') or 'not published'}{private}")
+
+
+def _upload(place: Place) -> None:
+    """Creates the dataset, or a version of it, unless this very content was uploaded."""
+    folder = place.folder / "dataset"
+    digest = sha256(folder / "manifest.json")
+    if place.state.get("dataset", {}).get("manifest") == digest:
+        say(f"dataset {place.dataset}: uploaded before")
+        return
+    before = _dataset_status(place)
+    if before is None:
+        lines = call(["datasets", "create", "-p", str(folder), "-r", "zip"], _remedies(place))
+    else:
+        note = f"{place.manifest['name']} {digest[:8]}"
+        lines = call(["datasets", "version", "-p", str(folder), "-r", "zip", "-m", note], _remedies(place))
+    _check(lines, "creation error")
+    place.save(dataset={"manifest": digest, "before": (before or {}).get("current_version_number") or 0})
+
+
+def _wait_for_dataset(place: Place, interval: float) -> None:
+    """Waits until Kaggle has unpacked the version that was uploaded."""
+    known = place.state["dataset"]
+    if known.get("ready"):
+        return
+
+    def is_done(status: Mapping[str, Any]) -> bool:
+        newer = (status.get("current_version_number") or 1) > known["before"]
+        return _plain(status["status"]) in ("failed", "deleted") or (_plain(status["status"]) == "ready" and newer)
+
+    status = _poll(lambda: _dataset_status(place), is_done, interval, f"dataset {place.dataset}")
+    if _plain(status["status"]) != "ready":
+        place.save(dataset={})
+        raise UserError(
+            f"Kaggle could not process the dataset ({status['status']}): see https://www.kaggle.com/datasets/"
+            f"{place.dataset}; the same command uploads it again"
+        )
+    place.save(dataset=known | {"ready": True})
+
+
+def _dataset_status(place: Place) -> dict[str, Any] | None:
+    """Status and version of the dataset; None if there is no such dataset, which Kaggle also calls forbidden."""
+    try:
+        lines = call(["datasets", "status", place.dataset, "--format", "json"], quiet=True)
+    except KaggleError as error:
+        if error.kind in ("missing", "forbidden"):
+            return None
+        raise
+    return json.loads(lines[-1])
+
+
+def _start(place: Place, again: bool) -> None:
+    """Pushes the kernel, unless this very kernel runs or has run to its end."""
+    files = sorted((place.folder / "kernel").iterdir())
+    parts = [place.state["dataset"]["manifest"], *(f"{file.name} {sha256(file)}" for file in files)]
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    known = place.state.get("kernel", {})
+    if known.get("pushed") == digest and known["status"] in (*RUNNING, "complete") and not again:
+        say(f"kernel {place.kernel}: version {known['version']} was pushed before ({known['status']})")
+        return
+    ran_before = known.get("completed", False)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(shutil.copytree(place.folder / "kernel", Path(scratch) / "kernel"))
+        if place.manifest["kind"] == "train" and ran_before:  # its own output is where it goes on
+            write_json(folder / "kernel-metadata.json", place.metadata | {"kernel_sources": [place.kernel]})
+        lines = call(["kernels", "push", "-p", str(folder)], _remedies(place))
+    _check(lines, "push error|not valid (dataset|competition|kernel) sources")
+    found = re.search(r"Kernel version (\d+) successfully pushed", "\n".join(lines))
+    if not found:
+        raise KaggleError("the kaggle command did not say which version it pushed:\n" + "\n".join(lines))
+    if kept := keep_old(place.output):
+        say(f"the output of the version before is now {kept}")
+    place.save(
+        kernel={
+            "pushed": digest,
+            "version": int(found[1]),
+            "status": "queued",
+            "completed": ran_before,
+            "fetched": False,
+        }
+    )
+
+
+def _follow(place: Place, interval: float) -> None:
+    """Waits until the kernel has ended."""
+    known = place.state["kernel"]
+    if known["status"] not in RUNNING:
+        return
+
+    def ask() -> dict[str, str] | None:
+        try:
+            text = "\n".join(call(["kernels", "status", f"{place.kernel}/{known['version']}"], quiet=True))
+        except KaggleError as error:
+            if error.kind == "missing":
+                return None
+            raise
+        status = re.search(r'has status "(?:\w+\.)?(\w+)"', text)
+        failure = re.search(r'Failure message: "(.*)"', text, re.DOTALL)
+        return {"status": status[1], "failure": failure[1] if failure else ""} if status else None
+
+    about = f"kernel {place.kernel} version {known['version']}"
+    answer = _poll(ask, lambda answer: _plain(answer["status"]) not in RUNNING, interval, about)
+    status = _plain(answer["status"])
+    completed = known["completed"] or status == "complete"
+    place.save(kernel=known | {"status": status, "failure": answer["failure"], "completed": completed})
+
+
+def _fetch(place: Place) -> None:
+    """Downloads what the kernel wrote and its log, and says how it ended.
+
+    Raises:
+        UserError: If the kernel failed; with the end of its log.
+    """
+    known = place.state["kernel"]
+    if not known["fetched"]:
+        version = f"{place.kernel}/{known['version']}"
+        try:
+            call(["kernels", "output", version, "-p", str(place.output)], _remedies(place))
+        except KaggleError:
+            if known["status"] == "complete":
+                raise
+            say("its output could not be fetched")  # why it failed matters more
+        known = known | {"fetched": True}
+        place.save(kernel=known)
+    log = place.output / f"{place.kernel.rpartition('/')[2]}.log"
+    if known["status"] != "complete":
+        raise UserError(
+            f"{place.kernel} version {known['version']} ended as {known['status']}: "
+            f"{known['failure'] or 'no reason given'}; its log, {log}, ends\n{_end_of(log)}\n"
+            "The same command runs it again"
+        )
+    say(f"{place.kernel} version {known['version']} is complete; its output and log: {place.output}/")
+    if place.submission.exists():
+        say(f"next: python src/kernel.py submit …, or look at {place.submission} first")
+
+
+def _end_of(log: Path) -> str:
+    """The last lines of a kernel's log, which Kaggle writes as JSON entries."""
+    if not log.exists():
+        return "  (there is no log)"
+    text = log.read_text(encoding="utf-8", errors="replace")
+    with suppress(ValueError, TypeError, KeyError):
+        text = "".join(entry["data"] for entry in json.loads(text))
+    return "\n".join(f"  {line}" for line in text.splitlines()[-LOG_LINES:])
+
+
+def _submission(place: Place, message: str) -> dict[str, str] | None:
+    """The newest submission of this description."""
+    lines = call(["competitions", "submissions", place.competition, "-v"], _remedies(place), quiet=True)
+    start = next((at for at, line in enumerate(lines) if line.startswith("ref,")), len(lines))
+    return next((row for row in csv.DictReader(lines[start:]) if row["description"] == message), None)
+
+
+def _poll(ask: Callable[[], T | None], is_done: Callable[[T], bool], interval: float, what: str) -> T:
+    """Asks until the answer is final; says how it stands. No answer, or no network, is borne for a while."""
+    failures, shown, start, said = 0, "", time.monotonic(), 0.0
+    while True:
+        try:
+            answer = ask()
+        except KaggleError as error:
+            if error.kind != "network" or failures >= PATIENCE:
+                raise
+            answer = None
+        failures = 0 if answer else failures + 1
+        if answer is None and failures > PATIENCE:
+            raise UserError(f"{what}: Kaggle does not know it; give the same command again to go on")
+        waited = time.monotonic() - start
+        if answer and (_plain(answer["status"]) != shown or waited - said >= LINE_SECONDS):
+            shown, said = _plain(answer["status"]), waited
+            say(f"{what}: {shown}, {waited / 60:.0f} min")
+        if answer and is_done(answer):
+            return answer
+        time.sleep(interval)
+
+
+def _plain(status: str) -> str:
+    """A status without the enumeration's name and its underscores: KernelWorkerStatus.CANCEL_REQUESTED."""
+    return status.rpartition(".")[2].lower().replace("_", "")
+
+
+def _check(lines: list[str], words: str) -> None:
+    """Some refusals the kaggle command only prints, and ends with exit code 0."""
+    if found := [line for line in lines if re.search(words, line, re.IGNORECASE)]:
+        raise KaggleError("Kaggle refused it: " + "; ".join(found))
+
+
+def _remedies(place: Place) -> dict[str, str]:
+    owner = place.kernel.partition("/")[0]
+    return {
+        "forbidden": f"Kaggle denies access: is {owner} the account your token belongs to, and has it accepted the "
+        f"rules, https://www.kaggle.com/competitions/{place.competition}/rules ?",
+        "missing": f"Kaggle knows none of that name ({place.dataset}, {place.kernel}, {place.competition})",
+    }
