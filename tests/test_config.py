@@ -437,6 +437,7 @@ BINDING = {
     "data.drop": ["a.jpg"],
     "data.relabel": {"a.jpg": "1"},
     "data.on_bad_image": "skip",
+    "data.soft_targets": "soft.csv",
     "model.name": "m",
     "model.weights": "none",
     "model.pool": "avg",

@@ -50,6 +50,7 @@ class DataConfig(Section):
     near_duplicates: Path | None = None  # check.py's near_duplicates.csv: rows of one group share a fold
     drop: list[str] = []  # training images left out, by their names in the CSV; relabel.py writes these two
     relabel: dict[str, str] = {}  # {image name: label}, in place of the CSV's
+    soft_targets: Path | None = None  # distill.py's CSV: probabilities in place of labels, and test images to train on
     on_bad_image: Literal["error", "skip"] = "error"  # skip: train without rows whose image is missing or damaged
     fold_column: str | None = None  # your own folds, numbered from 0
     folds: Annotated[int, Field(ge=2, le=1000)] = 5

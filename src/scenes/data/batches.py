@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from scenes.console import UserError
-from scenes.data.images import Images
+from scenes.data.images import Pictures
 from scenes.randomness import key
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the package index for news
@@ -125,7 +125,7 @@ class AugmentedImages(Dataset[TrainBatch]):
 
     def __init__(
         self,
-        images: Images,
+        images: Pictures,
         augment: str | list[str | dict[str, dict[str, Any]]],
         size: int,
         seed: int,
@@ -257,7 +257,7 @@ class EvalBatch(NamedTuple):
 class EvalImages(Dataset[EvalBatch]):
     """Pictures for prediction: each is read once, then resized to every size the views need."""
 
-    def __init__(self, images: Images, rows: np.ndarray, sizes: Sequence[int]) -> None:
+    def __init__(self, images: Pictures, rows: np.ndarray, sizes: Sequence[int]) -> None:
         self.images, self.rows, self.sizes = images, rows, sorted(set(sizes))
 
     def __len__(self) -> int:

@@ -68,8 +68,8 @@ def read_train(config: DataConfig, folds: int | None) -> tuple[Table, Labels, li
         folds: How many folds every class must reach; None for no such check.
 
     Returns:
-        The table, the labels and what is wrong with them, most basic first; under ``data.on_bad_image: skip`` a
-        missing image is nothing wrong.
+        The table, the labels and what is wrong with them, most basic first; under ``data.on_bad_image: skip``, and of a
+        row in ``data.drop``, a missing image is nothing wrong.
 
     Raises:
         UserError: If there is nothing to read.
@@ -77,7 +77,9 @@ def read_train(config: DataConfig, folds: int | None) -> tuple[Table, Labels, li
     wanted = [config.image_column, config.label_column]
     wanted += [column for column in (config.group_column, config.fold_column) if column]
     may_lack = config.on_bad_image == "skip"
-    table, problems = _read_table(config.root / config.train_csv, wanted, config, config.image_dir, may_lack)
+    table, problems = _read_table(
+        config.root / config.train_csv, wanted, config, config.image_dir, may_lack, set(config.drop)
+    )
     labels, label_problems = read_labels(table, config, folds)
     problems += label_problems
     if config.group_column:
@@ -169,7 +171,7 @@ def read_near_duplicates(file: Path, names: Sequence[str], left_out: Collection[
     """
     if not file.is_file():
         raise UserError(f"data.near_duplicates: no file at {file}; python src/check.py CONFIG writes it")
-    columns, problems = _read_columns(file, ["image_name", "group"], "python src/check.py CONFIG writes it")
+    columns, problems = read_columns(file, ["image_name", "group"], "python src/check.py CONFIG writes it")
     listed, groups = columns["image_name"].tolist(), columns["group"].tolist()
     table = Table(file, listed, [], columns)
     known, repeated = {*names, *left_out}, columns["image_name"].duplicated()
@@ -232,17 +234,22 @@ def _rows(found: list[tuple[int, str]], what: str) -> str:
 
 
 def _read_table(
-    file: Path, wanted: list[str], config: DataConfig, image_dir: Path, may_lack_images: bool
+    file: Path,
+    wanted: list[str],
+    config: DataConfig,
+    image_dir: Path,
+    may_lack_images: bool,
+    dropped: Collection[str] = (),
 ) -> tuple[Table, list[Problem]]:
-    columns, problems = _read_columns(file, wanted)
+    columns, problems = read_columns(file, wanted)
     names = columns[config.image_column].tolist()
     folder = config.root / image_dir
     paths = [folder / _on_disk(name + config.image_suffix) for name in names]
     table = Table(file, names, paths, columns)
-    return table, problems + _name_problems(table, folder, config.image_suffix, may_lack_images)
+    return table, problems + _name_problems(table, folder, config.image_suffix, may_lack_images, dropped)
 
 
-def _read_columns(file: Path, wanted: list[str], origin: str = COLUMN_KEYS) -> tuple[pd.DataFrame, list[Problem]]:
+def read_columns(file: Path, wanted: list[str], origin: str = COLUMN_KEYS) -> tuple[pd.DataFrame, list[Problem]]:
     """Reads a CSV as text; the index is the line each row begins on. `origin` says what decides the columns."""
     lines, rows = _read_csv(file, wanted)
     header, *rows = rows
@@ -300,7 +307,9 @@ def _check_header(file: Path, header: list[str], wanted: list[str], origin: str)
         raise UserError(f"{file}: several columns {', '.join(map(repr, repeated))}; rename all but one")
 
 
-def _name_problems(table: Table, folder: Path, suffix: str, may_lack_images: bool) -> list[Problem]:
+def _name_problems(
+    table: Table, folder: Path, suffix: str, may_lack_images: bool, dropped: Collection[str]
+) -> list[Problem]:
     problems: list[Problem] = []
 
     def report(wrong: Callable[[int, str], bool], what: str, remedy: str) -> set[int]:
@@ -328,6 +337,7 @@ def _name_problems(table: Table, folder: Path, suffix: str, may_lack_images: boo
     )
     if may_lack_images:
         return problems
+    skip |= {row for row, name in enumerate(table.names) if name in dropped}
     hint = "" if suffix else ", or set data.image_suffix if the names lack it"
     report(
         lambda row, _: row not in skip and not os.path.isfile(table.paths[row]),  # noqa: PTH113 - as above

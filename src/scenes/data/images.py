@@ -3,13 +3,13 @@
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -27,6 +27,7 @@ MAX_PIXELS = 178_956_970  # Pillow's own limit: more in one file is an attack, n
 # In a JPEG's pixel data 0xFF stands before 0 or a restart marker; before anything else a new segment begins.
 JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 PNG_END = b"IEND\xaeB`\x82"
+MISSING = "no such file"
 
 
 class BadImageError(Exception):
@@ -128,6 +129,14 @@ def _scan_jpeg(data: bytes) -> tuple[int, int, bool]:
     return height, width, False
 
 
+class Pictures(Protocol):
+    """Images by row, RGB, uint8, shape (height, width, 3): what batches are made of."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> np.ndarray: ...
+
+
 class Images:
     """Decoded images by position, cheap to send to worker processes.
 
@@ -187,12 +196,18 @@ def read_images(table: Table, size: int, cache: Path, label: str) -> tuple[Image
     if not present:
         return None, []
     images, bad = open_images([table.paths[row] for row in present], size, cache, label)
-    problems: list[Problem] = []
-    for reason in sorted(set(bad.values())):
-        rows = [present[at] for at, why in bad.items() if why == reason]
-        what, remedy = f"with an unreadable image ({reason})", "get the file again or take the row out"
-        problems += problem_for_rows(table, rows, table.names, what, remedy)
+    problems = unreadable_rows(table, {present[at]: why for at, why in bad.items()})
     return (images if len(present) == len(table) else None), problems
+
+
+def unreadable_rows(table: Table, reasons: Mapping[int, str]) -> list[Problem]:
+    """Makes a problem of each kind of damage among rows; `read_train` has named the missing files already."""
+    problems: list[Problem] = []
+    for reason in sorted({*reasons.values()} - {MISSING}):
+        rows = [row for row, why in reasons.items() if why == reason]
+        what, remedy = f"with an unreadable image ({reason})", "get the file again or take the row out (data.drop)"
+        problems += problem_for_rows(table, rows, table.names, what, remedy)
+    return problems
 
 
 def read_good_images(table: Table, size: int, cache: Path, label: str) -> tuple[Images | None, dict[int, str]]:
@@ -202,7 +217,7 @@ def read_good_images(table: Table, size: int, cache: Path, label: str) -> tuple[
         Their images in the table's order, None if there are none; and why each of the other rows is left out.
     """
     present = _present(table)
-    reasons = dict.fromkeys(sorted(set(range(len(table))) - set(present)), "no such file")
+    reasons = dict.fromkeys(sorted(set(range(len(table))) - set(present)), MISSING)
     if not present:
         return None, reasons
     images, bad = open_images([table.paths[row] for row in present], size, cache, label, keep_bad=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scenes.console import Meter, UserError, say
 from scenes.data.batches import EvalImages, eval_loader
-from scenes.data.images import Images
+from scenes.data.images import Pictures
 from scenes.model.backbone import Classifier
 
 
@@ -60,7 +60,7 @@ VIEWS: dict[str, list[View]] = {
 
 def predict(
     models: Sequence[Classifier],
-    images: Images,
+    images: Pictures,
     rows: np.ndarray,
     views: Sequence[View],
     size: int,

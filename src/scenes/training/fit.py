@@ -65,8 +65,9 @@ class FoldTraining:
         self.train_rows, self.held_rows = job.rows(fold)
         if step_limit is not None:
             self.held_rows = self.held_rows[: step_limit * self.config.infer.batch_size]
-        self.schedule = Schedule(self.train_rows, self.train.epochs, self.train.batch_size, self.config.seed, fold)
-        self.targets = torch.from_numpy(job.labels.targets).to(job.device)
+        rows, targets = job.training_targets(fold)
+        self.schedule = Schedule(rows, self.train.epochs, self.train.batch_size, self.config.seed, fold)
+        self.targets = targets.to(job.device)
         self.class_weights = recipe.class_weights(
             self.train, job.labels.targets[self.train_rows], len(job.labels.classes)
         )
@@ -246,7 +247,7 @@ class FoldTraining:
                 yield features[rows], rows
             return
         pictures = AugmentedImages(
-            job.images, config.augment, config.image_size, config.seed, self.fold, config.train.sizes
+            job.pictures, config.augment, config.image_size, config.seed, self.fold, config.train.sizes
         )
         for batch in train_loader(pictures, sampler, config.loader.workers, job.device):
             yield batch.images.permute(0, 3, 1, 2), batch.rows
@@ -286,8 +287,9 @@ class FoldTraining:
                 part = part.to(device, non_blocking=True)
                 targets = self.targets[part_rows.to(device, non_blocking=True)]
                 if train.mixup or train.cutmix:
-                    one_hot = functional.one_hot(targets, len(self.job.labels.classes)).float()
-                    part, targets = recipe.mix(part, one_hot, train)
+                    if targets.ndim == 1:
+                        targets = functional.one_hot(targets, len(self.job.labels.classes)).float()
+                    part, targets = recipe.mix(part, targets, train)
                 with self.accelerator.autocast():
                     logits = self.network(part)
                 losses = functional.cross_entropy(

@@ -1,6 +1,6 @@
 """What all folds of a run share: checked data, decoded images, the folds, pretrained weights, the device."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -25,7 +25,8 @@ from scenes.data.competition import (
     read_train,
 )
 from scenes.data.folds import FULL, fold_name, given_folds, group_rows, make_folds
-from scenes.data.images import Images, read_good_images, read_images
+from scenes.data.images import Images, read_good_images, read_images, unreadable_rows
+from scenes.data.soft_targets import JoinedImages, SoftTargets, read_soft_targets
 from scenes.inference.predict import VIEWS
 from scenes.model.backbone import Classifier
 from scenes.model.device import choose_device, choose_precision, use_deterministic_algorithms
@@ -48,6 +49,8 @@ class Job:
         device: Where to compute.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         skipped: Image name and reason of each row left out because its image cannot be read.
+        soft: What folds train on in place of labels.
+        test_images: The images of test rows among that.
     """
 
     config: Config
@@ -60,6 +63,8 @@ class Job:
     device: torch.device
     precision: str
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    soft: Mapping[int, SoftTargets] = field(default_factory=dict)
+    test_images: Images | None = None
 
     def rows(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
         """The rows a fold trains on and those it is judged on (none for the full model)."""
@@ -67,6 +72,27 @@ class Job:
         if fold == FULL:
             return everything, everything[:0]
         return everything[self.fold_of != fold], everything[self.fold_of == fold]
+
+    def training_targets(self, fold: int) -> tuple[np.ndarray, Tensor]:
+        """What a fold trains on.
+
+        Returns:
+            The rows, those of test images with soft targets counted on behind train.csv's; and the targets of all rows
+            by row: int64, shape (n,), or with soft targets float32, shape (n + test rows, classes).
+        """
+        rows, targets = self.rows(fold)[0], self.labels.targets
+        if fold not in self.soft:
+            return rows, torch.from_numpy(targets)
+        soft, count = self.soft[fold], len(self.table)
+        shares = np.zeros((count + len(self.test_images or ()), len(self.labels.classes)), np.float32)
+        shares[np.arange(count), targets] = 1
+        shares[soft.rows] = soft.probabilities
+        return np.concatenate([rows, soft.rows[soft.rows >= count]]), torch.from_numpy(shares)
+
+    @property
+    def pictures(self) -> Images | JoinedImages:
+        """The images training draws from, by row."""
+        return JoinedImages(self.images, self.test_images) if self.test_images else self.images
 
     def new_model(self) -> Classifier:
         """A network with the pretrained body and a random head, on the device."""
@@ -142,7 +168,9 @@ def prepare(config: Config, folds: Sequence[int]) -> Job:
         use_deterministic_algorithms()
     device = choose_device()
     precision = choose_precision(config.train.precision, device)
-    job = Job(config, table, labels, images, groups, fold_of, pretrained_state(config), device, precision, skipped)
+    pretrained = pretrained_state(config)
+    soft, test_images = _read_soft_targets(config, table, labels, fold_of) if data.soft_targets else ({}, None)
+    job = Job(config, table, labels, images, groups, fold_of, pretrained, device, precision, skipped, soft, test_images)
     _check_model(job)
     return job
 
@@ -164,8 +192,11 @@ def read_data(config: Config) -> tuple[Table, Labels, Images, list[tuple[str, st
         test, test_problems = read_test(data, may_lack_images=config.infer.on_bad_image == "prior")
         problems += test_problems + overlap(table, test)
     reasons: dict[int, str] = {}
-    if data.on_bad_image == "skip":
+    # A row that is dropped needs no image that can be read; it then takes no part in the deal of folds, as skip has it.
+    spared = set(table.names if data.on_bad_image == "skip" else data.drop)
+    if spared:
         images, reasons = read_good_images(table, size, data.cache, "training")
+        problems += unreadable_rows(table, {row: why for row, why in reasons.items() if table.names[row] not in spared})
     else:
         images, image_problems = read_images(table, size, data.cache, "training")
         problems += image_problems
@@ -181,6 +212,23 @@ def read_data(config: Config) -> tuple[Table, Labels, Images, list[tuple[str, st
     raise_problems(problems)
     assert images is not None
     return table, labels, images, skipped
+
+
+def _read_soft_targets(
+    config: Config, table: Table, labels: Labels, fold_of: np.ndarray
+) -> tuple[dict[int, SoftTargets], Images | None]:
+    """Reads the soft targets, and the test images where some are for them."""
+    data, test, images = config.data, None, None
+    if (data.root / data.test_csv).exists():
+        test, problems = read_test(data)
+        images, image_problems = read_images(test, config.largest_size, data.cache, "test")
+        raise_problems(problems + image_problems)
+    assert data.soft_targets
+    soft = read_soft_targets(data.root / data.soft_targets, table, test, labels.classes, fold_of)
+    extra = sum(int((targets.rows >= len(table)).sum()) for targets in soft.values())
+    listed = sum(len(targets.rows) for targets in soft.values())
+    say(f"soft targets, per fold: {(listed - extra) // len(soft)} training rows, {extra // len(soft)} test images")
+    return soft, images if extra else None
 
 
 def _groupings(
@@ -206,6 +254,11 @@ def _check_options(config: Config, folds: Sequence[int]) -> None:
         raise UserError(
             "the body is frozen and nothing is augmented, so the head trains on features: train.mixup, train.cutmix "
             "and train.sizes have no pictures to work on; leave them out, or set augment"
+        )
+    if config.data.soft_targets and (FULL in folds or not train.epochs or body_is_frozen(train)):
+        raise UserError(
+            "data.soft_targets are for the folds of a network that trains: leave them out with --folds full, with "
+            "train.epochs: 0 and with a frozen body"
         )
     if config.train.wandb and not find_spec("wandb"):
         raise UserError("train.wandb is set, but wandb is not installed: pip install wandb, or leave it out")

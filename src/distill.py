@@ -1,0 +1,31 @@
+"""Writes soft targets: what trained runs say of the training and test images, for another run to train on."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from scenes.console import run, say
+from scenes.environment import ensure_environment
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Predicts with each fold of the teachers and writes one CSV."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, help="the teachers: runs/a runs/b …, with the same folds")
+    parser.add_argument("--out", type=Path, help="by default soft_targets.csv in the first run's folder")
+    arguments = parser.parse_args(argv)
+    out = arguments.out or arguments.runs[0] / "soft_targets.csv"
+
+    from scenes.runs import Run
+    from scenes.training.distill import write_soft_targets
+
+    teachers = [Run(folder) for folder in arguments.runs]
+    write_soft_targets(teachers, out)
+    path = os.path.relpath(out, teachers[0].load_config().data.root)
+    say(f"next: bash train.sh configs/NAME.yaml --set data.soft_targets={path} name=STUDENT")
+
+
+if __name__ == "__main__":
+    ensure_environment()
+    run(main)

@@ -1,0 +1,86 @@
+"""Soft targets: probabilities to train on in place of labels, each by models that never saw the fold it is for."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from scenes.console import UserError, raise_problems
+from scenes.data.competition import Table, problem_for_rows, read_columns
+from scenes.data.images import Images
+
+ABOUT = ["image_name", "fold"]  # the columns before the classes'
+ORIGIN = "python src/distill.py RUN writes such a file"
+
+
+class SoftTargets(NamedTuple):
+    """What one fold trains on in place of labels.
+
+    Attributes:
+        rows: int64, shape (m,): rows of train.csv, then those of test.csv counted on.
+        probabilities: float32, shape (m, classes), rows sum to 1.
+    """
+
+    rows: np.ndarray
+    probabilities: np.ndarray
+
+
+def read_soft_targets(
+    file: Path, train: Table, test: Table | None, classes: Sequence[str], fold_of: np.ndarray
+) -> dict[int, SoftTargets]:
+    """Reads probabilities of training images (distillation) and of test images (pseudo-labels), fold by fold.
+
+    Args:
+        file: Columns ``image_name``, ``fold`` and one a class. A row may only serve the fold it names: the models that
+            made it must not have seen that fold's labels.
+        train: The n training rows.
+        test: The test rows, if there are any.
+        classes: The labels.
+        fold_of: int64, shape (n,): each training row's fold.
+
+    Raises:
+        UserError: With the list of all that is wrong.
+    """
+    if not file.is_file():
+        raise UserError(f"data.soft_targets: no file at {file}; {ORIGIN}")
+    columns, problems = read_columns(file, [*ABOUT, *classes], ORIGIN)
+    raise_problems(problems)
+    names = columns["image_name"].tolist()
+    table = Table(file, names, [], columns)
+    place = {name: row for row, name in enumerate([*train.names, *(test.names if test else [])])}
+    rows = np.array([place.get(name, -1) for name in names], np.int64)
+    numbers = {str(fold): fold for fold in np.unique(fold_of).tolist()}
+    folds = np.array([numbers.get(text.strip(), -1) for text in columns["fold"]], np.int64)
+    probabilities = columns[list(classes)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float32)
+    sums = probabilities.sum(1, dtype=np.float64)
+    is_train = (rows >= 0) & (rows < len(train))
+    held_out = is_train & (fold_of[np.where(is_train, rows, 0)] == folds)
+    again = "write it again: " + ORIGIN
+    for wrong, what in (
+        (rows < 0, "with an image that is in neither CSV"),
+        (folds < 0, "with a fold that no training row has"),
+        (columns.duplicated(ABOUT), "that repeat an image and fold"),
+        (held_out, "that give a fold targets for rows it is judged on"),
+        (~((probabilities >= 0).all(1) & (np.abs(sums - 1) < 1e-3)), "whose probabilities do not sum to 1"),
+    ):
+        problems += problem_for_rows(table, np.flatnonzero(wrong).tolist(), names, what, again)
+    if not problems and (missing := sorted(set(numbers.values()) - set(folds.tolist()))):
+        raise UserError(f"{file}: no row for fold {', '.join(map(str, missing))}; {again}")
+    raise_problems(problems)
+    return {fold: SoftTargets(rows[folds == fold], probabilities[folds == fold]) for fold in numbers.values()}
+
+
+class JoinedImages:
+    """The training images and, counted on, the test images."""
+
+    def __init__(self, first: Images, second: Images) -> None:
+        self.first, self.second = first, second
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """RGB, uint8, shape (height, width, 3); read-only."""
+        return self.first[row] if row < len(self.first) else self.second[row - len(self.first)]

@@ -1,0 +1,84 @@
+"""Soft targets from trained runs, for a student to train on: what each fold's models say of the rows they may judge."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from scenes.console import UserError, say
+from scenes.data.competition import read_test
+from scenes.data.folds import fold_name, write_or_compare
+from scenes.data.images import Pictures, read_images
+from scenes.data.soft_targets import ABOUT, JoinedImages
+from scenes.inference.models import chosen_views, load_folds
+from scenes.inference.predict import predict
+from scenes.inference.submission import write_table
+from scenes.model.device import choose_device, choose_precision
+from scenes.runs import Run
+from scenes.training.job import prepare
+
+LABEL_SHARE = 0.5  # of a training row's target; the rest is the teachers' (Hinton et al. 2015, arXiv:1503.02531)
+
+
+def write_soft_targets(runs: Sequence[Run], out: Path) -> None:
+    """Writes, for every fold, targets by the models that never saw that fold's labels.
+
+    A fold's training rows get the mean of their label and the teachers' probabilities, the test images the teachers'
+    alone. Those of the training rows are by models that trained on them: what they add to the label is how alike the
+    classes are.
+
+    Args:
+        runs: The teachers, with all folds trained on the same rows in the same folds.
+        out: The CSV: image_name, fold and a column a class.
+
+    Raises:
+        UserError: If a run's folds are not all trained, or differ from the first run's.
+    """
+    config = runs[0].load_config()
+    folds = range(config.data.folds)
+    for run in runs:
+        if missing := [fold_name(fold) for fold in folds if not run.is_finished(fold)]:
+            raise UserError(f"{run.folder}: {', '.join(missing)} not trained; a teacher needs all folds")
+    job = prepare(config, folds)
+    for run in runs:
+        write_or_compare(run.folds_file, job.fold_table())
+    images: Pictures = job.images
+    test = None
+    if (config.data.root / config.data.test_csv).exists():
+        test, _ = read_test(config.data)
+        test_images, _ = read_images(test, config.largest_size, config.data.cache, "test")
+        assert test_images is not None  # prepare has looked
+        images = JoinedImages(job.images, test_images)
+    names = np.array([*job.table.names, *(test.names if test else [])], object)
+    one_hot = np.eye(len(job.labels.classes), dtype=np.float32)[job.labels.targets]
+    tables = []
+    for fold in folds:
+        train = job.rows(fold)[0]
+        rows = np.concatenate([train, np.arange(len(job.table), len(names))])
+        taught = np.mean([_teach(run, fold, images, rows, job.labels.classes) for run in runs], axis=0)
+        taught[: len(train)] = LABEL_SHARE * one_hot[train] + (1 - LABEL_SHARE) * taught[: len(train)]
+        about = pd.DataFrame(dict(zip(ABOUT, (names[rows], fold), strict=True)))
+        tables.append(pd.concat([about, pd.DataFrame(taught, columns=job.labels.classes)], axis=1))
+    write_table(out, pd.concat(tables))
+
+
+def _teach(run: Run, fold: int, images: Pictures, rows: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """A teacher's probabilities, float32, shape (rows, classes): the mean over its views."""
+    config, device = run.load_config(), choose_device()
+    models, known = load_folds(run, config, [fold], device)
+    if known != list(classes):
+        raise UserError(f"{run.folder}: {fold_name(fold)} was trained on other classes")
+    say(f"{run.name}, {fold_name(fold)}: {len(rows)} images")
+    return predict(
+        models,
+        images,
+        rows,
+        chosen_views(run, config),
+        config.predict_size,
+        config.infer.batch_size,
+        device,
+        choose_precision(config.train.precision, device),
+        config.loader.workers,
+        f"{run.name} {fold_name(fold)}",
+    )[0].mean(0)
