@@ -1,10 +1,12 @@
 """What each part of a recipe is worth: python benchmarks/ablations.py configs/NAME.yaml [--folds 0,3] [--only …].
 
-Each variant changes one thing and is trained on the same folds; the table shows its difference to the config as it
-ships, paired by row, with its standard error. What is trained already is not trained again (runs/NAME.VARIANT).
+Each variant changes one thing and is trained on the same folds; the table shows its difference to the config itself,
+paired by row, with its standard error. `--set` changes the config for all of them, the base too. What is trained is not
+trained again (runs/NAME.VARIANT).
 """
 
 import argparse
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +20,9 @@ from results import write_section  # noqa: E402
 
 from scenes.metrics import log_losses, standard_error  # noqa: E402
 
-VARIANTS = {
-    "as it ships": [],
+BASE = "the config itself"
+VARIANTS: dict[str, list[str]] = {
+    BASE: [],
     "batch norm in training mode": ["train.batch_norm=batch"],
     "head starts at random": ["train.linear_probe=false"],
     "layer decay 0.75": ["train.layer_decay=0.75"],
@@ -32,8 +35,10 @@ VARIANTS = {
     "sizes 112, 150, 150": ["train.sizes={0: 112, 1: 150}"],
     "1 epoch": ["train.epochs=1"],
     "5 epochs": ["train.epochs=5"],
-    "half the rate": ["train.lr=1e-4"],
-    "twice the rate": ["train.lr=4e-4"],
+    "rate 1e-4": ["train.lr=1e-4"],
+    "rate 2e-4": ["train.lr=2e-4"],
+    "rate 4e-4": ["train.lr=4e-4"],
+    "rate 8e-4": ["train.lr=8e-4"],
     "label smoothing 0": ["train.label_smoothing=0"],
     "predicting at 176 px": ["infer.image_size=176"],
 }
@@ -45,23 +50,27 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--folds", default="0,3", help="as in train.py")
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="VARIANT")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of all variants")
     arguments = parser.parse_args()
+    config = arguments.config
     tables = {}
-    for variant in dict.fromkeys(["as it ships", *arguments.only]):
-        tables[variant] = held_out(arguments.config, variant, arguments.folds)
-    base = tables["as it ships"]
-    header = ["| variant | accuracy | − as it ships | log loss | − as it ships |", "|---|---|---|---|---|"]
+    for variant in dict.fromkeys([BASE, *arguments.only]):
+        tables[variant] = held_out(config, variant, arguments.folds, arguments.set)
+    base = tables[BASE]
+    header = ["| variant | accuracy | − base | log loss | − base |", "|---|---|---|---|---|"]
     lines = [line(variant, table, base) for variant, table in tables.items()]
-    about = f"`python benchmarks/ablations.py {arguments.config} --folds {arguments.folds}`: {len(base)} held-out rows."
+    settings = f" --set {' '.join(arguments.set)}" if arguments.set else ""
+    about = f"`python benchmarks/ablations.py {config} --folds {arguments.folds}{settings}`: {len(base)} held-out rows."
     text = "\n".join([about, "", *header, *lines])
     print(text)
-    write_section(f"ablations {arguments.config.stem}", f"Ablations: {arguments.config.stem}", text)
+    title = " ".join([f"Ablations: {config.stem}", *arguments.set])
+    write_section(title.lower(), title, text)
 
 
-def held_out(config: Path, variant: str, folds: str) -> pd.DataFrame:
+def held_out(config: Path, variant: str, folds: str, common: list[str]) -> pd.DataFrame:
     """Trains a variant where that has not been done; its out-of-fold predictions, by image name."""
-    name = f"{config.stem}.{'-'.join(variant.replace('(', '').replace(')', '').replace(',', '').split())}"
-    settings = [*VARIANTS[variant], f"name={name}", "report=false"]
+    name = ".".join("-".join(re.findall(r"[\w.]+", part)) for part in (config.stem, *common, variant))
+    settings = [*common, *VARIANTS[variant], f"name={name}", "report=false"]
     command = [sys.executable, ROOT / "src/train.py", config.resolve(), "--folds", folds, "--set", *settings]
     subprocess.run(command, cwd=ROOT, check=True)
     return pd.read_csv(ROOT / "runs" / name / "oof.csv", dtype={"label": str}).set_index("image_name").sort_index()
