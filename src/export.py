@@ -15,12 +15,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--to", required=True, choices=("onnx", "timm"))
     parser.add_argument("--folds", help="0, 0-4, 0,2,4 or full; by default every fold that is trained")
     parser.add_argument("--out", type=Path, help="by default NAME.onnx or timm/ in the run's folder")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change settings, e.g. data.root=DIR"
+    )
     arguments = parser.parse_args(argv)
 
     from scenes.runs import Run
 
     chosen = Run(arguments.run)
-    config = chosen.load_config()
+    config = chosen.load_config(arguments.set)
     folds = chosen.chosen_folds(arguments.folds, config.data.folds)
 
     if arguments.to == "onnx":

@@ -1,6 +1,8 @@
 """A run as an offline Kaggle kernel: build it, push it, submit it."""
 
 import argparse
+import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +21,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         what = verb.add_mutually_exclusive_group(required=True)
         what.add_argument("--run", type=Path, help="predict with this trained run, runs/NAME")
         what.add_argument("--train", type=Path, metavar="CONFIG", help="train this experiment there, configs/NAME.yaml")
+        verb.add_argument(
+            "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change settings, as in train.py"
+        )
 
     build.add_argument("--owner", required=True, metavar="NAME", help="your Kaggle user name")
     build.add_argument("--competition", required=True, metavar="SLUG", help="the last part of its address")
@@ -26,26 +31,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     build.add_argument("--half", action="store_true", help="half-precision weights; says what they do to the score")
     build.add_argument("--script", action="store_true", help="a script in place of a notebook")
     build.add_argument(
-        "--budget-minutes",
-        type=float,
-        default=510,
-        metavar="N",
-        help="the kernel's time (default: 510, of 540 allowed)",
-    )
-    build.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change settings, e.g. infer.tta=none",
+        "--budget-minutes", type=float, default=510, metavar="N", help="the kernel's time (default: 510; 540 allowed)"
     )
     push.add_argument("--again", action="store_true", help="run the kernel once more although nothing changed")
     submit.add_argument(
         "--file",
         nargs="?",
         type=Path,
-        const=Path("submission.csv"),
+        const=True,
         help="upload a file, by default the kernel's submission.csv; without --file the kernel itself is submitted",
     )
     submit.add_argument("--message", help="what to call the submission")
@@ -60,14 +53,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.verb == "build":
         build(args)
         return
+    if not 0 <= args.interval < math.inf:
+        raise UserError("--interval: 0 or more")
     from scenes.kaggle.client import Place, push, submit
 
     place = Place(_folder(args))
     if args.verb == "push":
         push(place, args.interval, args.again)
     else:
-        file = place.submission if args.file == Path("submission.csv") else args.file
-        submit(place, args.interval, file, args.message)
+        submit(place, args.interval, place.submission if args.file is True else args.file, args.message)
 
 
 def build(args: argparse.Namespace) -> None:
@@ -77,7 +71,7 @@ def build(args: argparse.Namespace) -> None:
     from scenes.kaggle.bundle import Target, build, build_training
     from scenes.runs import Run
 
-    if args.budget_minutes <= 0:
+    if not 0 < args.budget_minutes < math.inf:
         raise UserError("--budget-minutes: more than 0")
     if args.train:
         if args.half:
@@ -86,14 +80,14 @@ def build(args: argparse.Namespace) -> None:
         folds = parse_folds(args.folds or f"0-{config.data.folds - 1}", config.data.folds)
         target = Target(args.owner, args.competition, f"{config.name} train")
         out = build_training(config, folds, target, _folder(args), args.script, args.budget_minutes)
-        what = f"--train {args.train}"
+        what = shlex.join(["--train", str(args.train), *(["--set", *args.set] if args.set else [])])
     else:
         run = Run(args.run)
         config = run.load_config(args.set)
         folds = run.chosen_folds(args.folds, config.data.folds)
         target = Target(args.owner, args.competition, run.name)
         out = build(run, config, folds, target, args.half, args.script, args.budget_minutes)
-        what = f"--run {args.run}"
+        what = shlex.join(["--run", str(args.run)])
     size = sum(file.stat().st_size for file in (out / "dataset").rglob("*") if file.is_file()) / 2**20
     say(f"{out}/dataset: {target.dataset_id}, {size:.1f} MiB")
     say(f"{out}/kernel: {target.kernel_id}, two T4s, no internet")
@@ -107,7 +101,7 @@ def _folder(args: argparse.Namespace) -> Path:
     from scenes.config import load_config
     from scenes.runs import RUNS
 
-    return RUNS / load_config(args.train, getattr(args, "set", [])).name / "kaggle_train"
+    return RUNS / load_config(args.train, args.set).name / "kaggle_train"
 
 
 if __name__ == "__main__":

@@ -15,12 +15,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--apply", action="store_true", help="turn the decisions in review.csv into a config")
     parser.add_argument("--accept-all", action="store_true", help="take every suggestion, unseen")
     parser.add_argument("--out", type=Path, help="the config; by default configs/NAME_relabelled.yaml")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change settings, e.g. data.root=DIR"
+    )
     arguments = parser.parse_args(argv)
 
     from scenes.runs import Run
 
     chosen = Run(arguments.run)
-    config = chosen.load_config()
+    config = chosen.load_config(arguments.set)
 
     from scenes.insight.relabel import apply_sheet, write_sheet
 

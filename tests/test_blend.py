@@ -1,5 +1,6 @@
 """blend.py end to end: what it prints, what it writes, what it refuses."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,17 @@ def test_the_submission_is_the_mean_of_the_members(two_runs: Path, capsys: pytes
     assert submission["label"].tolist() == [str(best) for best in mean.argmax(1)]
     for word in ("plain mean", "same class", "at least one member is right", "plain mean is taken"):
         assert word in printed
+
+
+def test_class_shares_are_asked_for_where_an_image_lacks_only(two_runs: Path) -> None:
+    for file in Path("runs/other").glob("fold*/weights.safetensors"):  # of before the shares were kept
+        with safe_open(file, "pt") as saved:
+            metadata = json.loads(saved.metadata()["scenes"])
+        del metadata["prior"]
+        save_file(load_file(file), file, {"scenes": json.dumps(metadata)})
+    blend.main(["runs/tiny", "runs/other"])
+    with pytest.raises(UserError, match="is a folder"):
+        blend.main(["runs/tiny", "runs/other", "--out", "submissions"])
 
 
 def test_weights_are_taken_where_they_win(two_runs: Path) -> None:

@@ -121,8 +121,10 @@ def test_a_missing_package_is_named(finished: Path, monkeypatch: pytest.MonkeyPa
 def test_timm_loads_a_fold_with_equal_logits(finished: Path) -> None:
     Path("runs/tiny/timm/fold0").mkdir(parents=True)
     Path("runs/tiny/timm/fold0/mine.txt").touch()
-    export.main(["runs/tiny", "--to", "timm"])
+    for _ in range(2):
+        export.main(["runs/tiny", "--to", "timm"])
     assert Path("runs/tiny/timm/fold0.1/mine.txt").exists()
+    assert sorted(path.name for path in Path("runs/tiny/timm").iterdir()) == ["fold0", "fold0.1", "fold1"]
     for fold in ("fold0", "fold1"):
         model = timm.create_model(f"local-dir:runs/tiny/timm/{fold}", pretrained=True).eval()
         state = load_file(f"runs/tiny/timm/{fold}/model.safetensors")

@@ -57,6 +57,7 @@ def test_a_folder_is_searched_and_nothing_is_left_behind(finished: Path, capsys:
     shutil.copy(pictures[1], "mes photos/z.jpeg")
     Path("mes photos/notes.txt").write_text("no image, and no reason to stop")
     Path("mes photos/._z.jpeg").write_bytes(b"what another system leaves beside a file")
+    os.mkfifo("mes photos/pipe.jpg")  # to read from it would never end
     before = sorted(Path().rglob("*"))
     found = json.loads(results(capsys, "mes photos", "--format", "json", "--top", "2"))
     assert [entry["image"] for entry in found] == ["mes photos/z.jpeg", "mes photos/été 日本/a b.JPG"]
@@ -79,6 +80,15 @@ def test_unreadable_files_are_named_at_the_end_and_the_others_printed(
     assert stopped.value.code == 2
     assert "broken.jpg: cannot be read as an image (cut off" in printed.err
     assert [entry["image"] for entry in json.loads(printed.out)] == [str(path) for path in good]
+
+
+def test_a_name_cannot_break_the_table(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a\x1b[31m\nb.jpg"
+    shutil.copy(next(IMAGES.iterdir()), name)
+    lines = results(capsys, name).splitlines()
+    assert len(lines) == 2
+    assert lines[1].startswith(r"a\x1b[31m\nb.jpg  ")
+    assert json.loads(results(capsys, name, "--format", "json"))[0]["image"] == name
 
 
 def test_a_pipe_gets_the_results_alone(finished: Path) -> None:

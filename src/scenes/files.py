@@ -1,5 +1,6 @@
 """Files that are either whole or not there: atomic writes, numbered back-ups, safe unpacking."""
 
+import filecmp
 import glob
 import os
 import tempfile
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from scenes.console import UserError
+from scenes.console import UserError, say
 
 PROBE_BYTES = 2**20
 
@@ -92,6 +93,17 @@ def check_folder(folder: Path) -> None:
             raise UserError(f"{place}: is a file where a folder is needed; move it away or rename it")
 
 
+def check_file(path: Path) -> None:
+    """Makes sure, before the work, that a file can be put there afterwards.
+
+    Raises:
+        UserError: If the path is a folder, or a file is where its folder would be.
+    """
+    check_folder(path.parent)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file in it")
+
+
 def _is_running(process: int) -> bool:
     """Whether there is a process of this number."""
     try:
@@ -106,6 +118,22 @@ def _is_running(process: int) -> bool:
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text atomically, with the same bytes on every platform."""
     write_atomic(path, lambda temporary: temporary.write_bytes(text.encode()))
+
+
+def write_result(path: Path, text: str) -> None:
+    """Writes UTF-8 text that people may have changed since: an older file of other content is kept under a number."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(text.encode())
+        keep_different(path, temporary)
+
+    write_atomic(path, write)
+
+
+def keep_different(path: Path, new: Path) -> None:
+    """Moves a file out of the way, and says so, if the one that is to take its place has other content."""
+    if path.exists() and not filecmp.cmp(path, new, shallow=False):
+        say(f"{path} was there with other content; it is now {keep_old(path)}")
 
 
 def sync_folder(folder: Path) -> None:

@@ -15,7 +15,7 @@ from scenes.console import UserError
 SHOWN_LINES = 5
 # Tried in this order: a traceback about the network also speaks of authenticating.
 FAILURES = {
-    "network": "failed to resolve|max retries|connection ?(error|refused|reset)|timed out",
+    "network": r"failed to resolve|max retries|connection ?(error|refused|reset)|timed out|429 client|5\d\d server",
     "forbidden": "403 (client error|-)|forbidden|accept.*rules|permission.*denied",
     "credentials": r"401 (client error|-)|unauthorized|authenticat|credential|kaggle\.json",
     "missing": "404 (client error|-)|not found",
@@ -110,7 +110,7 @@ def _explain(code: int, lines: Sequence[str], remedies: Mapping[str, str]) -> Ka
     said = "It said:\n" + "\n".join(f"  {line}" for line in lines[-SHOWN_LINES:])
     kind = next((name for name, words in FAILURES.items() if re.search(words, text, re.IGNORECASE)), "other")
     messages = {
-        "network": f"Kaggle cannot be reached: is there a network here? {said}",
+        "network": f"Kaggle cannot be reached, or is busy: is there a network here? {said}",
         "credentials": CREDENTIALS,
         "forbidden": f"{remedies.get('forbidden', 'Kaggle denies access')}. {said}",
         "missing": f"{remedies.get('missing', 'Kaggle does not find it')}. {said}",

@@ -151,6 +151,25 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """Reads what `write_json` wrote of a run.
+
+    Args:
+        path: The file.
+        *keys: What must be in it.
+
+    Raises:
+        UserError: If it is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # no JSON, or not UTF-8
+        content = None
+    if not isinstance(content, dict) or not set(keys) <= set(content):
+        raise UserError(f"{path}: damaged; give train.py's command again, or delete the file")
+    return content
+
+
 def _listed(folder: Path) -> str:
     names = sorted(file.parent.name for file in folder.glob("*/config.yaml"))
     return ", ".join(f"{folder}/{name}" for name in names) or "none"

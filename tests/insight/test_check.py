@@ -102,6 +102,20 @@ def test_what_is_planted_is_found_and_the_remedy_works(
         assert all(len({fold[name] for name in group.index}) == 1 for _, group in groups.groupby(groups))
 
 
+def test_decisions_about_rows_are_heeded(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = rows("train.csv")
+    names = train["image_name"]
+    zero, one, two = (train.index[train["label"] == label][0] for label in "012")
+    for row in (one, two):
+        shutil.copy(IMAGES / names[zero], IMAGES / names[row])
+    assert "different labels: 2" in run(capsys)[0]
+    printed, _ = run(capsys, f"data.relabel={{{names[one]}: '0', {names[4]}: nothing}}", f"data.drop=[{names[two]}]")
+    assert "data.relabel: unknown label: 'nothing'" in printed
+    assert "95 training images" in printed
+    assert "identical images, pairs: 1 within train" in printed
+    assert "different labels: none" in printed
+
+
 def test_bad_data_is_reported_and_the_rest_looked_at(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     csv = Path("input/train.csv")
     lines = csv.read_text().splitlines()

@@ -154,6 +154,53 @@ def test_no_decision_moves_another_row_to_another_fold(workspace: Path) -> None:
     assert changed.labels.classes == plain.labels.classes
 
 
+@pytest.mark.parametrize("arguments", [[], ["--apply"]])
+def test_a_class_that_is_called_as_a_decision_is_refused(arguments: list[str], reviewed: Path) -> None:
+    names = "data.class_names=[drop, b, c, d, e, f]"
+    with pytest.raises(UserError, match="a class is called 'drop'"):
+        relabel.main(["runs/tiny", *arguments, "--set", names])
+
+
+def test_a_folder_in_the_way_is_named(reviewed: Path) -> None:
+    for arguments, folder in ((["--apply", "--out", "configs"], "configs"), ([], str(SHEET))):
+        Path(folder).unlink(missing_ok=True)
+        Path(folder).mkdir()
+        with pytest.raises(UserError, match=f"{folder}: is a folder"):
+            relabel.main(["runs/tiny", *arguments])
+
+
+def test_a_run_of_all_rows_judges_no_label(workspace: Path) -> None:
+    train.main(["tiny.yaml", "--folds", "full", "--set", *TINY, "train.epochs=1"])
+    with pytest.raises(UserError, match="without --folds full"):
+        relabel.main(["runs/tiny"])
+
+
+def test_decisions_apply_where_the_images_are_now(reviewed: Path) -> None:
+    decide("drop")
+    Path("input").rename("elsewhere")
+    relabel.main(["runs/tiny", "--apply", "--set", "data.root=elsewhere"])
+    assert load_config(Path("configs/tiny_relabelled.yaml")).data.root == Path("elsewhere")
+
+
+def test_a_dropped_row_needs_no_readable_image(workspace: Path) -> None:
+    names = read("input/train.csv")["image_name"].tolist()
+    gone, cut, other = names[4], names[9], names[20]
+    Path("input/SceneImages", gone).unlink()
+    for name in (cut, other):
+        path = Path("input/SceneImages", name)
+        path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(UserError, match=f"1 problem\n.*1 row with an unreadable image.*line 22 \\('{other}'\\)"):
+        job(drop=[gone, cut])
+    dropped, skipped = job(drop=[gone, cut, other, names[40]]), job(on_bad_image="skip")
+    kept = [name for name in names if name not in (gone, cut, other)]
+    assert skipped.table.names == kept
+    kept.remove(names[40])
+    assert dropped.table.names == kept
+    folds = dict(zip(skipped.table.names, skipped.fold_of.tolist(), strict=True))
+    assert dropped.fold_of.tolist() == [folds[name] for name in kept]
+    assert [name for name, _ in dropped.skipped] == [gone, cut, other]
+
+
 def test_a_class_must_not_vanish(workspace: Path) -> None:
     rows = read("input/train.csv")
     with pytest.raises(UserError, match="leaves the class '3' without a row"):

@@ -177,6 +177,34 @@ def test_folds_of_another_state_than_oof_csv_are_refused(finished: Path) -> None
         report.main([])
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("metrics.json", "{"),
+        ("metrics.json", "[]"),
+        ("metrics.json", '{"folds": [0]}'),
+        ("oof.csv", None),
+        ("oof.csv", ""),
+        ("fold0/history.csv", ""),
+        ("fold0/time.json", "{"),
+        ("environment.json", "x"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(file: str, content: str | None, finished: Path) -> None:
+    path = Path("runs/tiny", file)
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(UserError, match=f"{file}: (missing or )?damaged"):
+        report.main(["runs/tiny"])
+
+
+def test_labels_in_oof_csv_that_the_run_does_not_know_are_refused(finished: Path) -> None:
+    oof = pd.read_csv("runs/tiny/oof.csv", dtype=str)
+    oof.loc[3, "label"] = "x"
+    oof.to_csv("runs/tiny/oof.csv", index=False)
+    with pytest.raises(UserError, match=r"oof\.csv: does not fit"):
+        report.main(["runs/tiny"])
+
+
 def test_a_comparison_pairs_the_images(finished: Path) -> None:
     shutil.copytree("runs/tiny", "runs/right")
     oof = pd.read_csv("runs/right/oof.csv", dtype={"label": str}).sample(frac=1, random_state=0)

@@ -93,6 +93,11 @@ def test_a_rebuild_replaces_what_was_built_and_keeps_what_a_person_changed(
     assert "was changed since it was built" in capsys.readouterr().out
 
 
+def test_a_build_removes_what_a_killed_one_left(built: Callable[..., Path]) -> None:
+    Path("runs/tiny/kaggle/.build-killed/dataset").mkdir(parents=True)
+    assert sorted(path.name for path in built().iterdir()) == ["built.json", "dataset", "kernel"]
+
+
 def test_a_failed_build_leaves_the_last_one(built: Callable[..., Path]) -> None:
     first = everything(built())
     Path("runs/tiny/fold0/weights.safetensors").write_bytes(b"damaged")
@@ -138,6 +143,8 @@ def test_half_precision_refuses_other_training_data(built: Callable[..., Path]) 
         (["--competition", "https://x"], "--competition 'https://x'"),
         (["--folds", "7"], "there are 2 folds"),
         (["--budget-minutes", "0"], "--budget-minutes"),
+        (["--budget-minutes", "nan"], "--budget-minutes"),
+        (["--budget-minutes", "inf"], "--budget-minutes"),
         (["--set", "data.image_dir=/home/me/images"], "data.image_dir: /home/me/images is not below"),
         (["--set", "data.test_csv=../test.csv"], "data.test_csv"),
     ],
@@ -155,6 +162,7 @@ def test_any_run_name_makes_acceptable_slugs(name: str) -> None:
         assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", slug) and 6 <= len(slug) <= 50
     assert target.kernel != target.dataset
     assert Target("someone", "scenes", f"{name}x").kernel != target.kernel
+    assert Target("someone", "scenes", f"{name}ü").kernel != target.kernel
 
 
 # ---------------------------------------------------------------------------------------------------- training

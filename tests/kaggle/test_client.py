@@ -6,6 +6,7 @@ Every step that failed goes on where it stopped; what is done is not done again.
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -23,8 +24,9 @@ import kernel
 from scenes import console
 from scenes.console import UserError
 from scenes.kaggle.bootstrap import sha256
+from tiny import TINY
 
-STAND_IN = """#!{python}
+STAND_IN = """#!{python} -IS
 import json, pathlib, sys
 folder = pathlib.Path(__file__).parent
 with (folder / "calls").open("a") as calls:
@@ -42,6 +44,8 @@ sys.exit(code)
 """
 MISSING = (1, "404 Client Error: Not Found for url: https://api.kaggle.com/v1/x")
 NETWORK = (1, "ConnectionError: HTTPSConnectionPool(host='api.kaggle.com'): Max retries exceeded")
+BUSY = (1, "503 Server Error: Service Unavailable for url: https://api.kaggle.com/v1/x")
+DENIED = (1, "Cannot access kernel 'someone/scenes-tiny' (Permission 'kernels.get' was denied).")
 UNKNOWN = (1, "Authentication required to call the Kaggle API.\n\nFirst, you will need a Kaggle account.")
 PUSHED = "Kernel version {} successfully pushed.  Please check progress at https://www.kaggle.com/code/someone/x"
 NONE_YET = (0, "No submissions found")
@@ -110,7 +114,7 @@ def place(built: Callable[..., Path]) -> Path:
 def kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     folder = tmp_path / "bin"
     folder.mkdir()
-    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("KAGGLE_API_TOKEN", "token")
     return Command(folder)
 
@@ -219,9 +223,39 @@ def test_a_step_that_fails_goes_on_there(
 
 
 def test_a_network_that_fails_for_a_moment_is_borne(place: Path, kaggle: Command) -> None:
-    kaggle.will(("kernels status", [status("RUNNING"), NETWORK, NETWORK, status("COMPLETE")]))
+    kaggle.will(("kernels status", [DENIED, status("RUNNING"), NETWORK, BUSY, status("COMPLETE")]))
     push()
     assert (place / "output/submission.csv").exists()
+
+
+def test_another_account_gets_everything_anew(place: Path, kaggle: Command, built: Callable[..., Path]) -> None:
+    push()
+    built("--owner", "another")
+    kaggle.will(("datasets status", [MISSING, dataset("ready", 1)]))
+    push()
+    assert kaggle.verbs() == EVERYTHING
+
+
+def test_an_experiment_under_another_name_is_found_again(
+    workspace: Path, kaggle: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernel.main(
+        ["build", "--train", "tiny.yaml", "--owner", "someone", "--competition", "scenes", "--set", "name=other", *TINY]
+    )
+    next_step = capsys.readouterr().out.splitlines()[-1].partition("kernel.py ")[2]
+    kernel.main([*shlex.split(next_step), "--interval", "0"])
+    assert Path("runs/other/kaggle_train/output/submission.csv").exists()
+
+
+def test_a_negative_interval_is_refused(place: Path, kaggle: Command) -> None:
+    with pytest.raises(UserError, match="--interval"):
+        push("--interval", "-1")
+
+
+def test_damaged_metadata_is_named(place: Path, kaggle: Command) -> None:
+    (place / "kernel/kernel-metadata.json").write_text("{")
+    with pytest.raises(UserError, match=r"kernel-metadata\.json: .*build"):
+        push()
 
 
 def test_a_wrong_credential_is_told_at_the_first_step(place: Path, kaggle: Command) -> None:
@@ -291,13 +325,17 @@ def test_a_file_is_submitted(place: Path, kaggle: Command) -> None:
     submit("--file")
     file = (place / "output/submission.csv").relative_to(Path.cwd())
     assert f"competitions submit scenes -f {file} -m Scenes tiny, {mark}" in kaggle.calls()
+    with pytest.raises(
+        UserError, match=r"^submission\.csv: no such file"
+    ):  # a file of this name here, not the kernel's
+        submit("--file", "submission.csv")
 
 
 def test_a_submission_that_fails_is_told(place: Path, kaggle: Command) -> None:
     push()
     kaggle.will(("competitions submissions", [NONE_YET, scored("ERROR", "", "mine")]))
-    with pytest.raises(UserError, match="could not score 'mine'"):
-        submit("--message", "mine")
+    with pytest.raises(UserError, match=r"could not score 'mine'.*--message"):
+        submit("--message", " mine\n")
     kaggle.will(("competitions submit", [(1, "400 Client Error: only accepts Submissions from Notebooks")]))
     with pytest.raises(UserError, match="only accepts Submissions from Notebooks"):
         submit("--message", "other")

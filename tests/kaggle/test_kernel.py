@@ -2,9 +2,11 @@
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -153,27 +155,22 @@ def another_test_set() -> None:
     Path("input/sample_submission.csv").unlink()
 
 
-@pytest.mark.parametrize(("layout", "packed", "hidden"), [(NEW, False, False), (OLD, True, True)])
-def test_the_notebook_writes_the_bytes_of_infer_py(
-    stage: Stage,
-    built: Callable[..., Path],
-    at_home: Callable[[], tuple[bytes, bytes]],
-    layout: str,
-    packed: bool,
-    hidden: bool,
-) -> None:
-    folder = built()  # before the test set changes: nothing of it may be in the bundle
-    if hidden:
-        another_test_set()
-    expected = at_home()
-    stage.mount(folder, Path("input"), layout, packed)
-    shown = execute(folder / "kernel/notebook.ipynb", stage)
+def same_bytes(stage: Stage, expected: tuple[bytes, bytes], rows: int) -> None:
     assert stage.outputs() == ["submission.csv", "submission_probabilities.csv"]
     assert (stage.working / "submission.csv").read_bytes() == expected[0]
     assert (stage.working / "submission_probabilities.csv").read_bytes() == expected[1]
-    assert len(expected[0].splitlines()) == 1 + (7 if hidden else 24)
-    assert "2 of 2 folds" in shown and "data:image/jpeg;base64" in shown
+    assert len(expected[0].splitlines()) == 1 + rows
     stage.check()
+
+
+def test_the_notebook_writes_the_bytes_of_infer_py(
+    stage: Stage, built: Callable[..., Path], at_home: Callable[[], tuple[bytes, bytes]]
+) -> None:
+    folder = built()
+    stage.mount(folder, Path("input"), NEW)
+    shown = execute(folder / "kernel/notebook.ipynb", stage)
+    assert "2 of 2 folds" in shown and "data:image/jpeg;base64" in shown
+    same_bytes(stage, at_home(), 24)
 
 
 class InProcess:
@@ -181,12 +178,14 @@ class InProcess:
 
     started: list[tuple[int, list[str]]]
     fails_on: int | None
+    hangs_on: int | None
 
     def __init__(self, arguments: list[str], bundle: Path, gpu: int, folder: str | Path) -> None:
         type(self).started.append((gpu, arguments))
-        self.code, self.running = 0, False
+        self.code, self.running = 0, gpu == self.hangs_on
         if gpu == self.fails_on:
             self.code = 2
+        if self.code or self.running:
             return
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
@@ -211,7 +210,7 @@ class InProcess:
 def processes(monkeypatch: pytest.MonkeyPatch) -> type[InProcess]:
     monkeypatch.setattr(kernel, "_Process", InProcess)
     monkeypatch.setattr(kernel, "gpu_count", lambda: 2)
-    InProcess.started, InProcess.fails_on = [], None
+    InProcess.started, InProcess.fails_on, InProcess.hangs_on = [], None, None
     return InProcess
 
 
@@ -229,12 +228,27 @@ def test_two_gpus_share_the_folds(
     assert done.path.read_bytes() == at_home()[0]
 
 
+def test_the_script_copes_with_packed_folders_in_the_old_layout_and_another_test_set(
+    stage: Stage, built: Callable[..., Path], at_home: Callable[[], tuple[bytes, bytes]], processes: type[InProcess]
+) -> None:
+    folder = built("--script")  # before the test set changes: nothing of it may be in the bundle
+    another_test_set()
+    stage.mount(folder, Path("input"), OLD, packed=True)
+    runpy.run_path(str(folder / "kernel/script.py"))
+    same_bytes(stage, at_home(), 7)
+
+
+@pytest.mark.parametrize("misfortune", ["fails_on", "hangs_on"])
 def test_one_gpu_failing_leaves_a_valid_submission_that_says_what_it_lacks(
-    stage: Stage, built: Callable[..., Path], processes: type[InProcess], capsys: pytest.CaptureFixture[str]
+    stage: Stage,
+    built: Callable[..., Path],
+    processes: type[InProcess],
+    capsys: pytest.CaptureFixture[str],
+    misfortune: str,
 ) -> None:
     stage.mount(built(), Path("input"), NEW)
-    processes.fails_on = 1
-    done = kernel.infer(attached(stage), budget_minutes=60)
+    setattr(processes, misfortune, 1)
+    done = kernel.infer(attached(stage), budget_minutes=1e-9)
     assert done.folds == [0]
     assert "NOT in it: fold1" in capsys.readouterr().out
     infer.main(["--run", "runs/tiny", "--folds", "0", "--out", "home.csv"])
@@ -271,7 +285,22 @@ def test_a_process_gets_its_gpu_and_the_library_and_passes_on_what_it_prints(
     assert kernel._Process(["-c", code], tmp_path, 1, tmp_path).wait() == 3
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     assert kernel._Process(["-c", code], tmp_path, 1, tmp_path).wait() == 3
-    assert capsys.readouterr().out == f"[process 1] 1 {tmp_path}/src\n[process 1] 7 {tmp_path}/src\n"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # none
+    assert kernel._Process(["-c", code], tmp_path, 0, tmp_path).wait() == 3
+    said = [f"[process 1] 1 {tmp_path}/src", f"[process 1] 7 {tmp_path}/src", f"[process 0]  {tmp_path}/src", ""]
+    assert capsys.readouterr().out == "\n".join(said)
+
+
+def test_a_process_is_stopped_with_all_it_started(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inner = "import time; print('on', flush=True); time.sleep(30)"
+    outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
+    process = kernel._Process(["-c", outer], tmp_path, 0, tmp_path)
+    printed, start = "", time.monotonic()
+    while "on" not in printed and time.monotonic() < start + 20:
+        time.sleep(0.05)
+        printed += capsys.readouterr().out
+    process.stop()
+    assert "on" in printed and time.monotonic() < start + 20
 
 
 # ------------------------------------------------------------------------------------------------------ inputs
@@ -310,6 +339,7 @@ def test_another_version_of_the_dataset_is_refused(stage: Stage, built: Callable
 
 def test_a_dataset_uploaded_as_one_archive_is_found(stage: Stage, built: Callable[..., Path]) -> None:
     folder = built() / "dataset"
+    (stage.input / "broken.zip").write_bytes(b"cut off")
     shutil.make_archive(str(stage.input / "mine"), "zip", folder)
     assert (attach("someone/x", sha256(folder / "manifest.json")) / "src/infer.py").is_file()
 
@@ -363,6 +393,7 @@ def test_a_training_script_trains_scores_and_predicts(stage: Stage, training: Pa
     for name in ("fold0/weights.safetensors", "fold1/weights.safetensors", "oof.csv"):
         assert (stage.working / "runs/tiny" / name).read_bytes() == (trained / "runs/tiny" / name).read_bytes(), name
     assert len(pd.read_csv(stage.working / "submission.csv")) == 24
+    assert len(pd.read_csv(stage.working / "submission_probabilities.csv")) == 24
     assert not (stage.working / "submissions").exists()
     stage.check()
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 pytest.importorskip("optuna")
 
@@ -72,6 +73,13 @@ def test_a_trial_that_diverges_does_not_end_the_sweep(here: Path, capsys: pytest
     printed = capsys.readouterr().out
     assert "is given up" in printed
     assert load_config(Path("runs/tiny.sweep/best.yaml")).train.lr == 1e-3
+
+
+def test_a_sweep_at_work_is_left_alone(here: Path) -> None:
+    Path("runs/tiny.sweep").mkdir(parents=True)
+    with FileLock("runs/tiny.sweep/.lock"), pytest.raises(UserError, match="another process"):
+        run()
+    assert [path.name for path in Path("runs").rglob("*")] == ["tiny.sweep", ".lock"]
 
 
 @pytest.mark.parametrize(

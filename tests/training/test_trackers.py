@@ -48,6 +48,7 @@ def test_weights_and_biases_gets_the_config_and_each_point(tmp_path: Path, runs:
     trackers.log({"train_loss": 1.5, "val_loss": None}, 7)
     trackers.close()
     assert runs[0].options["project"] == "project"
+    assert runs[0].options["mode"] == "offline"
     assert runs[0].options["config"]["train"]["lr"] == config.train.lr
     assert runs[0].logged == [(7, {"train_loss": 1.5})]
     assert runs[0].is_finished

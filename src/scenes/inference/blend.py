@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from scenes.console import UserError, print_table, say
-from scenes.files import check_folder
+from scenes.files import check_file
 from scenes.inference.ensemble import (
     agreement,
     equal_weights,
@@ -140,7 +140,7 @@ def submit_blend(members: Members, weights: np.ndarray, out: Path) -> None:
     Raises:
         UserError: If a member cannot predict, or the members' test rows differ.
     """
-    check_folder(out.parent)
+    check_file(out)
     predicted, priors, first = [], [], None
     for run in members.runs:
         config = run.load_config()
@@ -149,12 +149,14 @@ def submit_blend(members: Members, weights: np.ndarray, out: Path) -> None:
         first = first or inputs
         if (inputs.table.names, inputs.bad) != (first.table.names, first.bad):
             raise UserError(f"{run.folder} and {members.runs[0].folder}: their configs lead to different test rows")
+        if inputs.bad:
+            priors.append(mean_prior(run, folds))
         probabilities, classes = predict_folds(run, config, folds, inputs.images, inputs.readable)
         if classes != members.classes:
             raise UserError(f"{run.folder}: its weights know other classes than its oof.csv")
         predicted.append(probabilities)
-        priors.append(mean_prior(run, folds))
-    mean, prior = weighted_mean(np.stack(predicted), weights), np.average(priors, 0, weights)
-    submission, by_class = make_tables(config, inputs, mean, members.classes, prior if inputs.bad else None)
+    mean = weighted_mean(np.stack(predicted), weights)
+    prior = np.average(priors, 0, weights) if priors else None
+    submission, by_class = make_tables(config, inputs, mean, members.classes, prior)
     write_table(out.with_name(f"{out.stem}_probabilities.csv"), by_class)
     write_table(out, submission)

@@ -1,7 +1,6 @@
 """Predicts any image files: nothing is cached, and no more than one batch of pictures is in memory."""
 
 import csv
-import filecmp
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +16,7 @@ from scenes.config import Config
 from scenes.console import Problem, UserError, progress, raise_problems, say
 from scenes.data.folds import fold_name
 from scenes.data.images import BadImageError, Images, decode
-from scenes.files import check_folder, keep_old, write_atomic
+from scenes.files import check_file, keep_different, write_atomic
 from scenes.inference.models import chosen_views, load_folds
 from scenes.inference.predict import View, predict
 from scenes.model.backbone import Classifier
@@ -57,8 +56,9 @@ def find_images(places: Sequence[Path]) -> list[Path]:
     for place in places:
         if os.path.isdir(place):  # noqa: PTH112 - false where pathlib raises, e.g. for a name that is too long
             walk = (Path(folder, file) for folder, _, files in os.walk(place) for file in files)
-            inside = [path for path in walk if path.suffix.lower() in suffixes and not path.name.startswith(".")]
-            found += sorted(inside)
+            named = (path for path in walk if path.suffix.lower() in suffixes and not path.name.startswith("."))
+            inside = sorted(path for path in named if path.is_file() or path.is_symlink())  # a pipe would never end
+            found += inside
             if not inside:
                 problems.append(Problem(str(place), "no image in this folder or below it"))
         elif os.path.isfile(place):  # noqa: PTH113 - as above
@@ -143,9 +143,14 @@ def decode_batches(paths: Sequence[Path], size: int, batch_size: int) -> Iterato
             yield list(pool.map(attempt, paths[start : start + batch_size]))
 
 
-def shown(path: Path) -> str:
-    """A path as text that can be printed and written whatever its bytes are."""
+def written(path: Path) -> str:
+    """A path as text that can be written whatever its bytes are."""
     return str(path).encode(errors="backslashreplace").decode()
+
+
+def shown(path: Path) -> str:
+    """A path as one line that a terminal shows and does not obey."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in written(path))
 
 
 def write_table(predictions: Iterable[Prediction], file: TextIO, paths: Sequence[Path], top: int) -> None:
@@ -164,7 +169,7 @@ def write_csv(predictions: Iterable[Prediction], file: TextIO, paths: Sequence[P
     ends = ["", *(f"_{place}" for place in range(2, top + 1))]
     writer.writerow(["image", *(f"{name}{end}" for end in ends for name in ("label", "class", "confidence"))])
     for path, guesses in predictions:
-        writer.writerow([shown(path), *(cell for guess in guesses for cell in guess)])
+        writer.writerow([written(path), *(cell for guess in guesses for cell in guess)])
 
 
 def write_json(predictions: Iterable[Prediction], file: TextIO, paths: Sequence[Path], top: int) -> None:
@@ -172,7 +177,7 @@ def write_json(predictions: Iterable[Prediction], file: TextIO, paths: Sequence[
     file.write("[")
     for number, (path, guesses) in enumerate(predictions):
         best, *_ = ranked = [_as_json(guess) for guess in guesses]
-        content = {"image": shown(path), **best, "top": ranked}
+        content = {"image": written(path), **best, "top": ranked}
         file.write(f"{',' if number else ''}\n{json.dumps(content, ensure_ascii=False)}")
     file.write("\n]\n")
 
@@ -214,9 +219,7 @@ def report_files(
     if top < 1:
         raise UserError(f"--top {top}: at least 1")
     if out:
-        check_folder(out.parent)  # known before the work, not after
-        if out.is_dir():
-            raise UserError(f"{out}: is a folder; name a file in it, e.g. --out {out / 'predictions'}.{form}")
+        check_file(out)
     paths = find_images(places)
     models, classes = load_folds(run, config, folds, choose_device())
     top = min(top, len(classes))
@@ -242,5 +245,4 @@ def _write_file(
     """Writes the results; an older file of other content is kept under a number."""
     with temporary.open("w", encoding="utf-8", newline="") as file:
         FORMATS[form](predictions, file, paths, top)
-    if out.exists() and not filecmp.cmp(temporary, out, shallow=False):
-        say(f"{out} was there with other content; it is now {keep_old(out)}")
+    keep_different(out, temporary)

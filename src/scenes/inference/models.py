@@ -1,6 +1,5 @@
 """A run's trained folds as one ensemble, and the views that it looks at images with."""
 
-import json
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +10,7 @@ from scenes.data.folds import fold_name
 from scenes.inference.predict import VIEWS, View, share_bodies
 from scenes.model.backbone import Classifier
 from scenes.model.weights import load_classifier
-from scenes.runs import Run
+from scenes.runs import Run, read_json
 
 
 def load_folds(
@@ -45,5 +44,5 @@ def chosen_views(run: Run, config: Config) -> list[View]:
     views = VIEWS[config.infer.tta]
     if not run.metrics_file.exists():
         return views
-    judged = json.loads(run.metrics_file.read_text(encoding="utf-8"))["views"]
+    judged = read_json(run.metrics_file, "views")["views"]
     return [view for view in views if judged.get(view.name, {}).get("kept", True)]

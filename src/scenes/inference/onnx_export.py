@@ -1,6 +1,5 @@
 """A run as one ONNX file: images of any size in, the probabilities infer.py would give out."""
 
-import filecmp
 import json
 import logging
 import statistics
@@ -22,7 +21,7 @@ from scenes.data.batches import resize
 from scenes.data.competition import read_train
 from scenes.data.folds import fold_name
 from scenes.data.images import BadImageError, Images, decode
-from scenes.files import check_folder, keep_old, write_atomic
+from scenes.files import check_file, keep_different, write_atomic
 from scenes.inference.models import chosen_views, load_folds
 from scenes.inference.predict import View, predict
 from scenes.model.backbone import Classifier
@@ -112,9 +111,7 @@ def export_onnx(run: Run, config: Config, folds: Sequence[int], out: Path | None
     if missing := [name for name in PACKAGES if not find_spec(name)]:
         raise UserError(f"--to onnx needs {', '.join(missing)}: pip install {' '.join(PACKAGES)}")
     out = out or run.folder / f"{run.name}.onnx"
-    check_folder(out.parent)
-    if out.is_dir():
-        raise UserError(f"{out}: is a folder; name a file in it, e.g. --out {out / run.name}.onnx")
+    check_file(out)
     choose_device()  # sets up a CPU's memory; the comparison is on the CPU, where onnxruntime is
     models, classes = load_folds(run, config, folds, torch.device("cpu"))
     views = chosen_views(run, config)
@@ -134,8 +131,7 @@ def export_onnx(run: Run, config: Config, folds: Sequence[int], out: Path | None
         _save(Pipeline(models, views, config.predict_size).eval(), temporary, metadata)
         session = _open(temporary)
         _compare(session, models, views, images, config)
-        if out.exists() and not filecmp.cmp(temporary, out, shallow=False):
-            say(f"{out} was there with other content; it is now {keep_old(out)}")
+        keep_different(out, temporary)
 
     write_atomic(out, write)
     say(f"wrote {out} ({out.stat().st_size / 2**20:.1f} MiB; {metadata['folds']}; views: {metadata['views']})")

@@ -1,6 +1,7 @@
 """Looks a competition over before training: a summary on the terminal, and a page with pictures."""
 
 import os
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -9,9 +10,9 @@ import pandas as pd
 from markupsafe import Markup
 
 from scenes.config import Config
-from scenes.console import UserError, say
+from scenes.console import say
 from scenes.data.batches import compose
-from scenes.files import check_folder, keep_old, write_text
+from scenes.files import check_file, write_result
 from scenes.insight import page, sheets
 from scenes.insight.duplicates import group_pairs
 from scenes.insight.findings import find
@@ -39,7 +40,7 @@ def check(config: Config, out: Path) -> None:
     Raises:
         UserError: If there is not one training image that can be read, or `out` cannot be a file.
     """
-    _check_out(out)
+    check_file(out)
     compose(config.augment, config.image_size)  # a wrong transform is found here, not after the work
     if config.data.sample:
         from scenes.data.sample import draw
@@ -48,7 +49,7 @@ def check(config: Config, out: Path) -> None:
     known = survey(config)
     groups = _write_groups(known, out.with_name(GROUPS))
     below_root = os.path.relpath(groups.resolve(), config.data.root.resolve()) if groups else ""
-    remedy = f"in {groups}; to give each group one fold: --set data.near_duplicates={below_root}"
+    remedy = f"in {groups}; to give each group one fold: --set {shlex.quote(f'data.near_duplicates={below_root}')}"
     findings = find(known, remedy)
     data, pairs = known.data, known.pairs
     page.render(
@@ -75,13 +76,6 @@ def check(config: Config, out: Path) -> None:
     say(f"pictures: {out}")
 
 
-def _check_out(out: Path) -> None:
-    """Refuses, before the work, what cannot be written afterwards."""
-    check_folder(out.parent)
-    if out.is_dir():
-        raise UserError(f"{out}: is a folder; name a file in it, e.g. --out {out / 'check.html'}")
-
-
 def _write_groups(known: Survey, path: Path) -> Path | None:
     """Writes which training images show nearly the same, if any do; a file of other content is kept under a number."""
     pairs = known.pairs[known.pairs["side"] == SIDES[0]]
@@ -90,10 +84,7 @@ def _write_groups(known: Survey, path: Path) -> Path | None:
     table = known.data.train.table
     groups = group_pairs(pairs, len(table))
     rows = pd.DataFrame({"image_name": table.names, "group": groups})[groups > 0]
-    text = rows.to_csv(index=False, lineterminator="\n")
-    if path.exists() and path.read_bytes() != text.encode():
-        say(f"{path} was there with other content; it is now {keep_old(path)}")
-    write_text(path, text)
+    write_result(path, rows.to_csv(index=False, lineterminator="\n"))
     return path
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from scenes.console import UserError
 from scenes.data.folds import FULL, fold_name
+from scenes.files import check_file
 from scenes.insight import figures, page, sections
 from scenes.insight.results import HeldOut, read_held_out, read_histories, read_metrics
 from scenes.metrics import percent, standard_error
@@ -26,6 +27,7 @@ def compare(runs: Sequence[Run], path: Path, overrides: Sequence[str] = ()) -> P
     Raises:
         UserError: If a run has no scores, or the runs have no images or not the same classes in common.
     """
+    check_file(path)
     names = [run.name for run in runs]
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise UserError(f"the run {twice[0]} is named twice; a comparison needs different runs")

@@ -57,7 +57,10 @@ def _rows(survey: Survey) -> Iterator[Finding]:
 
 
 def _unreadable(survey: Survey) -> Iterator[Finding]:
-    remedies = ("data.on_bad_image=skip trains without them", "infer.on_bad_image=prior predicts the classes' shares")
+    remedies = (
+        "data.on_bad_image=skip trains without them; or name them in data.drop",
+        "infer.on_bad_image=prior predicts the classes' shares",
+    )
     for side, remedy in zip(survey.data.sides, remedies, strict=False):
         if side.unreadable:
             yield Finding(f"{side.table.csv}: {_listed(side)}", f"get the files again; or --set {remedy}")
@@ -87,7 +90,7 @@ def _duplicates(pairs: pd.DataFrame, groups_remedy: str) -> Iterator[Finding]:
         remedy = groups_remedy if kind == "near duplicates" and in_train else ""
         yield Finding(f"{kind}, pairs: " + (", ".join(counts) if chosen.any() else "none"), remedy)
     conflicts = int(pairs["conflict"].sum())
-    remedy = "see them on the page and mend the labels, or take the rows out" if conflicts else ""
+    remedy = "see them on the page; data.relabel mends a label, data.drop leaves a row out" if conflicts else ""
     yield Finding(f"pairs of them with different labels: {conflicts or 'none'}", remedy)
 
 

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.text import Text
 
-from scenes.console import UserError
-from scenes.files import keep_old, write_text
+from scenes.console import say
+from scenes.files import check_file, keep_old, write_text
 
 TEMPLATES = Path(__file__).with_name("templates")
 # Okabe and Ito's colours, which colour-blind people tell apart, those first that show on white and on black alike.
@@ -37,10 +37,9 @@ def render(template: str, path: Path, **content: Any) -> None:
         **content: What the template asks for; `Markup` goes in as it is.
 
     Raises:
-        UserError: If `path` is a folder.
+        UserError: If `path` cannot be a file.
     """
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; name a file in it")
+    check_file(path)
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -48,7 +47,7 @@ def render(template: str, path: Path, **content: Any) -> None:
     environment.tests["numeric"] = lambda value: bool(NUMBER.fullmatch(str(value)))
     text = environment.get_template(template).render(content)
     if path.exists() and GENERATOR not in path.read_bytes():
-        keep_old(path)
+        say(f"{path} was there and is no page of ours; it is now {keep_old(path)}")
     write_text(path, text.encode(errors="replace").decode())  # a file's name may hold what UTF-8 does not
 
 

@@ -1,6 +1,6 @@
 """A competition as far as it can be read: every row that is sound, and a list of all that is wrong with the others."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +84,7 @@ def read(config: Config) -> Readable:
     size = config.largest_size  # so that training's own cache is found
     folds = None if data.fold_column else data.folds
     table, labels, problems = read_train(data, folds)
-    tables = [(table.take(np.flatnonzero(labels.targets >= 0).tolist()), data.image_dir, "training")]
+    tables = [(_decided(table, labels, data), data.image_dir, "training")]
     if (data.root / data.test_csv).exists():
         try:
             test, test_problems = read_test(data, may_lack_images=True)
@@ -103,6 +103,16 @@ def read(config: Config) -> Readable:
     if len(labels.class_names) != len(labels.classes):  # a problem that is in the list
         labels = Labels(labels.targets, labels.classes, labels.classes)
     return Readable(sides[0], labels, sides[1] if len(sides) > 1 else None, problems)
+
+
+def _decided(table: Table, labels: Labels, data: DataConfig) -> Table:
+    """The rows that have a label, without those of data.drop and with the labels of data.relabel."""
+    dropped, column = set(data.drop), data.label_column
+    is_kept = [target >= 0 and name not in dropped for name, target in zip(table.names, labels.targets, strict=True)]
+    table = table.take(np.flatnonzero(is_kept).tolist())
+    known = {name: label for name, label in data.relabel.items() if label in labels.classes}
+    given = [known.get(name, label) for name, label in zip(table.names, table.columns[column], strict=True)]
+    return replace(table, columns=table.columns.assign(**{column: given}))
 
 
 def _readable(table: Table, folder: Path, data: DataConfig, size: int, label: str) -> Side | None:

@@ -1,6 +1,7 @@
 """A review sheet of likely label errors, and the config that a filled-in one becomes."""
 
-from importlib.util import find_spec
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ from scenes import strict_yaml
 from scenes.config import Config, validate
 from scenes.console import Problem, UserError, raise_problems, say
 from scenes.data.competition import read_train
-from scenes.files import keep_old, write_text
+from scenes.files import check_file, write_result
 from scenes.insight import page, pictures, suspects
 from scenes.insight.results import read_held_out, read_metrics
 from scenes.runs import Run
 
 COLUMNS = ["image_name", "label", "suggested", "probability", "quality", "decision"]
+DECISIONS = ("keep", "drop")
 SHOWN = 500  # pictures on the page; the sheet holds all
 
 
@@ -38,19 +40,18 @@ def write_sheet(run: Run, config: Config, accept: bool = False) -> Path:
     Raises:
         UserError: If nothing is scored yet, or cleanlab is missing.
     """
-    if not find_spec(suspects.PACKAGE):
+    if not suspects.is_available():
         raise UserError(f"relabel.py needs {suspects.PACKAGE}: pip install {suspects.PACKAGE}")
     metrics = read_metrics(run)
     if metrics is None:
-        raise UserError(f"{run.folder}: no fold is scored yet; give train.py's command again to go on")
+        raise UserError(f"{run.folder}: has no scored fold, so no label is judged; train one, without --folds full")
+    path = sheet_file(run)
+    check_file(path)
     held = read_held_out(run, config, metrics)
     rows, sheet = suspects.label_errors(held)
+    _check_words([*held.classes, *held.class_names])
     sheet["decision"] = sheet["suggested"] if accept else ""
-    path = sheet_file(run)
-    text = sheet[COLUMNS].to_csv(index=False, lineterminator="\n")
-    if path.exists() and path.read_bytes() != text.encode():
-        say(f"{path} was there with other content, perhaps decisions; it is now {keep_old(path)}")
-    write_text(path, text)
+    write_result(path, sheet[COLUMNS].to_csv(index=False, lineterminator="\n"))
     images = pictures.read(config, sheet["image_name"][:SHOWN])
     shown = [row for row in rows[:SHOWN] if held.names[row] in images]
     page.render(
@@ -58,7 +59,7 @@ def write_sheet(run: Run, config: Config, accept: bool = False) -> Path:
         path.with_suffix(".html"),
         name=run.name,
         sheet=path.name,
-        command=f"python src/relabel.py {run.folder} --apply",
+        command=f"python src/relabel.py {shlex.quote(str(run.folder))} --apply",
         counts={"suspects": len(sheet), "of": len(held.names), "shown": len(shown)},
         names=list(zip(held.classes, held.class_names, strict=True)) if held.classes != held.class_names else [],
         pictures=pictures.gallery(held, shown, images, {}),
@@ -84,6 +85,8 @@ def apply_sheet(run: Run, config: Config, out: Path | None = None) -> Path:
     Raises:
         UserError: If the sheet cannot be used, all that is wrong with it listed, or no row is to be changed.
     """
+    out = out or Path("configs") / f"{run.name}_relabelled.yaml"
+    check_file(out)
     sheet = _read_sheet(run, config)
     drop = dict.fromkeys(config.data.drop)
     relabel = dict(config.data.relabel)
@@ -103,17 +106,22 @@ def apply_sheet(run: Run, config: Config, out: Path | None = None) -> Path:
             f"{sheet_file(run)}: no decision changes a row; fill the column `decision` with keep, drop or a label, or "
             "take all suggestions with --accept-all"
         )
-    out = out or Path("configs") / f"{run.name}_relabelled.yaml"
     values: dict[str, Any] = config.model_dump(mode="json", exclude_defaults=True)
     values.pop("name", None)
     values["data"] = values.get("data", {}) | {"drop": list(drop), "relabel": relabel}
     validate(values | {"name": out.stem}, str(out))
     text = f"# {run.name} with the decisions of {sheet_file(run)}, written by relabel.py.\n{strict_yaml.dump(values)}"
-    if out.exists() and out.read_bytes() != text.encode():
-        say(f"{out} was there with other content; it is now {keep_old(out)}")
-    write_text(out, text)
+    write_result(out, text)
     say(f"wrote {out}: {len(drop)} images dropped, {len(relabel)} relabelled")
     return out
+
+
+def _check_words(classes: Sequence[str]) -> None:
+    """Refuses classes in whose sheet a decision would not be clear."""
+    if found := [word for word in DECISIONS if word in classes]:
+        raise UserError(
+            f"a class is called {found[0]!r}, as a decision is; write data.drop and data.relabel into a config by hand"
+        )
 
 
 def _read_sheet(run: Run, config: Config) -> pd.DataFrame:
@@ -133,12 +141,13 @@ def _read_sheet(run: Run, config: Config) -> pd.DataFrame:
         raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(sheet.columns)}")
     sheet = sheet.apply(lambda column: column.str.strip())
     table, labels, _ = read_train(config.data, None)
+    _check_words([*labels.classes, *labels.class_names])
     names, by_name = set(table.names), dict(zip(labels.class_names, labels.classes, strict=True))
     by_name |= {f"{label}.0": label for label in labels.classes}  # what a spreadsheet may make of 3
     sheet["decision"] = [
         decision if decision in labels.classes else by_name.get(decision, decision) for decision in sheet["decision"]
     ]
-    known = {"", "keep", "drop", *labels.classes}
+    known = {"", *DECISIONS, *labels.classes}
     repeated = sheet["image_name"].duplicated()
     problems = []
     for row, (name, decision) in enumerate(zip(sheet["image_name"], sheet["decision"], strict=True)):

@@ -10,7 +10,7 @@ import numpy as np
 from scenes.config import Config
 from scenes.console import UserError, say
 from scenes.data.folds import FULL
-from scenes.files import write_text
+from scenes.files import check_file, write_text
 from scenes.insight import figures, page, pictures, saliency, sections, suspects
 from scenes.insight.results import HeldOut, read_held_out, read_histories, read_metrics
 from scenes.runs import Run
@@ -44,6 +44,8 @@ def write(run: Run, path: Path | None = None, overrides: Sequence[str] = ()) -> 
     config = run.load_config(list(overrides))
     if not run.finished_folds(config.data.folds) and not run.is_finished(FULL):
         raise UserError(f"{run.folder}: no fold is trained yet; give train.py's command again to go on")
+    path = path or run.folder / NAME
+    check_file(path)
     metrics = read_metrics(run)
     content: dict[str, Any] = {
         "name": run.name,
@@ -59,7 +61,6 @@ def write(run: Run, path: Path | None = None, overrides: Sequence[str] = ()) -> 
         content |= sections.scores(held, metrics) | sections.confusion(held) | sections.calibration(held)
         content["views"] = sections.views(held, metrics)
         content |= _pictures(run, config, held)
-    path = path or run.folder / NAME
     page.render("report.html", path, **content)
     return path
 

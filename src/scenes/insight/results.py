@@ -1,6 +1,5 @@
 """What a run left behind, read back for its report."""
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +12,10 @@ from scenes.config import Config
 from scenes.console import UserError
 from scenes.data.folds import FULL, fold_name
 from scenes.metrics import log_losses
-from scenes.runs import Run
+from scenes.runs import Run, read_json
 from scenes.training.crossval import gather
 
+METRICS = ("of", "folds", "per_class", "class_names", "views", "optimistic")  # what is used of metrics.json
 ABOUT = 3  # columns of oof.csv before the probabilities: image_name, label, fold
 
 
@@ -60,8 +60,12 @@ class HeldOut:
 
 
 def read_metrics(run: Run) -> dict[str, Any] | None:
-    """Reads metrics.json; None where no fold is scored."""
-    return json.loads(run.metrics_file.read_text(encoding="utf-8")) if run.metrics_file.exists() else None
+    """Reads metrics.json; None where no fold is scored.
+
+    Raises:
+        UserError: If it is damaged.
+    """
+    return read_json(run.metrics_file, *METRICS) if run.metrics_file.exists() else None
 
 
 def read_held_out(run: Run, config: Config, metrics: dict[str, Any]) -> HeldOut:
@@ -76,10 +80,10 @@ def read_held_out(run: Run, config: Config, metrics: dict[str, Any]) -> HeldOut:
         UserError: If oof.csv does not belong to the folds as they are now, or the class names to the classes.
     """
     # By position, not by name: a class may be called what a column is called.
-    table = pd.read_csv(run.oof_file, header=None, skiprows=1, dtype={0: str, 1: str}, keep_default_na=False)
+    table = _read_csv(run.oof_file, header=None, skiprows=1, dtype={0: str, 1: str}, keep_default_na=False)
     oof = gather(run, metrics["of"])
     classes = list(metrics["per_class"])
-    if len(table) != len(oof.rows) or table.shape[1] != ABOUT + len(classes):
+    if len(table) != len(oof.rows) or table.shape[1] != ABOUT + len(classes) or not set(table[1]) <= set(classes):
         raise UserError(f"{run.oof_file}: does not fit the folds beside it; give train.py's command again")
     names = config.data.class_names or metrics["class_names"]
     if len(names) != len(classes):
@@ -99,14 +103,24 @@ def read_held_out(run: Run, config: Config, metrics: dict[str, Any]) -> HeldOut:
 
 def read_histories(run: Run, folds: int) -> dict[str, pd.DataFrame]:
     """Reads history.csv of each fold that has one, by the fold's name."""
-    return {name: pd.read_csv(file) for name, file in _files(run, folds, "history.csv").items()}
+    return {name: _read_csv(file) for name, file in _files(run, folds, "history.csv").items()}
 
 
 def read_times(run: Run, folds: int) -> dict[str, dict[str, Any]]:
     """Reads time.json of each fold that has one, by the fold's name."""
-    return {
-        name: json.loads(file.read_text(encoding="utf-8")) for name, file in _files(run, folds, "time.json").items()
-    }
+    return {name: read_json(file, "seconds") for name, file in _files(run, folds, "time.json").items()}
+
+
+def _read_csv(file: Path, **options: Any) -> pd.DataFrame:
+    """Reads a CSV of a run.
+
+    Raises:
+        UserError: If it is missing or damaged.
+    """
+    try:
+        return pd.read_csv(file, **options)
+    except (FileNotFoundError, ValueError) as error:  # pandas' own are ValueErrors
+        raise UserError(f"{file}: missing or damaged ({error}); give train.py's command again") from None
 
 
 def _files(run: Run, folds: int, name: str) -> dict[str, Path]:

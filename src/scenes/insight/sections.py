@@ -1,6 +1,5 @@
 """The numbers of a report, section by section: plain tables that its template lays out."""
 
-import json
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ from scenes.config import Config, differences, dump
 from scenes.insight import figures
 from scenes.insight.results import HeldOut, read_times
 from scenes.metrics import evaluate, log_losses, percent, standard_error
-from scenes.runs import Run
+from scenes.runs import Run, read_json
 
 PAIRS = 10
 STAGES = ("features", "probe", "training", "judging", "predicting")  # in time.json
@@ -136,7 +135,7 @@ def times(run: Run, config: Config) -> dict[str, Any]:
     titles = {"memory_mib": "peak memory (MiB)", "gpu_memory_mib": "peak GPU memory (MiB)"}
     columns = ["seconds", *stages, "in all", *(titles[name] for name in memory)]
     file = run.folder / "time.json"
-    preparing = json.loads(file.read_text(encoding="utf-8"))["preparing"] if file.exists() else None
+    preparing = read_json(file, "preparing")["preparing"] if file.exists() else None
     return {"preparing": preparing, "by_stage": {"columns": columns, "rows": rows}}
 
 
@@ -150,7 +149,7 @@ def settings(config: Config) -> dict[str, Any]:
 def environment(run: Run) -> Table:
     """What environment.json holds, a row for each fact."""
     file = run.folder / "environment.json"
-    facts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    facts = read_json(file) if file.exists() else {}
     packages = facts.pop("packages", {})
     rows = [
         [name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)] for name, value in facts.items()

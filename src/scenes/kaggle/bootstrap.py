@@ -43,7 +43,7 @@ def find(root: Path, dataset: str, digest: str) -> Path:
     for folder in folders:
         if sha256(folder / "manifest.json") == digest:
             return folder
-    for archive in sorted(root.rglob("*.zip")):
+    for archive in filter(zipfile.is_zipfile, sorted(root.rglob("*.zip"))):
         with zipfile.ZipFile(archive) as opened:
             names = opened.namelist()
             if "manifest.json" in names and hashlib.sha256(opened.read("manifest.json")).hexdigest() == digest:

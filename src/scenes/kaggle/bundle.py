@@ -88,9 +88,9 @@ class Target:
 
 
 def _slug(text: str) -> str:
-    """Letters, digits and single hyphens; what is cut off a long one leaves a mark, so that it stays unique."""
+    """Letters, digits and single hyphens; what is cut off, and letters lost, leave a mark, so that it stays unique."""
     slug = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-    if len(slug) > SLUG_LENGTH:
+    if len(slug) > SLUG_LENGTH or not text.isascii():
         slug = f"{slug[: SLUG_LENGTH - 7].rstrip('-')}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
     return slug
 
@@ -176,6 +176,8 @@ class _Build:
 
     def __enter__(self) -> "_Build":
         make_folder(self.out)
+        for left_over in self.out.glob(".build-*"):
+            shutil.rmtree(left_over)  # its process was killed
         self._scratch = tempfile.TemporaryDirectory(prefix=".build-", dir=self.out)
         self.dataset, self.kernel = (Path(self._scratch.name) / name for name in ("dataset", "kernel"))
         for path in sorted(_sources()):

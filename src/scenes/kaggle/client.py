@@ -38,10 +38,12 @@ class Place:
         if not metadata.exists():
             raise UserError(f"{folder}: nothing is built there; python src/kernel.py build makes it")
         self.folder = folder
-        self.metadata: dict[str, Any] = json.loads(metadata.read_text(encoding="utf-8"))
-        self.manifest: dict[str, Any] = json.loads((folder / "dataset" / "manifest.json").read_text(encoding="utf-8"))
+        self.metadata = _read(metadata)
+        self.manifest = _read(folder / "dataset" / "manifest.json")
         self._file = folder / "state.json"
-        self.state: dict[str, Any] = json.loads(self._file.read_text()) if self._file.exists() else {}
+        whose = {"of": [self.dataset, self.kernel]}  # built for another owner, nothing is done yet
+        known = json.loads(self._file.read_text()) if self._file.exists() else {}
+        self.state: dict[str, Any] = known if whose.items() <= known.items() else whose
 
     @property
     def dataset(self) -> str:
@@ -72,6 +74,14 @@ class Place:
         """Remembers what is done."""
         self.state |= changes
         write_json(self._file, self.state)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not readable ({error}); python src/kernel.py build makes it anew") from None
+    return content
 
 
 def push(place: Place, interval: float, again: bool = False) -> None:
@@ -115,7 +125,7 @@ def submit(place: Place, interval: float, file: Path | None = None, message: str
         if place.state.get("kernel", {}).get("status") != "complete" or not version:
             raise UserError(f"{place.kernel}: no version has run to its end; python src/kernel.py push first")
         mark, options = f"version {version}", ["-k", place.kernel, "-v", str(version), "-f", "submission.csv"]
-    message = message or f"{place.metadata['title']}, {mark}"
+    message = " ".join((message or f"{place.metadata['title']}, {mark}").split())  # as it comes back in a table
     if _submission(place, message):  # a day has few of them
         say(f"{message!r} was submitted before")
     else:
@@ -128,7 +138,8 @@ def submit(place: Place, interval: float, file: Path | None = None, message: str
     )
     if _plain(row["status"]) != "complete":
         raise UserError(
-            f"Kaggle could not score {message!r}: see https://www.kaggle.com/competitions/{place.competition}"
+            f"Kaggle could not score {message!r}: see https://www.kaggle.com/competitions/{place.competition}; "
+            "another --message submits it once more"
         )
     private = f", private {row['privateScore']}" if row.get("privateScore") else ""
     say(f"score: public {row.get('publicScore') or 'not published'}{private}")
@@ -224,7 +235,7 @@ def _follow(place: Place, interval: float) -> None:
         try:
             text = "\n".join(call(["kernels", "status", f"{place.kernel}/{known['version']}"], quiet=True))
         except KaggleError as error:
-            if error.kind == "missing":
+            if error.kind in ("missing", "forbidden"):  # Kaggle's two words for what it does not know yet
                 return None
             raise
         status = re.search(r'has status "(?:\w+\.)?(\w+)"', text)

@@ -6,12 +6,14 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,15 +207,20 @@ def train(bundle: Path, budget_minutes: float) -> None:
         if finished and not (together and codes == [0]):
             last = [*command, "--folds", _folds_text(finished), "--submit", *settings]
             codes.append(_Process(last, bundle, 0, working()).wait())
-    submission = working() / "submissions" / f"{run.name}.csv"
-    if submission.exists():
-        submission.replace(working() / "submission.csv")
-        shutil.rmtree(submission.parent)
+    _name_as_kaggle_wants(run, working() / "submissions")
     say(f"runs/{run.name}: {len(finished)} of {len(folds)} folds are finished")
     if failed := [code for code in codes if code not in (0, OUT_OF_TIME)]:
         raise UserError(f"training failed (exit code {failed[0]}): the lines above say why")
     if OUT_OF_TIME in codes:
         say("The time was up; everything is saved. To go on: python src/kernel.py push --train … --again")
+
+
+def _name_as_kaggle_wants(run: Run, submissions: Path) -> None:
+    """Moves NAME.csv and NAME_probabilities.csv up, as submission.csv and submission_probabilities.csv."""
+    if submissions.exists():
+        for file in sorted(submissions.iterdir()):
+            file.replace(working() / file.name.replace(run.name, "submission", 1))
+        submissions.rmdir()
 
 
 def find_competition(files: Sequence[Path], slug: str) -> Path:
@@ -297,10 +304,10 @@ class _Process:
     """A Python process on one GPU; what it prints is passed on line by line, which a notebook shows."""
 
     def __init__(self, arguments: list[str], bundle: Path, gpu: int, folder: str | Path) -> None:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         environment = {
             **os.environ,
-            "CUDA_VISIBLE_DEVICES": visible.split(",")[gpu] if visible else str(gpu),
+            "CUDA_VISIBLE_DEVICES": str(gpu) if visible is None else visible.split(",")[gpu],
             "PYTHONPATH": os.pathsep.join(filter(None, (str(bundle / "src"), os.environ.get("PYTHONPATH")))),
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",  # the input is read-only
@@ -316,6 +323,7 @@ class _Process:
             text=True,
             encoding="utf-8",
             errors="replace",
+            start_new_session=True,  # so that it can be stopped with all it started
         )
         self._printer = threading.Thread(target=self._pass_on, args=(f"[process {gpu}] ",), daemon=True)
         self._printer.start()
@@ -336,6 +344,7 @@ class _Process:
         return self._process.wait()
 
     def stop(self) -> None:
-        """Ends it, if it runs."""
-        self._process.kill()
+        """Ends it and all it started, as far as they run."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self.wait()

@@ -1,5 +1,6 @@
 """A trained network as a folder that timm itself loads, without this project."""
 
+import filecmp
 import json
 import tempfile
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ def export_timm(model: Classifier, classes: Sequence[str], config: Config, folde
         model: On the CPU.
         classes: What its outputs stand for.
         config: The run's config.
-        folder: Where to; a folder that is there already is kept under a number.
+        folder: Where to; a folder there with other content is kept under a number.
 
     Raises:
         UserError: If timm has no form for the network; nothing is written then.
@@ -49,9 +50,11 @@ def export_timm(model: Classifier, classes: Sequence[str], config: Config, folde
                 f"{config.model.name}: loaded by timm, its logits differ by {difference:.2g} (at most {TOLERANCE:g}); "
                 "nothing was written. Use --to onnx"
             )
-        if folder.exists():
-            say(f"{folder} was there; it is now {keep_old(folder)}")
-        part.replace(folder)
+        files = sorted(file.name for file in part.iterdir())
+        if filecmp.cmpfiles(part, folder, files, shallow=False)[0] != files:
+            if folder.exists():
+                say(f"{folder} was there with other content; it is now {keep_old(folder)}")
+            part.replace(folder)
     say(
         f"wrote {folder}/ (logits as here within {difference:.1e}): timm.create_model('local-dir:{folder}', "
         "pretrained=True)"

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from filelock import FileLock, Timeout
 from optuna.importance import get_param_importances
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from scenes import strict_yaml
 from scenes.config import Config, dump, load_config
 from scenes.console import UserError, print_table, say
-from scenes.files import keep_old, make_folder, write_text
+from scenes.files import make_folder, write_result
 from scenes.randomness import key
-from scenes.runs import RUNS, Run
+from scenes.runs import RUNS, Run, read_json
 from scenes.training.crossval import cross_validate
 from scenes.training.job import prepare
 
@@ -39,7 +40,7 @@ def sweep(config_file: Path, overrides: Sequence[str], space_file: Path, trials:
         The best config's file.
 
     Raises:
-        UserError: If the space or a config cannot be used, or no trial came to an end.
+        UserError: If the space or a config cannot be used, another process is at it, or no trial came to an end.
     """
     base = load_config(config_file, overrides)
     space = read_space(space_file)
@@ -51,13 +52,18 @@ def sweep(config_file: Path, overrides: Sequence[str], space_file: Path, trials:
         prepare(_configure(config_file, overrides, ends), folds)
     folder = RUNS / f"{base.name}.sweep"
     make_folder(folder)
-    study = _open(folder, base, space, folds)
-    _enqueue_interrupted(study)
-    left = trials - len(_done(study))
-    if left > 0:
-        say(f"{folder}: {left} trials to go, folds {', '.join(map(str, folds))}; the same command goes on after a stop")
-        study.optimize(lambda trial: _judge(trial, config_file, overrides, space, folds), left)
-    return _conclude(study, folder, config_file, overrides)
+    try:
+        with FileLock(folder / ".lock", timeout=0):  # two would take each other's trials for interrupted ones
+            study = _open(folder, base, space, folds)
+            _enqueue_interrupted(study)
+            left = trials - len(_done(study))
+            if left > 0:
+                listed = ", ".join(map(str, folds))
+                say(f"{folder}: {left} trials to go, folds {listed}; the same command goes on after a stop")
+                study.optimize(lambda trial: _judge(trial, config_file, overrides, space, folds), left)
+            return _conclude(study, folder, config_file, overrides)
+    except Timeout:
+        raise UserError(f"{folder}: another process is at this sweep; wait for it or stop it") from None
 
 
 def read_space(path: Path) -> dict[str, Any]:
@@ -143,7 +149,7 @@ def _judge(trial: Trial, config_file: Path, overrides: Sequence[str], space: Spa
             say(f"trial {trial.number} is given up: {error}")
             shutil.rmtree(run.folder)
             raise optuna.TrialPruned from None
-        scores = json.loads(run.metrics_file.read_text(encoding="utf-8"))["per_fold"]
+        scores = read_json(run.metrics_file, "per_fold")["per_fold"]
         losses.append(scores[str(fold)]["log_loss"])
         mean = sum(losses) / len(losses)
         trial.report(mean, place)
@@ -179,10 +185,7 @@ def _conclude(study: optuna.Study, folder: Path, config_file: Path, overrides: S
         importances = get_param_importances(study)
         say("what mattered: " + ", ".join(f"{name} {share:.0%}" for name, share in importances.items()))
     path = folder / "best.yaml"
-    text = dump(_configure(config_file, overrides, best[0].params, "_best"))
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        say(f"{path} was there with other content; it is now {keep_old(path)}")
-    write_text(path, text)
+    write_result(path, dump(_configure(config_file, overrides, best[0].params, "_best")))
     return path
 
 

@@ -1,9 +1,14 @@
-"""Curves in TensorBoard (where it is installed) and Weights & Biases (where the config names a project)."""
+"""Curves in TensorBoard (where it is installed) and Weights & Biases (where the config names a project).
 
+Weights & Biases works offline, into ``wandb/`` in the fold's folder, for ``wandb sync`` to upload; WANDB_MODE=online in
+the environment uploads at once.
+"""
+
+import os
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from scenes.config import Config
 
@@ -23,7 +28,13 @@ class Trackers:
 
             name = f"{config.name}-{fold}"
             self._wandb = wandb.init(
-                project=config.train.wandb, name=name, id=name, resume="allow", config=config.model_dump(mode="json")
+                project=config.train.wandb,
+                name=name,
+                id=name,
+                resume="allow",
+                dir=folder,
+                mode=cast(Any, os.environ.get("WANDB_MODE", "offline")),  # the network only if the user asks for it
+                config=config.model_dump(mode="json"),
             )
 
     def log_history(self, history: Iterable[Mapping[str, Any]]) -> None:
