@@ -53,7 +53,7 @@ def table() -> str:
 def row(name: str, metrics: dict[str, Any]) -> str:
     """One config's line."""
     environment = json.loads((ROOT / "runs" / name / "environment.json").read_text())
-    minutes = [fold["seconds"] / 60 for fold in metrics["per_fold"].values()]
+    minutes = [fold["seconds"] / 60 for fold in metrics["per_fold"].values() if fold["seconds"]]
     folds = f"{len(metrics['folds'])} of {metrics['of']}"
     mark = " (optimistic)" if metrics["optimistic"] else ""
     device = re.sub(r"\s+", " ", environment["devices"][0])

@@ -167,3 +167,12 @@ def test_the_newest_run_is_the_one_that_finished_last() -> None:
 def test_json_is_readable() -> None:
     write_json(Path("x.json"), {"b": 0.5, "a": ["grün"]})
     assert Path("x.json").read_text() == '{\n  "b": 0.5,\n  "a": [\n    "grün"\n  ]\n}\n'
+
+
+def test_the_newest_run_may_have_trained_on_every_row() -> None:
+    for age, name in ((3, "old"), (1, "full"), (2, "between")):
+        run = finish(begin(config(name=name)), FULL if name == "full" else 0)
+        last = run.weights_file(FULL) if name == "full" else run.metrics_file
+        last.touch()
+        os.utime(last, (10**9 - age, 10**9 - age))
+    assert newest().name == "full"

@@ -140,10 +140,11 @@ def newest() -> Run:
     Raises:
         UserError: If there is none.
     """
-    finished = sorted(RUNS.glob("*/metrics.json"), key=lambda file: file.stat().st_mtime_ns)
-    if not finished:
+    last_files = [*RUNS.glob("*/metrics.json"), *RUNS.glob(f"*/{fold_name(FULL)}/weights.safetensors")]
+    if not last_files:
         raise UserError(f"no finished run in {RUNS}/: train one first, e.g. bash train.sh configs/quickstart.yaml")
-    return Run(finished[-1].parent)
+    newest_file = max(last_files, key=lambda file: file.stat().st_mtime_ns)
+    return Run(RUNS / newest_file.relative_to(RUNS).parts[0])
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -119,24 +119,28 @@ def difference(values: np.ndarray) -> str:
 
 
 def times(run: Run, config: Config) -> dict[str, Any]:
-    """Seconds by stage and fold, and the highest memory."""
+    """Seconds and peak memory by fold and stage."""
     recorded = read_times(run, config.data.folds)
     stages = [stage for stage in STAGES if any(stage in one.get("stages", {}) for one in recorded.values())]
-    memory = [name for name in ("memory_mib", "gpu_memory_mib") if any(name in one for one in recorded.values())]
-    rows = [
-        [
-            fold,
-            *(f"{one['stages'][stage]:.1f}" if stage in one.get("stages", {}) else "" for stage in stages),
-            f"{one['seconds']:.1f}",
-            *(f"{one[name]:,.0f}" if name in one else "" for name in memory),
-        ]
+    seconds = [
+        [fold, *(_cell(one.get("stages", {}).get(stage), ".1f") for stage in stages), f"{one['seconds']:.1f}"]
         for fold, one in recorded.items()
     ]
-    titles = {"memory_mib": "peak memory (MiB)", "gpu_memory_mib": "peak GPU memory (MiB)"}
-    columns = ["seconds", *stages, "in all", *(titles[name] for name in memory)]
+    tables = [{"columns": ["seconds", *stages, "in all"], "rows": seconds}]
+    for kind, title in (("memory_mib", "peak memory (MiB)"), ("gpu_memory_mib", "peak GPU memory (MiB)")):
+        rows = [
+            [fold, *(_cell(one.get("memory", {}).get(stage, {}).get(kind), ",.0f") for stage in stages)]
+            for fold, one in recorded.items()
+        ]
+        if any(cell for row in rows for cell in row[1:]):
+            tables.append({"columns": [title, *stages], "rows": rows})
     file = run.folder / "time.json"
     preparing = read_json(file, "preparing")["preparing"] if file.exists() else None
-    return {"preparing": preparing, "by_stage": {"columns": columns, "rows": rows}}
+    return {"preparing": preparing, "by_stage": tables}
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def settings(config: Config) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -25,10 +24,9 @@ from scenes.inference.predict import predict
 from scenes.kaggle.bootstrap import sha256
 from scenes.kaggle.notebook import Cell, as_notebook, as_script, inference_cells, training_cells
 from scenes.metrics import accuracy
-from scenes.model.device import choose_device, choose_precision
 from scenes.model.weights import find, load_classifier, read_metadata, read_state
 from scenes.runs import Run, write_json
-from scenes.training.job import read_data
+from scenes.training.job import reopen
 
 SLUG = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 OWNER = re.compile(r"[a-z0-9]+(?:[-_][a-z0-9]+)*")
@@ -298,31 +296,28 @@ def _measure_half(run: Run, halved: Run, config: Config, folds: Sequence[int]) -
         say("half precision: its effect is not known, a model trained on every row holds none out")
         return None
     say(f"half precision: predicting the rows that {', '.join(map(fold_name, judged))} held out, with both")
-    table, labels, images, _ = read_data(config)
-    known = pd.read_csv(run.folds_file, dtype=str, keep_default_na=False)
-    if known["pixels"].tolist() != images.pixel_hashes.tolist() or known["image_name"].tolist() != table.names:
-        raise UserError(f"{table.csv}: not the rows and images that {run.folds_file} lists; restore them")
+    job = reopen(run, config)
     rows, predicted = [], []
-    device = choose_device()
+    device = job.device
     for fold in judged:
         with safe_open(run.fold_oof_file(fold), "np") as saved:
             rows.append(saved.get_tensor("rows"))
         models = [load_classifier(place.weights_file(fold), config)[0].to(device) for place in (run, halved)]
         both = predict(
             models,
-            images,
+            job.images,
             rows[-1],
             chosen_views(run, config),
             config.predict_size,
             config.infer.batch_size,
             device,
-            choose_precision(config.train.precision, device),
+            job.precision,
             config.loader.workers,
             fold_name(fold),
         )
         predicted.append(both.mean(1))
     full, half = np.concatenate(predicted, 1)
-    targets = labels.targets[np.concatenate(rows)]
+    targets = job.labels.targets[np.concatenate(rows)]
     (before, error), (after, _) = accuracy(full, targets), accuracy(half, targets)
     changed = int((full.argmax(1) != half.argmax(1)).sum())
     say(

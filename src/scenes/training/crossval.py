@@ -1,6 +1,5 @@
 """All folds of a run, and what they say together: oof.csv, metrics.json, a table."""
 
-import json
 import math
 import tempfile
 import time
@@ -22,7 +21,7 @@ from scenes.inference.ensemble import nested_mean, view_weights
 from scenes.inference.predict import VIEWS
 from scenes.metrics import accuracy, evaluate, log_losses, percent
 from scenes.model.backbone import parameter_count
-from scenes.runs import Run, begin, write_json
+from scenes.runs import Run, begin, read_json, write_json
 from scenes.training import recipe
 from scenes.training.fit import FoldTraining
 from scenes.training.job import Job, prepare
@@ -103,7 +102,8 @@ def summarise(job: Job, run: Run) -> dict[str, Any]:
     write_text(run.oof_file, table.to_csv(index=False, lineterminator="\n"))
 
     folds = run.finished_folds(config.data.folds)
-    seconds = {fold: json.loads(run.time_file(fold).read_text())["seconds"] for fold in folds}
+    files = {fold: run.time_file(fold) for fold in folds}
+    seconds = {fold: read_json(file, "seconds")["seconds"] for fold, file in files.items() if file.exists()}
     kept = view_weights(oof.views, targets) > 0
     metrics = {
         "folds": folds,
@@ -119,7 +119,7 @@ def summarise(job: Job, run: Run) -> dict[str, Any]:
             | {
                 "log_loss": float(log_losses(mean[at], targets[at]).mean()),
                 "n": int(at.sum()),
-                "seconds": seconds[fold],
+                "seconds": seconds.get(fold),
             }
             for fold, at in ((fold, fold_of == fold) for fold in folds)
         },

@@ -16,7 +16,7 @@ from scenes.inference.predict import predict
 from scenes.inference.submission import write_table
 from scenes.model.device import choose_device, choose_precision
 from scenes.runs import Run
-from scenes.training.job import prepare
+from scenes.training.job import reopen
 
 LABEL_SHARE = 0.5  # of a training row's target; the rest is the teachers' (Hinton et al. 2015, arXiv:1503.02531)
 
@@ -40,8 +40,8 @@ def write_soft_targets(runs: Sequence[Run], out: Path) -> None:
     for run in runs:
         if missing := [fold_name(fold) for fold in folds if not run.is_finished(fold)]:
             raise UserError(f"{run.folder}: {', '.join(missing)} not trained; a teacher needs all folds")
-    job = prepare(config, folds)
-    for run in runs:
+    job = reopen(runs[0], config)
+    for run in runs[1:]:
         write_or_compare(run.folds_file, job.fold_table())
     images: Pictures = job.images
     test = None

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,8 +25,8 @@ from scenes.randomness import key, seed_all
 from scenes.runs import Run, write_json
 from scenes.training import checkpoint, recipe
 from scenes.training.job import Job
-from scenes.training.memory import peak_memory
 from scenes.training.probe import fit_head
+from scenes.training.stopwatch import Stopwatch
 from scenes.training.trackers import Trackers
 
 # Reading a loss back from a GPU waits for it, so it is looked at only so often; always before anything is saved.
@@ -77,9 +76,7 @@ class FoldTraining:
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self.loss_sum = torch.zeros((), device=job.device)
-        self.seconds = 0.0  # of earlier sessions
-        self.begun = time.monotonic()
-        self.stages: dict[str, float] = {}  # seconds, of all sessions; what is left is training
+        self.watch = Stopwatch(job.device)
 
     def fit(self) -> Speed:
         """Trains and predicts the fold.
@@ -147,7 +144,7 @@ class FoldTraining:
         trained = self.model.head if job.trains_on_features else self.model
         self.network, self.optimizer = self.accelerator.prepare(trained, recipe.make_optimizer(self.model, train))
         if job.trains_on_features:
-            with self._stage("features"):
+            with self.watch.stage("features"):
                 job.features  # noqa: B018 - computed here, before the steps are timed
         if self.class_weights is not None:
             self.class_weights = self.class_weights.to(job.device)
@@ -155,9 +152,9 @@ class FoldTraining:
     def _start_head_as_probe(self) -> None:
         """Replaces the random head by a logistic regression (LP-FT, Kumar et al. 2022, arXiv:2202.10054)."""
         labels, rows = self.job.labels, self.train_rows
-        with self._stage("features"):
+        with self.watch.stage("features"):
             features = self.job.features
-        with self._stage("probe"):
+        with self.watch.stage("probe"):
             weights, biases, strength = fit_head(
                 features[:, rows], labels.targets[rows], len(labels.classes), key("probe", self.config.seed, self.fold)
             )
@@ -196,9 +193,8 @@ class FoldTraining:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
         self.step, self.accumulate = int(saved["step"]), int(saved["accumulate"])
         self.history, self.best = saved["history"], saved["best"]
-        self.loss_sum, self.seconds = saved["loss_sum"].to(self.job.device), saved["seconds"]
-        for name, seconds in saved.get("stages", {}).items():
-            self.stages[name] = self.stages.get(name, 0.0) + seconds
+        self.loss_sum = saved["loss_sum"].to(self.job.device)
+        self.watch.go_on(saved["watch"])
 
     def _save(self) -> None:
         """Writes the checkpoint and history.csv; never a state whose loss is not finite."""
@@ -214,22 +210,10 @@ class FoldTraining:
             "history": self.history,
             "best": self.best,
             "loss_sum": self.loss_sum,
-            "seconds": self._seconds(),
-            "stages": self.stages,
+            "watch": self.watch.state(),
         }
         checkpoint.save(self.folder, state)
         self._write_records()
-
-    def _seconds(self) -> float:
-        """How long the fold has taken, interrupted sessions counted up to what they saved."""
-        return self.seconds + time.monotonic() - self.begun
-
-    @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        """Counts the time of its block as a stage of its own."""
-        start = time.monotonic()
-        yield
-        self.stages[name] = self.stages.get(name, 0.0) + time.monotonic() - start
 
     @property
     def _identity(self) -> str:
@@ -340,7 +324,7 @@ class FoldTraining:
         }
         self.loss_sum.zero_()
         if len(self.held_rows) and (self.step < self.schedule.steps or self.train.early_stopping):
-            with self._stage("judging"):
+            with self.watch.stage("judging"):
                 row |= self._validate()
         self.history.append(row)
         if self.train.early_stopping:
@@ -416,9 +400,9 @@ class FoldTraining:
             self._write_records()
             return 0.0
         views = VIEWS[self.config.infer.tta]
-        with self._stage("predicting"):
+        with self.watch.stage("predicting"):
             probabilities = self._predict(model, views)
-        speed = len(self.held_rows) * len(views) / self.stages["predicting"]
+        speed = len(self.held_rows) * len(views) / self.watch.seconds["predicting"]
         if self.history and "val_loss" not in self.history[-1]:
             scores = self._scores(probabilities[0], self.held_rows)
             self.history[-1] |= scores
@@ -432,10 +416,7 @@ class FoldTraining:
 
     def _write_records(self) -> None:
         """Writes history.csv anew, the time taken and the memory needed."""
-        seconds = self._seconds()
-        stages = {**self.stages, "training": max(0.0, seconds - sum(self.stages.values()))}
-        spent = {"seconds": round(seconds, 1), "stages": {name: round(each, 1) for name, each in stages.items()}}
-        write_json(self.run.time_file(self.fold), spent | peak_memory(self.job.device))
+        write_json(self.run.time_file(self.fold), self.watch.state())
         if self.history:
             text = pd.DataFrame(self.history).to_csv(index=False, lineterminator="\n")
             write_text(self.folder / "history.csv", text)

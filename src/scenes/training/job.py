@@ -24,13 +24,14 @@ from scenes.data.competition import (
     read_test,
     read_train,
 )
-from scenes.data.folds import FULL, fold_name, given_folds, group_rows, make_folds
+from scenes.data.folds import FULL, fold_name, given_folds, group_rows, make_folds, write_or_compare
 from scenes.data.images import Images, read_good_images, read_images, unreadable_rows
 from scenes.data.soft_targets import JoinedImages, SoftTargets, read_soft_targets
 from scenes.inference.predict import VIEWS
 from scenes.model.backbone import Classifier
 from scenes.model.device import choose_device, choose_precision, use_deterministic_algorithms
 from scenes.model.weights import pretrained_state
+from scenes.runs import Run
 from scenes.training.probe import body_features
 from scenes.training.recipe import body_is_frozen
 
@@ -172,6 +173,24 @@ def prepare(config: Config, folds: Sequence[int]) -> Job:
     soft, test_images = _read_soft_targets(config, table, labels, fold_of) if data.soft_targets else ({}, None)
     job = Job(config, table, labels, images, groups, fold_of, pretrained, device, precision, skipped, soft, test_images)
     _check_model(job)
+    return job
+
+
+def reopen(run: Run, config: Config) -> Job:
+    """Opens the data of a trained run again, to predict its rows anew; its pretrained weights are not needed.
+
+    Args:
+        run: The run.
+        config: Its config, perhaps with other data paths or views.
+
+    Raises:
+        UserError: If the data cannot be used, or is not what the run was trained on.
+    """
+    model = config.model.model_copy(update={"weights": "none"})
+    train = config.train.model_copy(update={"linear_probe": False})  # which has nothing to look at without weights
+    data = config.data.model_copy(update={"soft_targets": None})
+    job = prepare(config.model_copy(update={"model": model, "train": train, "data": data}), [0])
+    write_or_compare(run.folds_file, job.fold_table())
     return job
 
 

@@ -1,0 +1,95 @@
+"""How long a fold takes and how much memory it needs at most, stage by stage."""
+
+import re
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MIB = 2**20
+STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+RESET_PEAK = "5"  # see proc(5)
+REST = "training"  # what no other stage claims
+
+
+class Stopwatch:
+    """Seconds and peak memory by stage, over all sessions of a fold."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+        self.memory: dict[str, dict[str, int]] = {}
+        self.earlier, self.begun = 0.0, time.monotonic()
+        reset_peak_memory(device)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Counts its block as a stage of its own."""
+        self._count_memory(REST)
+        start = time.monotonic()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+        self._count_memory(name)
+
+    def _count_memory(self, stage: str) -> None:
+        """Adds to a stage what was needed since the last count."""
+        peaks = self.memory.setdefault(stage, {})
+        for kind, mib in peak_memory(self.device).items():
+            peaks[kind] = max(mib, peaks.get(kind, 0))
+        reset_peak_memory(self.device)
+
+    def state(self) -> dict[str, Any]:
+        """What time.json and a checkpoint hold: seconds in all and by stage, and the peaks in MiB."""
+        self._count_memory(REST)
+        total = self.earlier + time.monotonic() - self.begun
+        stages = {**self.seconds, REST: max(0.0, total - sum(self.seconds.values()))}
+        return {
+            "seconds": round(total, 1),
+            "stages": {name: round(seconds, 1) for name, seconds in stages.items()},
+            "memory": {name: dict(peaks) for name, peaks in self.memory.items()},
+        }
+
+    def go_on(self, saved: Mapping[str, Any]) -> None:
+        """Adds what earlier sessions needed, as `state` gave it."""
+        self.earlier = saved["seconds"]
+        for name, seconds in saved["stages"].items():
+            if name != REST:
+                self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        for name, peaks in saved["memory"].items():
+            now = self.memory.setdefault(name, {})
+            now |= {kind: max(mib, now.get(kind, 0)) for kind, mib in peaks.items()}
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Measures this process's highest memory since `reset_peak_memory`, in MiB.
+
+    Where the system has no way to reset it, since the process began.
+
+    Returns:
+        ``memory_mib``, resident; and ``gpu_memory_mib``, of tensors, where there is a GPU.
+    """
+    peak = {"memory_mib": _resident_peak() // MIB}
+    if device.type == "cuda":
+        peak["gpu_memory_mib"] = torch.cuda.max_memory_allocated(device) // MIB
+    return peak
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Lets the highest memory be counted anew."""
+    with suppress(OSError):
+        CLEAR_REFS.write_text(RESET_PEAK)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _resident_peak() -> int:
+    """Bytes; macOS counts bytes too, other systems kilobytes."""
+    with suppress(OSError):
+        if found := re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text()):
+            return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
