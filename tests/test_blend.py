@@ -89,6 +89,17 @@ def test_weights_are_taken_where_they_win(two_runs: Path) -> None:
     assert judge(members)[1] > 0.9
 
 
+def test_a_blend_that_is_worse_than_a_member_says_so(two_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def wrong(oof: pd.DataFrame) -> pd.DataFrame:
+        """Sure of the class after the true one."""
+        oof.iloc[:, 3:] = 0.94 * np.eye(6)[(oof["label"].astype(int) + 1) % 6] + 0.01
+        return oof
+
+    change_oof("other", wrong)
+    judge(read_members([Run(Path("runs/tiny")), Run(Path("runs/other"))]))
+    assert "no gain: tiny alone" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -125,6 +125,9 @@ def judge(members: Members) -> np.ndarray:
         [(n, *(f"{s:.3f}" for s in shares)) for n, shares in zip(names, agreement(members.probabilities), strict=True)],
     )
     say(f"at least one member is right: {oracle_accuracy(members.probabilities, targets):.4f}")
+    alone, best = max((accuracy(p, targets)[0], name) for name, p in zip(names, members.probabilities, strict=True))
+    if alone > accuracy(tuned if is_tuned else plain, targets)[0]:
+        say(f"no gain: {best} alone has the higher accuracy, {alone:.4f}")
     gained = f"{gain.mean():.4f} ± {standard_error(gain):.4f} log loss"
     if not is_tuned:
         say(f"the plain mean is taken: optimised weights, nested, gain {gained}")
