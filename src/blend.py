@@ -15,6 +15,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("submissions/blend.csv"), help="the submission's file; by default %(default)s"
     )
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change settings, e.g. data.root=DIR"
+    )
     arguments = parser.parse_args(argv)
 
     from scenes.inference.blend import judge, read_members, submit_blend
@@ -22,10 +25,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     members = read_members([Run(folder) for folder in arguments.runs])
     weights = judge(members)
-    config = members.runs[0].load_config()
+    config = members.runs[0].load_config(arguments.set)
     test_csv = config.data.root / config.data.test_csv
     if test_csv.exists():
-        submit_blend(members, weights, arguments.out)
+        submit_blend(members, weights, arguments.out, arguments.set)
     else:
         say(f"no {test_csv}: nothing to predict")
 

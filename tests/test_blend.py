@@ -136,3 +136,10 @@ def test_without_test_rows_only_the_scores_are_shown(two_runs: Path, capsys: pyt
     Path("input/test.csv").unlink()
     blend.main(["runs/tiny", "runs/other"])
     assert "nothing to predict" in capsys.readouterr().out
+
+
+def test_the_data_may_have_moved(two_runs: Path) -> None:
+    blend.main(["runs/tiny", "runs/other", "--out", "here.csv"])
+    Path("input").rename("elsewhere")
+    blend.main(["runs/tiny", "runs/other", "--out", "there.csv", "--set", "data.root=elsewhere"])
+    assert Path("there.csv").read_bytes() == Path("here.csv").read_bytes()

@@ -137,8 +137,14 @@ def judge(members: Members) -> np.ndarray:
     return weights
 
 
-def submit_blend(members: Members, weights: np.ndarray, out: Path) -> None:
+def submit_blend(members: Members, weights: np.ndarray, out: Path, overrides: Sequence[str] = ()) -> None:
     """Predicts the test rows with every member and writes the weighted mean's submission and probabilities.
+
+    Args:
+        members: The runs.
+        weights: float32, shape (members,), sum to 1.
+        out: The submission's file.
+        overrides: Other settings than the runs', e.g. ``data.root=DIR`` where the images are now.
 
     Raises:
         UserError: If a member cannot predict, or the members' test rows differ.
@@ -146,7 +152,7 @@ def submit_blend(members: Members, weights: np.ndarray, out: Path) -> None:
     check_file(out)
     predicted, priors, first = [], [], None
     for run in members.runs:
-        config = run.load_config()
+        config = run.load_config(list(overrides))
         folds = run.chosen_folds(None, config.data.folds)
         inputs = read_inputs(config)
         first = first or inputs
