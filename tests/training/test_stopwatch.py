@@ -22,7 +22,7 @@ def test_a_peak_counts_from_the_reset_on() -> None:
     during = peak_memory(CPU)["memory_mib"]
     assert before + 0.9 * MANY < during
     held.close()
-    assert peak_memory(CPU)["memory_mib"] == during
+    assert abs(peak_memory(CPU)["memory_mib"] - during) < 0.1 * MANY  # the kernel counts in batches of pages
     reset_peak_memory(CPU)
     assert peak_memory(CPU)["memory_mib"] < during - 0.8 * MANY
 
