@@ -37,7 +37,7 @@ from scenes.console import run, say  # noqa: E402
 from scenes.data.competition import Labels  # noqa: E402
 from scenes.insight.results import HeldOut  # noqa: E402
 from scenes.insight.suspects import label_errors  # noqa: E402
-from scenes.metrics import log_losses, standard_error  # noqa: E402
+from scenes.metrics import log_losses, percent, standard_error  # noqa: E402
 from scenes.randomness import key  # noqa: E402
 from scenes.runs import Run  # noqa: E402
 from scenes.training.fit import FoldTraining  # noqa: E402
@@ -170,7 +170,7 @@ def line(name: str, arm: str, scored: dict[str, np.ndarray], targets: np.ndarray
     cells = []
     for values in (hits, losses):
         difference = values[arm] - values["keep"]
-        cells.append(f"{values[arm].mean():.4f} ± {standard_error(values[arm]):.4f}")
+        cells.append(percent(float(values[arm].mean()), standard_error(values[arm])))
         cells.append("" if arm == "keep" else f"{difference.mean():+.4f} ± {standard_error(difference):.4f}")
     return f"| {name} | {arm} | {' | '.join(cells)} |"
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scenes.console import run
+from scenes.console import add_settings_option, run
 from scenes.environment import ensure_environment
 
 
@@ -13,9 +13,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", type=Path, help="configs/NAME.yaml")
     parser.add_argument("--out", type=Path, default=Path("check.html"), help="the page's file; by default check.html")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change settings, e.g. data.root=DIR"
-    )
+    add_settings_option(parser)
     arguments = parser.parse_args(argv)
 
     from scenes.config import load_config

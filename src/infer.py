@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scenes.console import run, say
+from scenes.console import add_settings_option, run, say
 from scenes.environment import ensure_environment
 
 
@@ -15,9 +15,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--folds", help="0, 0-4, 0,2,4 or full; by default every fold that is trained")
     parser.add_argument("--tta", help="none, hflip, multiscale or five_crop; by default the config's infer.tta")
     parser.add_argument("--out", type=Path, help="the submission's file; by default submissions/NAME.csv")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change settings, e.g. data.root=DIR"
-    )
+    add_settings_option(parser)
     arguments = parser.parse_args(argv)
 
     from scenes.runs import Run, newest

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from scenes.console import UserError, run, say
+from scenes.console import UserError, add_settings_option, run, say
 from scenes.environment import ensure_environment
 
 
@@ -21,9 +21,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         what = verb.add_mutually_exclusive_group(required=True)
         what.add_argument("--run", type=Path, help="predict with this trained run, runs/NAME")
         what.add_argument("--train", type=Path, metavar="CONFIG", help="train this experiment there, configs/NAME.yaml")
-        verb.add_argument(
-            "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change settings, as in train.py"
-        )
+        add_settings_option(verb, "change settings, as in train.py")
 
     build.add_argument("--owner", required=True, metavar="NAME", help="your Kaggle user name")
     build.add_argument("--competition", required=True, metavar="SLUG", help="the last part of its address")

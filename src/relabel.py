@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scenes.console import run, say
+from scenes.console import add_settings_option, run, say
 from scenes.environment import ensure_environment
 
 
@@ -15,9 +15,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--apply", action="store_true", help="turn the decisions in review.csv into a config")
     parser.add_argument("--accept-all", action="store_true", help="take every suggestion, unseen")
     parser.add_argument("--out", type=Path, help="the config; by default configs/NAME_relabelled.yaml")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change settings, e.g. data.root=DIR"
-    )
+    add_settings_option(parser)
     arguments = parser.parse_args(argv)
 
     from scenes.runs import Run

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scenes.console import run, say
+from scenes.console import add_settings_option, run, say
 from scenes.environment import ensure_environment
 
 
@@ -13,9 +13,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="*", type=Path, metavar="runs/NAME", help="by default the run that finished last")
     parser.add_argument("--out", type=Path, help="the page; by default runs/NAME/report.html or runs/comparison.html")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change settings, e.g. data.root=DIR"
-    )
+    add_settings_option(parser)
     arguments = parser.parse_args(argv)
 
     from scenes.runs import RUNS, Run, newest

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from scenes.console import UserError, run, say
+from scenes.console import UserError, add_settings_option, run, say
 from scenes.environment import ensure_environment
 
 SPACE = Path(__file__).resolve().parents[1] / "configs/sweeps/finetune.yaml"
@@ -20,9 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--trials", type=int, default=30, help="how many in all, those of earlier sessions included")
     parser.add_argument("--folds", default="0,1", help="which folds judge a trial; by default %(default)s")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change settings of every trial"
-    )
+    add_settings_option(parser, "change settings of every trial")
     arguments = parser.parse_args(argv)
 
     from scenes.config import load_config

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scenes.console import run, say
+from scenes.console import add_settings_option, run, say
 from scenes.environment import ensure_environment
 
 
@@ -13,14 +13,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", type=Path, help="an experiment, configs/NAME.yaml")
     parser.add_argument("--folds", help="0, 0-4, 0,2,4 or full (train on every row); by default all folds")
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change settings, e.g. train.epochs=5",
-    )
+    add_settings_option(parser, "change settings, e.g. train.epochs=5")
     parser.add_argument("--dry-run", action="store_true", help="two batches of everything, and what the run would take")
     parser.add_argument("--submit", action="store_true", help="write submissions/NAME.csv afterwards")
     arguments = parser.parse_args(argv)

@@ -1,5 +1,6 @@
 """What a person sees: errors with a remedy, tables, progress."""
 
+import argparse
 import errno
 import io
 import os
@@ -52,6 +53,11 @@ def raise_problems(problems: Sequence[Problem], title: str = "") -> None:
 def say(message: str = "") -> None:
     """Prints a line at once, also into a pipe."""
     print(message, flush=True)
+
+
+def add_settings_option(parser: argparse.ArgumentParser, about: str = "change settings, e.g. data.root=DIR") -> None:
+    """Gives a script the option --set KEY=VALUE …, which may come several times."""
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=about)
 
 
 def run(main: Callable[[], None]) -> None:

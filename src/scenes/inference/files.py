@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO, cast
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 from PIL import Image
@@ -15,7 +15,7 @@ from rich.cells import cell_len, set_cell_size
 from scenes.config import Config
 from scenes.console import Problem, UserError, progress, raise_problems, say
 from scenes.data.folds import fold_name
-from scenes.data.images import BadImageError, Images, decode
+from scenes.data.images import BadImageError, decode
 from scenes.files import check_file, keep_different, write_atomic
 from scenes.inference.models import chosen_views, load_folds
 from scenes.inference.predict import View, predict
@@ -111,7 +111,7 @@ def predict_files(
         good = [(path, image) for path, image in pairs if isinstance(image, np.ndarray)]
         if not good:
             continue
-        images = cast(Images, [image for _, image in good])  # `predict` takes rows out of it and nothing else
+        images = [image for _, image in good]
         rows = np.arange(len(good))
         # The images are decoded: there is nothing left for worker processes to do.
         by_view = predict(models, images, rows, views, config.predict_size, batch_size, device, precision, workers=0)

@@ -20,7 +20,7 @@ from scenes.console import UserError, print_table, say
 from scenes.data.batches import resize
 from scenes.data.competition import read_train
 from scenes.data.folds import fold_name
-from scenes.data.images import BadImageError, Images, decode
+from scenes.data.images import BadImageError, decode
 from scenes.files import check_file, keep_different, write_atomic
 from scenes.inference.models import chosen_views, load_folds
 from scenes.inference.predict import View, predict
@@ -214,8 +214,7 @@ def _predict(models: Sequence[Classifier], views: Sequence[View], images: Sequen
     """The same by the one way that all predictions take."""
     rows, batch_size = np.arange(len(images)), config.infer.batch_size
     device = torch.device("cpu")
-    stored = cast(Images, images)  # `predict` takes rows out of it and nothing else
-    return predict(models, stored, rows, views, config.predict_size, batch_size, device, workers=0).mean((0, 1))
+    return predict(models, images, rows, views, config.predict_size, batch_size, device, workers=0).mean((0, 1))
 
 
 def _compare(

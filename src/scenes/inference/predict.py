@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scenes.config import Config
 from scenes.console import Meter, UserError, say
 from scenes.data.batches import EvalImages, eval_loader
 from scenes.data.images import Pictures
 from scenes.model.backbone import Classifier
+from scenes.model.device import choose_precision
 
 
 class View(NamedTuple):
@@ -104,6 +106,30 @@ def predict(
     if meter:
         meter.close()
     return torch.cat(done, 2).numpy()
+
+
+def predict_as_configured(
+    config: Config,
+    models: Sequence[Classifier],
+    images: Pictures,
+    rows: np.ndarray,
+    views: Sequence[View],
+    device: torch.device,
+    label: str = "",
+) -> np.ndarray:
+    """Predicts with a run's image size, batch size, precision and workers; the rest as `predict`'s."""
+    return predict(
+        models,
+        images,
+        rows,
+        views,
+        config.predict_size,
+        config.infer.batch_size,
+        device,
+        choose_precision(config.train.precision, device),
+        config.loader.workers,
+        label,
+    )
 
 
 class InParts:

@@ -12,10 +12,10 @@ from scenes.console import Problem, UserError, raise_problems, say
 from scenes.data.competition import Table, bad_image_rows, read_test
 from scenes.data.folds import fold_name
 from scenes.data.images import Images, read_good_images, read_images
-from scenes.files import check_folder, keep_old, write_text
+from scenes.files import check_folder, write_result
 from scenes.inference.models import chosen_views, load_folds
-from scenes.inference.predict import predict
-from scenes.model.device import choose_device, choose_precision
+from scenes.inference.predict import predict_as_configured
+from scenes.model.device import choose_device
 from scenes.model.weights import read_prior
 from scenes.runs import Run
 
@@ -167,19 +167,7 @@ def predict_each(
     views = chosen_views(run, config)
     names = ", ".join(fold_name(fold) for fold in folds)
     say(f"predicting {count} test images with {names} of {run.name}, views: {', '.join(v.name for v in views)}")
-    predicted = predict(
-        models,
-        images,
-        np.arange(count),
-        views,
-        config.predict_size,
-        config.infer.batch_size,
-        device,
-        choose_precision(config.train.precision, device),
-        config.loader.workers,
-        "predicting",
-    )
-    return predicted, classes
+    return predict_as_configured(config, models, images, np.arange(count), views, device, "predicting"), classes
 
 
 def _read_sample(test: Table, config: Config) -> tuple[list[str], list[Problem]]:
@@ -229,8 +217,5 @@ def check_submission(submission: pd.DataFrame, test: Table, classes: Sequence[st
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Writes a CSV; an older one of other content is kept under a number."""
-    text = table.to_csv(index=False, lineterminator="\n")
-    if path.exists() and path.read_bytes() != text.encode():
-        say(f"{path} was there with other content; it is now {keep_old(path)}")
-    write_text(path, text)
+    write_result(path, table.to_csv(index=False, lineterminator="\n"))
     say(f"wrote {path} ({len(table)} rows)")

@@ -20,7 +20,7 @@ from scenes.data.folds import FULL, fold_name
 from scenes.environment import ROOT, describe
 from scenes.files import keep_old, make_folder, write_atomic, write_text
 from scenes.inference.models import chosen_views
-from scenes.inference.predict import predict
+from scenes.inference.predict import predict_as_configured
 from scenes.kaggle.bootstrap import sha256
 from scenes.kaggle.notebook import Cell, as_notebook, as_script, inference_cells, training_cells
 from scenes.metrics import accuracy
@@ -298,23 +298,12 @@ def _measure_half(run: Run, halved: Run, config: Config, folds: Sequence[int]) -
     say(f"half precision: predicting the rows that {', '.join(map(fold_name, judged))} held out, with both")
     job = reopen(run, config)
     rows, predicted = [], []
-    device = job.device
     for fold in judged:
         with safe_open(run.fold_oof_file(fold), "np") as saved:
             rows.append(saved.get_tensor("rows"))
-        models = [load_classifier(place.weights_file(fold), config)[0].to(device) for place in (run, halved)]
-        both = predict(
-            models,
-            job.images,
-            rows[-1],
-            chosen_views(run, config),
-            config.predict_size,
-            config.infer.batch_size,
-            device,
-            job.precision,
-            config.loader.workers,
-            fold_name(fold),
-        )
+        models = [load_classifier(place.weights_file(fold), config)[0].to(job.device) for place in (run, halved)]
+        views = chosen_views(run, config)
+        both = predict_as_configured(config, models, job.images, rows[-1], views, job.device, fold_name(fold))
         predicted.append(both.mean(1))
     full, half = np.concatenate(predicted, 1)
     targets = job.labels.targets[np.concatenate(rows)]

@@ -12,9 +12,9 @@ from scenes.data.folds import fold_name, write_or_compare
 from scenes.data.images import Pictures, read_images
 from scenes.data.soft_targets import ABOUT, JoinedImages
 from scenes.inference.models import chosen_views, load_folds
-from scenes.inference.predict import predict
+from scenes.inference.predict import predict_as_configured
 from scenes.inference.submission import write_table
-from scenes.model.device import choose_device, choose_precision
+from scenes.model.device import choose_device
 from scenes.runs import Run
 from scenes.training.job import reopen
 
@@ -70,15 +70,5 @@ def _teach(run: Run, fold: int, images: Pictures, rows: np.ndarray, classes: Seq
     if known != list(classes):
         raise UserError(f"{run.folder}: {fold_name(fold)} was trained on other classes")
     say(f"{run.name}, {fold_name(fold)}: {len(rows)} images")
-    return predict(
-        models,
-        images,
-        rows,
-        chosen_views(run, config),
-        config.predict_size,
-        config.infer.batch_size,
-        device,
-        choose_precision(config.train.precision, device),
-        config.loader.workers,
-        f"{run.name} {fold_name(fold)}",
-    )[0].mean(0)
+    views, label = chosen_views(run, config), f"{run.name} {fold_name(fold)}"
+    return predict_as_configured(config, models, images, rows, views, device, label)[0].mean(0)

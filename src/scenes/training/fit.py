@@ -17,7 +17,7 @@ from scenes.console import Meter, StopRequest, UserError, say
 from scenes.data.batches import AugmentedImages, Schedule, StepSampler, train_loader
 from scenes.data.folds import FULL, fold_name
 from scenes.files import write_atomic, write_text
-from scenes.inference.predict import PLAIN, VIEWS, predict
+from scenes.inference.predict import PLAIN, VIEWS, predict_as_configured
 from scenes.metrics import accuracy, log_losses
 from scenes.model.backbone import Classifier
 from scenes.model.weights import save_classifier
@@ -371,20 +371,9 @@ class FoldTraining:
 
     def _predict(self, model: Classifier, views: list[Any]) -> np.ndarray:
         """Probabilities of the held-out rows, float32, shape (views, n, classes)."""
-        config = self.config
         label = f"predicting {self.name}" if len(views) > 1 else ""
-        return predict(
-            [model],
-            self.job.images,
-            self.held_rows,
-            views,
-            config.predict_size,
-            config.infer.batch_size,
-            self.job.device,
-            self.job.precision,
-            config.loader.workers,
-            label,
-        )[0]
+        job = self.job
+        return predict_as_configured(self.config, [model], job.images, self.held_rows, views, job.device, label)[0]
 
     def _finish(self, trackers: Trackers | None) -> float:
         """Saves the final weights and the held-out probabilities; returns the prediction speed."""

@@ -134,10 +134,7 @@ def _enqueue_interrupted(study: optuna.Study) -> None:
 def _judge(trial: Trial, config_file: Path, overrides: Sequence[str], space: Space, folds: Sequence[int]) -> float:
     """Trains a trial's folds one by one; its mean log loss."""
     values = {name: _suggest(trial, name, part) for name, part in space.items()}
-    shown = ", ".join(
-        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
-    )
-    say(f"trial {trial.number}: {shown}")
+    say(f"trial {trial.number}: {', '.join(f'{name} {_shown(value)}' for name, value in values.items())}")
     # Named by the values: a trial that is tried again finds its run.
     suffix = f".trial-{key('trial', repr(sorted(values.items()))):016x}"
     config = _configure(config_file, [*overrides, "report=false"], values, suffix)
