@@ -3,16 +3,19 @@
 set -euo pipefail
 
 if [[ $# -eq 0 || "$1" == -* ]]; then
-    echo "usage: bash train.sh configs/NAME.yaml [options of src/train.py, such as --folds 0 or --set train.epochs=3]" >&2
+    echo "usage: bash train.sh configs/NAME.yaml … [options of src/train.py, such as --folds 0 or --set train.epochs=3]" >&2
     exit 2
 fi
-config="$1"
-shift
 root="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"
-# Relative to where the caller stands if it is there, else to the repository.
-[[ ! -e "$config" || "$config" == /* ]] || config="$PWD/$config"
-config="${config#"$root/"}"
+configs=()
+while [[ $# -gt 0 && "$1" != -* ]]; do
+    # Relative to where the caller stands if it is there, else to the repository.
+    config="$1"
+    [[ ! -e "$config" || "$config" == /* ]] || config="$PWD/$config"
+    configs+=("${config#"$root/"}")
+    shift
+done
 
 cd -- "$root"
 source ./setup.sh
-exec "$PYTHON" src/train.py "$config" "$@" --submit
+exec "$PYTHON" src/train.py "${configs[@]}" "$@" --submit

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from scenes.console import UserError, add_settings_option, run, say
+from scenes.console import UserError, add_parallel_options, add_settings_option, run, say
 from scenes.environment import ensure_environment
 
 SPACE = Path(__file__).resolve().parents[1] / "configs/sweeps/finetune.yaml"
@@ -21,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--trials", type=int, default=30, help="how many in all, those of earlier sessions included")
     parser.add_argument("--folds", default="0,1", help="which folds judge a trial; by default %(default)s")
     add_settings_option(parser, "change settings of every trial")
+    add_parallel_options(parser, "how many trials to train")
     arguments = parser.parse_args(argv)
 
     from scenes.config import load_config
@@ -32,9 +33,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if FULL in folds or arguments.trials < 1:
         raise UserError("--folds names folds that hold rows out, e.g. 0,1; --trials is at least 1")
 
+    from scenes.training.parallel import make_slots
     from scenes.training.sweep import sweep
 
-    best = sweep(arguments.config, arguments.set, arguments.space, arguments.trials, folds)
+    slots = make_slots(arguments.parallel, arguments.trials, arguments.ray_address)
+    best = sweep(arguments.config, arguments.set, arguments.space, arguments.trials, folds, slots)
     say(f"the best settings: {best}\nnext: bash train.sh {best}")
 
 

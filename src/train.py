@@ -1,35 +1,72 @@
-"""Trains the folds of an experiment: checks the data, fits each fold, scores what it held out."""
+"""Trains the folds of experiments: checks the data, fits each fold, scores what it held out."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from scenes.console import add_settings_option, run, say
+from scenes.console import UserError, add_parallel_options, add_settings_option, is_main_process, run, say
 from scenes.environment import ensure_environment
+from scenes.training.process import end_with_parent
+
+if TYPE_CHECKING:
+    from scenes.runs import Run
+    from scenes.training.parallel import Experiment
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains, and with --submit writes the submission as infer.py would."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", type=Path, help="an experiment, configs/NAME.yaml")
+    parser.add_argument("configs", type=Path, nargs="+", metavar="config", help="an experiment, configs/NAME.yaml")
     parser.add_argument("--folds", help="0, 0-4, 0,2,4 or full (train on every row); by default all folds")
     add_settings_option(parser, "change settings, e.g. train.epochs=5")
+    add_parallel_options(parser, "how many folds to train")
     parser.add_argument("--dry-run", action="store_true", help="two batches of everything, and what the run would take")
     parser.add_argument("--submit", action="store_true", help="write submissions/NAME.csv afterwards")
+    parser.add_argument(
+        "--train-only", action="store_true", help="no scores, report or submission: other processes train other folds"
+    )
     arguments = parser.parse_args(argv)
 
-    from scenes.config import load_config
-    from scenes.data.folds import FULL, parse_folds
+    end_with_parent()
 
-    config = load_config(arguments.config, arguments.set)
-    folds = parse_folds(arguments.folds or f"0-{config.data.folds - 1}", config.data.folds)
+    from scenes.config import load_config
+    from scenes.data.folds import parse_folds
+
+    configs = [load_config(file, arguments.set) for file in arguments.configs]
+    names = [config.name for config in configs]
+    if doubled := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"several of these experiments would be runs/{doubled.pop()}; train them one by one")
+    folds = [parse_folds(arguments.folds or f"0-{each.data.folds - 1}", each.data.folds) for each in configs]
 
     from scenes.training.crossval import cross_validate, dry_run
+    from scenes.training.parallel import Experiment, make_slots, train_folds
+
+    experiments = [
+        Experiment(file, arguments.set, config, chosen)
+        for file, config, chosen in zip(arguments.configs, configs, folds, strict=True)
+    ]
+
+    def conclude(experiment: Experiment) -> None:
+        trained = cross_validate(experiment.config, experiment.folds, scores=not arguments.train_only)
+        if not arguments.train_only and is_main_process():
+            report_and_submit(experiment, trained, arguments.submit)
 
     if arguments.dry_run:
-        dry_run(config, folds)
-        return
-    trained = cross_validate(config, folds)
+        for experiment in experiments:
+            dry_run(experiment.config, experiment.folds)
+    elif slots := make_slots(arguments.parallel, sum(len(each.folds) for each in experiments), arguments.ray_address):
+        train_folds(experiments, slots, conclude)
+    else:
+        for experiment in experiments:
+            conclude(experiment)
+
+
+def report_and_submit(experiment: "Experiment", trained: "Run", wants_submission: bool) -> None:
+    """Writes the report and the submission of a trained run, and says what to do next."""
+    from scenes.data.folds import FULL
+
+    config, folds = experiment.config, experiment.folds
     say(f"everything about this run: {trained.folder}/ (scores: metrics.json, held-out probabilities: oof.csv)")
     if config.report:
         from scenes.insight.report import try_write
@@ -37,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         try_write(trained)
     if not (config.data.root / config.data.test_csv).exists():
         say(f"no {config.data.root / config.data.test_csv}: nothing to predict")
-    elif arguments.submit:
+    elif wants_submission:
         from scenes.inference.submission import submit
 
         # Folds can be trained one by one; the submission is of all there are.

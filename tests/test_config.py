@@ -459,6 +459,7 @@ BINDING = {
     "train.sizes": {0: 32},
     "train.deterministic": True,
     "infer.image_size": 160,
+    "infer.precision": "fp32",
     "train.weight_decay": 1,
     "train.momentum": 0.5,
     "train.schedule": "constant",

@@ -10,6 +10,7 @@ TINY = [
     "train.warmup_epochs=0",
     "train.label_smoothing=0",
     "train.deterministic=true",
+    "infer.precision=fp32",
     "data.folds=2",
     "report=false",
 ]

@@ -106,7 +106,7 @@ class TrainConfig(Section):
     class_weights: Literal["balanced"] | list[Annotated[float, Field(gt=0)]] | None = None
     ema_decay: Fraction = 0.0  # 0: off; else validation, OOF and inference use the averaged weights
     early_stopping: Annotated[int, Field(ge=1)] | None = None  # patience in epochs; the CV is then optimistic
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 or fp16 on a GPU, fp32 on a CPU
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where that is fast, fp16 on older GPUs
     deterministic: bool = False  # on a GPU: slower, but a resumed run ends in the same bytes; a CPU's always does
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0  # besides one at the end of each epoch
     time_budget_minutes: Annotated[float, Field(gt=0)] | None = None  # then save and stop, exit code 3
@@ -125,6 +125,7 @@ class InferConfig(Section):
     tta: Literal["none", "hflip", "multiscale", "five_crop"] = "hflip"
     image_size: Pixels | None = None  # by default that of training; larger suits models trained on crops (FixRes)
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 64
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # as train.precision; on newer CPUs bf16 too
     on_bad_image: Literal["error", "prior"] = "error"  # prior: class shares for a test image that cannot be read
 
 

@@ -33,8 +33,8 @@ class UserError(Exception):
 class StoppedError(Exception):
     """Work that stopped in good order before its end, by a signal or for want of time."""
 
-    def __init__(self, why: str, exit_code: int) -> None:
-        super().__init__(f"{why}: everything is saved; give the same command again to go on")
+    def __init__(self, why: str, exit_code: int, kept: str = "everything is saved") -> None:
+        super().__init__(f"{why}: {kept}; give the same command again to go on")
         self.exit_code = exit_code
 
 
@@ -50,14 +50,28 @@ def raise_problems(problems: Sequence[Problem], title: str = "") -> None:
         raise UserError(f"{title or 'The data cannot be used'}: {count}\n{lines}")
 
 
+def is_main_process() -> bool:
+    """Whether this process speaks and writes: of those that torchrun or accelerate start together, the first does."""
+    return "LOCAL_RANK" not in os.environ or os.environ.get("RANK") == "0"
+
+
 def say(message: str = "") -> None:
     """Prints a line at once, also into a pipe."""
-    print(message, flush=True)
+    if is_main_process():
+        print(message, flush=True)
 
 
 def add_settings_option(parser: argparse.ArgumentParser, about: str = "change settings, e.g. data.root=DIR") -> None:
     """Gives a script the option --set KEY=VALUE …, which may come several times."""
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=about)
+
+
+def add_parallel_options(parser: argparse.ArgumentParser, what: str) -> None:
+    """Gives a script the options --parallel and --ray-address; `what` is done at the same time."""
+    parser.add_argument(
+        "--parallel", metavar="N", help=f"{what} at a time: a number, auto (one a GPU) or ray (on a Ray cluster)"
+    )
+    parser.add_argument("--ray-address", metavar="ADDRESS", help="the cluster's, by default that of this machine")
 
 
 def run(main: Callable[[], None]) -> None:
@@ -67,32 +81,44 @@ def run(main: Callable[[], None]) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except StoppedError as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(stopped.exit_code)
-    except KeyboardInterrupt:
-        print("\ninterrupted: what was saved is kept; give the same command again to go on", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
+    except (Exception, KeyboardInterrupt) as error:
+        # A mistake in the command is every process's; one on each machine says so.
+        sys.exit(report(error, quiet=os.environ.get("LOCAL_RANK", "0") != "0"))
+
+
+def report(error: BaseException, quiet: bool = False) -> int:
+    """Says, unless `quiet`, why work ended before its end and what to do.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        BaseException: The error itself, if it is none that a user can mend.
+    """
+    if isinstance(error, UserError):
+        message, code = f"error: {error}", 2
+    elif isinstance(error, StoppedError):
+        message, code = str(error), error.exit_code
+    elif isinstance(error, KeyboardInterrupt):
+        message, code = "\ninterrupted: what was saved is kept; give the same command again to go on", 130
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
         where = f" ({error.filename})" if error.filename else ""
-        print(
-            f"error: {error.strerror}{where}; the last saved state is kept: make room or allow writing, "
-            "and give the same command again",
-            file=sys.stderr,
-        )
-        sys.exit(2)
+        remedy = "the last saved state is kept: make room or allow writing, and give the same command again"
+        message, code = f"error: {error.strerror}{where}; {remedy}", 2
+    else:
+        raise error
+    if not quiet:
+        print(message, file=sys.stderr)
+    return code
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
     """Prints a table, numbers right-aligned; in a pipe as wide as its content."""
+    if not is_main_process():
+        return
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -132,17 +158,22 @@ def progress(items: Iterable[T], total: int, label: str, unit: str = "it", per_i
 class StopRequest:
     """Turns the first Ctrl-C or SIGTERM within its block into a wish, so that work can stop between two steps."""
 
-    def __init__(self, deadline: float) -> None:
-        """Sets when to stop in any case, in seconds of the monotonic clock."""
-        self.deadline = deadline
+    def __init__(self, deadline: float, agree: Callable[[int], int] = int) -> None:
+        """Takes when to stop in any case, and who else is asked.
+
+        Args:
+            deadline: In seconds of the monotonic clock.
+            agree: Turns this process's wish, an exit code or 0 for none, into that of all that must stop together.
+        """
+        self.deadline, self.agree = deadline, agree
         self.signalled = False
 
     @property
     def reason(self) -> StoppedError | None:
         """Why to stop now, if there is a reason."""
-        if self.signalled:
-            return StoppedError("interrupted", 130)
-        return StoppedError("the time budget is used up", 3) if monotonic() >= self.deadline else None
+        code = self.agree(130 if self.signalled else 3 if monotonic() >= self.deadline else 0)
+        whys = {130: "interrupted", 3: "the time budget is used up"}
+        return StoppedError(whys[code], code) if code else None
 
     def __enter__(self) -> "StopRequest":
         def ask(number: int, _: object) -> None:
@@ -171,7 +202,7 @@ class Meter:
         self.done = self.first = done
         self.start = self.last_line = monotonic()
         self.bar = None
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and is_main_process():
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))

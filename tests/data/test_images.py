@@ -169,6 +169,25 @@ def test_images_shrink_to_the_short_side_and_never_grow(
     assert abs(pixels.mean((0, 1)) - decoded(file, content).mean((0, 1))).max() < 3
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(
+    ("short_side", "is_reduced"), [(200, False), (161, False), (160, True), (75, True), (20, True)]
+)
+def test_a_large_jpeg_shrinks_in_the_decoder_to_nearly_the_same_picture(
+    file: Path, short_side: int, is_reduced: bool, orientation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    content = encode(cv2.resize(picture(40, 60), (480, 320)), "JPEG", quality=95, exif=exif)
+    pixels = decoded(file, content, short_side)
+    monkeypatch.setattr(library, "REDUCED", ())
+    whole = decoded(file, content, short_side)
+    assert pixels.shape == whole.shape
+    assert min(pixels.shape[:2]) == short_side
+    assert (pixels != whole).any() == is_reduced
+    assert abs(pixels.astype(int) - whole).mean() < 3
+
+
 # --------------------------------------------------------------------------------------------------- refused
 
 

@@ -34,7 +34,7 @@ def config(**data: Any) -> Config:
         image_size=SIZE,
         data=DataConfig(**({"cache": Path("cache")} | data)),
         model=ModelConfig(name="test_efficientnet", weights="none"),
-        infer=InferConfig(tta="hflip", batch_size=3),
+        infer=InferConfig(tta="hflip", batch_size=3, precision="fp32"),
     )
 
 

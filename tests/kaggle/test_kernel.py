@@ -176,16 +176,15 @@ def test_the_notebook_writes_the_bytes_of_infer_py(
 class InProcess:
     """Stands in for `kernel._Process`, which the notebooks prove: the same commands in this process, at once."""
 
-    started: list[tuple[int, list[str]]]
+    started: list[tuple[int | None, list[str]]]
     fails_on: int | None
     hangs_on: int | None
 
-    def __init__(self, arguments: list[str], bundle: Path, gpu: int, folder: str | Path) -> None:
+    def __init__(self, arguments: list[str], bundle: Path, gpu: int | None, folder: str | Path) -> None:
         type(self).started.append((gpu, arguments))
-        self.code, self.running = 0, gpu == self.hangs_on
-        if gpu == self.fails_on:
-            self.code = 2
-        if self.code or self.running:
+        self.code = 2 if gpu is not None and gpu == self.fails_on else 0
+        self.hangs = gpu is not None and gpu == self.hangs_on
+        if self.code or self.hangs:
             return
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
@@ -198,11 +197,16 @@ class InProcess:
                 train.main(arguments[1:])
             except StoppedError as stopped:
                 self.code = stopped.exit_code
+            except UserError:
+                self.code = 2
+
+    def poll(self) -> int | None:
+        return None if self.hangs else self.code
 
     def wait(self) -> int:
         return self.code
 
-    def stop(self) -> None:
+    def kill(self) -> None:
         pass
 
 
@@ -214,7 +218,7 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> type[InProcess]:
     return InProcess
 
 
-def folds_of(processes: type[InProcess]) -> dict[int, str]:
+def folds_of(processes: type[InProcess]) -> dict[int | None, str]:
     return {gpu: arguments[arguments.index("--folds") + 1] for gpu, arguments in processes.started}
 
 
@@ -299,7 +303,7 @@ def test_a_process_is_stopped_with_all_it_started(tmp_path: Path, capsys: pytest
     while "on" not in printed and time.monotonic() < start + 20:
         time.sleep(0.05)
         printed += capsys.readouterr().out
-    process.stop()
+    process.kill()
     assert "on" in printed and time.monotonic() < start + 20
 
 
@@ -407,7 +411,7 @@ def test_training_out_of_time_goes_on_from_its_previous_output(
         kernel.train(bundle, budget_minutes=1e-9)
     assert "--again" in capsys.readouterr().out
     assert list(stage.working.glob("runs/tiny/fold?/weights.safetensors")) == []
-    assert len(list(stage.working.glob("runs/tiny/fold?/last.pt"))) == 2
+    assert len(list(stage.working.glob("runs/tiny/fold?/last.pt"))) == 1
 
     stage.open()
     stage.working.rename(stage.input / "notebooks")  # the output, attached
@@ -416,9 +420,22 @@ def test_training_out_of_time_goes_on_from_its_previous_output(
     processes.started.clear()
     kernel.train(bundle, budget_minutes=60)
     assert "going on from" in capsys.readouterr().out
-    assert [arguments[arguments.index("--folds") + 1] for _, arguments in processes.started] == ["0", "1", "0,1"]
+    assert folds_of(processes) == {None: "0,1"}  # all GPUs, for train.py to share out
     for name in ("fold0/weights.safetensors", "fold1/weights.safetensors", "oof.csv"):
         assert (stage.working / "runs/tiny" / name).read_bytes() == (trained / "runs/tiny" / name).read_bytes(), name
     assert json.loads((stage.working / "runs/tiny/metrics.json").read_text())["folds"] == [0, 1]
     assert len(pd.read_csv(stage.working / "submission.csv")) == 24
     stage.check()
+
+
+def test_a_fold_that_fails_leaves_the_others_and_their_submission(
+    stage: Stage, training: Path, processes: type[InProcess]
+) -> None:
+    broken = stage.working / "runs/tiny/fold1/last.pt"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"damaged")
+    with pytest.raises(UserError, match="exit code 2"):
+        kernel.train(attached(stage), budget_minutes=60)
+    assert [arguments[arguments.index("--folds") + 1] for _, arguments in processes.started] == ["0,1", "0"]
+    assert json.loads((stage.working / "runs/tiny/metrics.json").read_text())["folds"] == [0]
+    assert len(pd.read_csv(stage.working / "submission.csv")) == 24

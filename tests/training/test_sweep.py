@@ -1,6 +1,7 @@
 """sweep.py end to end on the tiny competition: what it searches, how it goes on, what it refuses."""
 
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,12 @@ from filelock import FileLock
 pytest.importorskip("optuna")
 
 import sweep
+import train
 from scenes.config import load_config
 from scenes.console import UserError
+from scenes.training import parallel
 from scenes.training import sweep as search
+from scenes.training.process import Task
 from tiny import TINY
 
 SETTINGS = [*TINY, "train.epochs=1", "train.batch_size=48"]
@@ -119,3 +123,82 @@ def test_another_space_needs_another_name(here: Path) -> None:
 def test_wrong_arguments_are_refused(arguments: list[str], here: Path) -> None:
     with pytest.raises(UserError):
         run(*arguments)
+
+
+# ---------------------------------------------------------------------------------------------- trials in parallel
+
+
+@dataclass(eq=False)
+class HereSlot:
+    """Stands in for processes, which tests/training/test_parallel.py proves: the same commands in this one."""
+
+    name: str = "here"
+    codes: list[int] = field(default_factory=list)
+    started: list[str] = field(default_factory=list)
+
+    def start(self, task: Task) -> "HereSlot":
+        task.log("here")
+        self.started.append(task.label)
+        self.code = self.codes.pop(0) if self.codes else 0
+        if not self.code:
+            try:
+                train.main(task.command()[1:])
+            except UserError as error:
+                task.log(f"error: {error}")
+                self.code = 2
+        return self
+
+    def poll(self) -> int:
+        return self.code
+
+    def ask_to_stop(self) -> None:
+        pass
+
+    kill = ask_to_stop
+
+
+@pytest.fixture
+def slots(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[HereSlot]:
+    two = [HereSlot(), HereSlot()]
+    monkeypatch.setattr(parallel, "make_slots", lambda asked, *_: two if asked else [])
+    monkeypatch.setattr(parallel, "POLL_SECONDS", 0)
+    return two
+
+
+def test_slots_share_the_trials_and_the_sweep_goes_on(
+    slots: list[HereSlot], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("--parallel=2")
+    assert slots[0].started[:2] == ["trial 0 fold0", "trial 0 fold1"]
+    assert slots[1].started[:2] == ["trial 1 fold0", "trial 1 fold1"]
+    assert sum(len(slot.started) for slot in slots) == 6
+    assert load_config(Path("runs/tiny.sweep/best.yaml")).name == "tiny_best"
+    assert [path.name for path in Path("runs").iterdir()] == ["tiny.sweep"]
+    assert "3 trials came to an end, 0 were stopped early" in capsys.readouterr().out
+    run("--parallel=2", trials=4)
+    assert "1 trials to go" in capsys.readouterr().out
+
+
+def test_a_trial_whose_process_dies_ends_the_sweep_and_comes_first_next_time(
+    slots: list[HereSlot], capsys: pytest.CaptureFixture[str]
+) -> None:
+    slots[0].codes = [1]
+    with pytest.raises(UserError, match="trial 0 fold0: failed with exit code 1"):
+        run("--parallel=2")
+    started = sorted(label for slot in slots for label in slot.started)
+    assert started == ["trial 0 fold0", "trial 1 fold0", "trial 1 fold1"]  # what was begun came to its end
+    values = capsys.readouterr().out.partition("trial 0: ")[2].splitlines()[0]
+    run("--parallel=2")
+    assert f"trial 2: {values}" in capsys.readouterr().out
+
+
+def test_a_trial_that_diverges_leaves_the_other_slots_alone(
+    slots: list[HereSlot], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("space.yaml").write_text("train.lr: [1e-3, 1e30]\n")
+    settings = [*SETTINGS, "train.optimizer=sgd", "train.clip_norm=null", "train.epochs=4"]
+    arguments = ["--space", "space.yaml", "--trials", "5", "--folds", "0", "--parallel", "2"]
+    sweep.main(["tiny.yaml", *arguments, "--set", *settings])
+    printed = capsys.readouterr().out
+    assert "is given up" in printed and "no longer finite" in printed
+    assert load_config(Path("runs/tiny.sweep/best.yaml")).train.lr == 1e-3

@@ -60,10 +60,17 @@ PRESETS: dict[str, list[str | dict[str, dict[str, Any]]]] = {
 
 
 class Sample(NamedTuple):
-    """What a training row's picture depends on, beside the seed and the fold."""
+    """What a training row's picture depends on, beside the seed and the fold.
+
+    Attributes:
+        row: Which.
+        epoch: In which epoch.
+        begun: The epoch its batch begins in, which decides the batch's image size; by default the same.
+    """
 
     row: int
     epoch: int
+    begun: int | None = None
 
 
 class Schedule:
@@ -85,7 +92,7 @@ class Schedule:
         """Lists the samples of one optimiser step."""
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
         cuts = (divmod(position, len(self.rows)) for position in positions)
-        return [Sample(int(self._order(epoch)[place]), epoch) for epoch, place in cuts]
+        return [Sample(int(self._order(epoch)[place]), epoch, self.epoch(step)) for epoch, place in cuts]
 
     def epoch(self, step: int) -> int:
         """How many epochs are complete before a step."""
@@ -101,13 +108,16 @@ class Schedule:
 
 
 class StepSampler(Sampler[list[Sample]]):
-    """Yields the batches of the steps from `first` on."""
+    """Yields the batches of the steps from `first` on, or of each batch the samples at `places`."""
 
-    def __init__(self, schedule: Schedule, first: int) -> None:
+    def __init__(self, schedule: Schedule, first: int, places: Sequence[int] | None = None) -> None:
         self.schedule, self.first = schedule, first
+        self.places = range(schedule.batch_size) if places is None else places
 
     def __iter__(self) -> Iterator[list[Sample]]:
-        return (self.schedule.batch(step) for step in range(self.first, self.schedule.steps))
+        for step in range(self.first, self.schedule.steps):
+            batch = self.schedule.batch(step)
+            yield [batch[place] for place in self.places]
 
     def __len__(self) -> int:
         return self.schedule.steps - self.first
@@ -178,7 +188,8 @@ class AugmentedImages(Dataset[TrainBatch]):
 
     def __getitems__(self, samples: Sequence[Sample]) -> TrainBatch:
         """Fills one array with a whole batch."""
-        size = self.size(samples[0].epoch)  # a batch that spans two epochs has one size
+        first = samples[0]
+        size = self.size(first.epoch if first.begun is None else first.begun)  # a batch that spans two epochs has one
         pictures = np.empty((len(samples), size, size, 3), np.uint8)
         for place, sample in enumerate(samples):
             pictures[place] = self.image(sample, size)

@@ -1,10 +1,12 @@
-"""Predicts any image files: nothing is cached, and no more than one batch of pictures is in memory."""
+"""Predicts any image files: nothing is cached, and no more than three batches of pictures are in memory."""
 
 import csv
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -25,6 +27,10 @@ from scenes.runs import Run
 
 # What Pillow recognises, but reads only with the help of other programs.
 UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+BATCHES_AHEAD = 2  # are decoded while the model is at work on one
+
+# A file, and what was made of it or why nothing could be.
+Result = tuple[Path, np.ndarray | BadImageError]
 
 
 class Guess(NamedTuple):
@@ -48,16 +54,11 @@ def find_images(places: Sequence[Path]) -> list[Path]:
     Raises:
         UserError: If a place is missing, or a folder has no image.
     """
-    Image.init()
-    kinds = Image.registered_extensions().items()
-    suffixes = {suffix for suffix, kind in kinds if kind in Image.OPEN and kind not in UNREADABLE}
     found: list[Path] = []
     problems = []
     for place in places:
         if os.path.isdir(place):  # noqa: PTH112 - false where pathlib raises, e.g. for a name that is too long
-            walk = (Path(folder, file) for folder, _, files in os.walk(place) for file in files)
-            named = (path for path in walk if path.suffix.lower() in suffixes and not path.name.startswith("."))
-            inside = sorted(path for path in named if path.is_file() or path.is_symlink())  # a pipe would never end
+            inside = sorted(walk_images(place))
             found += inside
             if not inside:
                 problems.append(Problem(str(place), "no image in this folder or below it"))
@@ -67,6 +68,39 @@ def find_images(places: Sequence[Path]) -> list[Path]:
             problems.append(Problem(str(place), "no such image or folder", "quote a path that has spaces"))
     raise_problems(problems, "Nothing was predicted")
     return found
+
+
+def walk_images(folder: Path) -> Iterator[Path]:
+    """Goes through the files below a folder that have an image's suffix, folder by folder, each sorted.
+
+    No more than the names in one folder are in memory, and none but links cost a question of their own to the disk.
+
+    Raises:
+        UserError: If a folder cannot be read.
+    """
+    Image.init()
+    kinds = Image.registered_extensions().items()
+    suffixes = tuple(suffix for suffix, kind in kinds if kind in Image.OPEN and kind not in UNREADABLE)
+    waiting = [str(folder)]
+    while waiting:
+        place = waiting.pop()
+        try:
+            with os.scandir(place) as opened:
+                entries = sorted(opened, key=lambda entry: entry.name)
+        except OSError as error:
+            raise UserError(f"{place}: cannot be read ({error.strerror})") from None
+        waiting += [entry.path for entry in reversed(entries) if entry.is_dir(follow_symlinks=False)]
+        for entry in entries:
+            is_named = entry.name.lower().endswith(suffixes) and not entry.name.startswith(".")
+            if is_named and _is_file(entry):
+                yield Path(entry)
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether this is a file or a link that should lead to one; to read from a pipe would never end."""
+    if not entry.is_symlink():
+        return entry.is_file(follow_symlinks=False)
+    return os.path.isfile(entry) or not os.path.exists(entry)  # noqa: PTH110, PTH113 - they never raise
 
 
 def predict_files(
@@ -94,34 +128,50 @@ def predict_files(
     Yields:
         One prediction a readable file.
     """
-    device = models[0].mean.device
-    precision = choose_precision(config.train.precision, device)
     names = config.data.class_names or classes
     batch_size = config.infer.batch_size
-    batches: Iterable[list[np.ndarray | BadImageError]] = decode_batches(paths, config.predict_size, batch_size)
+    batches: Iterable[list[Result]] = predict_batches(models, views, config, paths)
     if label:
         batches = progress(batches, -(-len(paths) // batch_size), label, "img", batch_size)
-    for number, batch in enumerate(batches):
-        pairs = list(zip(paths[number * batch_size :][: len(batch)], batch, strict=True))
-        bad += [
-            Problem(shown(path), f"cannot be read as an image ({image})")
-            for path, image in pairs
-            if isinstance(image, BadImageError)
-        ]
-        good = [(path, image) for path, image in pairs if isinstance(image, np.ndarray)]
-        if not good:
-            continue
-        images = [image for _, image in good]
-        rows = np.arange(len(good))
-        # The images are decoded: there is nothing left for worker processes to do.
-        by_view = predict(models, images, rows, views, config.predict_size, batch_size, device, precision, workers=0)
-        for (path, _), row in zip(good, by_view.mean((0, 1)), strict=True):
+    for batch in batches:
+        for path, row in batch:
+            if isinstance(row, BadImageError):
+                bad.append(Problem(shown(path), f"cannot be read as an image ({row})"))
+                continue
             best = np.argsort(-row, kind="stable")[:top]
             yield Prediction(path, [Guess(classes[at], names[at], float(row[at])) for at in best])
 
 
-def decode_batches(paths: Sequence[Path], size: int, batch_size: int) -> Iterator[list[np.ndarray | BadImageError]]:
-    """Decodes files in threads, a batch at a time, to what the image cache would hold of them.
+def predict_batches(
+    models: Sequence[Classifier], views: Sequence[View], config: Config, paths: Iterable[Path]
+) -> Iterator[list[Result]]:
+    """Predicts image files batch by batch, in their order, while the next ones are decoded.
+
+    Args:
+        models: The networks whose probabilities are averaged, on one device.
+        views: Whose probabilities are averaged too.
+        config: The run's config.
+        paths: The files.
+
+    Yields:
+        For each batch its files, each with probabilities, float32, shape (classes,), or why there are none.
+    """
+    device = models[0].mean.device
+    precision = choose_precision(config.infer.precision, device)
+    size, batch_size = config.predict_size, config.infer.batch_size
+    for batch in decode_batches(paths, size, batch_size):
+        images = [image for _, image in batch if isinstance(image, np.ndarray)]
+        found: Iterator[np.ndarray] = iter(())
+        if images:
+            rows = np.arange(len(images))
+            # The images are decoded: there is nothing left for worker processes to do.
+            by_view = predict(models, images, rows, views, size, batch_size, device, precision, workers=0)
+            found = iter(by_view.mean((0, 1)))
+        yield [(path, image if isinstance(image, BadImageError) else next(found)) for path, image in batch]
+
+
+def decode_batches(paths: Iterable[Path], size: int, batch_size: int) -> Iterator[list[Result]]:
+    """Decodes files in threads, some batches ahead, to what the image cache would hold of them.
 
     Args:
         paths: The files.
@@ -129,7 +179,7 @@ def decode_batches(paths: Sequence[Path], size: int, batch_size: int) -> Iterato
         batch_size: How many at a time.
 
     Yields:
-        For each file RGB, uint8, shape (h, w, 3), or why there is none.
+        For each batch its files, each with its picture, RGB, uint8, shape (h, w, 3), or why there is none.
     """
 
     def attempt(path: Path) -> np.ndarray | BadImageError:
@@ -138,12 +188,27 @@ def decode_batches(paths: Sequence[Path], size: int, batch_size: int) -> Iterato
         except BadImageError as error:
             return error
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(paths), batch_size):
-            yield list(pool.map(attempt, paths[start : start + batch_size]))
+    remaining = iter(paths)
+    ahead: deque[tuple[list[Path], Iterator[np.ndarray | BadImageError]]] = deque()
+    pool = ThreadPoolExecutor(_cores())
+    try:
+        while True:
+            while len(ahead) <= BATCHES_AHEAD and (batch := list(islice(remaining, batch_size))):
+                ahead.append((batch, pool.map(attempt, batch)))
+            if not ahead:
+                return
+            batch, images = ahead.popleft()
+            yield list(zip(batch, images, strict=True))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def written(path: Path) -> str:
+def _cores() -> int | None:
+    """The cores this process may use: a job on a cluster's node has some of them only."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def written(path: Path | str) -> str:
     """A path as text that can be written whatever its bytes are."""
     return str(path).encode(errors="backslashreplace").decode()
 

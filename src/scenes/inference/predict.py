@@ -126,7 +126,7 @@ def predict_as_configured(
         config.predict_size,
         config.infer.batch_size,
         device,
-        choose_precision(config.train.precision, device),
+        choose_precision(config.infer.precision, device),
         config.loader.workers,
         label,
     )

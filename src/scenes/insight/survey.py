@@ -13,7 +13,7 @@ from scenes.insight.quality import brightness, deviations, read_header, sharpnes
 from scenes.insight.readable import Readable, read
 from scenes.insight.shift import Shift, adversarial_validation
 from scenes.model.backbone import Classifier
-from scenes.model.device import choose_device
+from scenes.model.device import choose_device, choose_precision
 from scenes.model.weights import pretrained_state
 from scenes.training.probe import body_features
 
@@ -86,10 +86,7 @@ def _embed(config: Config, data: Readable, device: torch.device) -> tuple[np.nda
         return None, str(error)
     model.body.load_state_dict(state)
     model.to(device, memory_format=torch.channels_last)
-    settings = (config.image_size, config.infer.batch_size, device, config.loader.workers, config.data.cache)
-    # Training's linear probe wants the mirror images too, and then finds these features in the cache.
-    mirrored = [config.train.linear_probe, False]
-    parts = [
-        body_features(model, side.images, *settings, flip)[0] for side, flip in zip(data.sides, mirrored, strict=False)
-    ]
-    return np.concatenate(parts), ""
+    precision = choose_precision(config.infer.precision, device)
+    settings = (config.image_size, config.infer.batch_size, device, config.loader.workers, config.data.cache, precision)
+    # Training's linear probe finds these features in the cache.
+    return np.concatenate([body_features(model, side.images, *settings) for side in data.sides]), ""

@@ -6,14 +6,11 @@ import io
 import json
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +28,7 @@ from scenes.files import write_text
 from scenes.kaggle.worker import part_file
 from scenes.model.weights import kaggle_input
 from scenes.runs import Run
+from scenes.training.process import Process, gpu_count, only_gpu
 
 SEARCH_DEPTH = 5
 POLL_SECONDS = 0.2
@@ -118,7 +116,7 @@ def infer(bundle: Path, budget_minutes: float) -> Submitted:
             done = ensemble.follow(workers, until)
         finally:
             for worker in workers:
-                worker.stop()
+                worker.kill()
     say(f"{done.path}: {len(done.submission)} rows, the mean of {len(done.folds)} of {len(folds)} folds")
     if missing := [fold_name(fold) for fold in folds if fold not in done.folds]:
         say(f"NOT in it: {', '.join(missing)}, failed or out of time; the lines above say which")
@@ -138,7 +136,7 @@ class _Ensemble:
     def follow(self, workers: Sequence["_Process"], until: float) -> Submitted:
         done: Submitted | None = None
         while True:
-            alive = any(worker.running for worker in workers)  # asked first: what ended has written its files
+            alive = any(worker.poll() is None for worker in workers)  # asked first: what ended has written its files
             ready = [fold for fold in self.folds if part_file(self.parts, fold).exists()]
             if ready and (done is None or ready != done.folds):
                 done = self.write(ready)
@@ -171,8 +169,8 @@ class _Ensemble:
 def train(bundle: Path, budget_minutes: float) -> None:
     """Trains the bundle's folds, going on from the output of an earlier version of the kernel if that is attached.
 
-    The folds are dealt to the GPUs, one process each. In the end `runs/NAME` lies in the working folder, and a
-    submission of the finished folds where there are test images.
+    The folds are dealt to the GPUs. In the end `runs/NAME` lies in the working folder, and a submission of the finished
+    folds where there are test images.
 
     Args:
         bundle: From `attach`.
@@ -188,25 +186,22 @@ def train(bundle: Path, budget_minutes: float) -> None:
     root = find_competition([config.data.train_csv, config.data.image_dir], manifest["competition"])
     run = _resume(manifest["name"])
     with tempfile.TemporaryDirectory(prefix="scenes-") as scratch:
-        settings = ["--set", f"data.root={json.dumps(str(root))}", f"data.cache={json.dumps(scratch)}"]
-        command = [str(bundle / "src" / "train.py"), str(config_file)]
+        settings = [f"data.root={json.dumps(str(root))}", f"data.cache={json.dumps(scratch)}"]
         left = max(LEAST_MINUTES, budget_minutes - (time.time() - start) / 60)
-        budget = f"train.time_budget_minutes={left}"
-        dealt = _deal(folds)
-        together = ["--submit"] if len(dealt) == 1 else []  # a process that has all folds scores and predicts them too
-        processes = [
-            _Process([*command, "--folds", _folds_text(part), *settings, budget, *together], bundle, gpu, working())
-            for gpu, part in dealt
-        ]
-        try:
-            codes = [process.wait() for process in processes]
-        finally:
-            for process in processes:
-                process.stop()
+
+        def command(folds: Sequence[int], *more: str) -> int:
+            script = [str(bundle / "src" / "train.py"), str(config_file), "--parallel", "auto", "--submit"]
+            options = ["--folds", _folds_text(folds), "--set", *settings, *more]
+            process = _Process([*script, *options], bundle, None, working())
+            try:
+                return process.wait()
+            finally:
+                process.kill()
+
+        codes = [command(folds, f"train.time_budget_minutes={left}")]
         finished = [fold for fold in folds if run.is_finished(fold)]
-        if finished and not (together and codes == [0]):
-            last = [*command, "--folds", _folds_text(finished), "--submit", *settings]
-            codes.append(_Process(last, bundle, 0, working()).wait())
+        if finished and codes != [0]:
+            codes.append(command(finished))
     _name_as_kaggle_wants(run, working() / "submissions")
     say(f"runs/{run.name}: {len(finished)} of {len(folds)} folds are finished")
     if failed := [code for code in codes if code not in (0, OUT_OF_TIME)]:
@@ -289,62 +284,33 @@ def _deal(folds: Sequence[int]) -> list[tuple[int, list[int]]]:
     return [(gpu, list(folds[gpu::gpus])) for gpu in range(min(gpus, len(folds)))]
 
 
-def gpu_count() -> int:
-    """How many GPUs this process sees."""
-    import torch
-
-    return torch.cuda.device_count()
-
-
 def _folds_text(folds: Sequence[int]) -> str:
     return "full" if FULL in folds else ",".join(map(str, folds))
 
 
-class _Process:
-    """A Python process on one GPU; what it prints is passed on line by line, which a notebook shows."""
+class _Process(Process):
+    """A process of the bundle; what it prints is passed on line by line, which a notebook shows."""
 
-    def __init__(self, arguments: list[str], bundle: Path, gpu: int, folder: str | Path) -> None:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    def __init__(self, arguments: list[str], bundle: Path, gpu: int | None, folder: str | Path) -> None:
+        """Starts it on one GPU, or with None on all."""
         environment = {
-            **os.environ,
-            "CUDA_VISIBLE_DEVICES": str(gpu) if visible is None else visible.split(",")[gpu],
             "PYTHONPATH": os.pathsep.join(filter(None, (str(bundle / "src"), os.environ.get("PYTHONPATH")))),
-            "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",  # the input is read-only
             "SCENES_KAGGLE_INPUT": str(bundle),  # where training looks for pretrained weights
         }
-        self._process = subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,  # so that it can be stopped with all it started
-        )
-        self._printer = threading.Thread(target=self._pass_on, args=(f"[process {gpu}] ",), daemon=True)
+        if gpu is not None:
+            environment |= only_gpu(gpu)
+        super().__init__(arguments, environment, Path(folder), subprocess.PIPE)
+        prefix = "" if gpu is None else f"[process {gpu}] "
+        self._printer = threading.Thread(target=self._pass_on, args=(prefix,), daemon=True)
         self._printer.start()
 
     def _pass_on(self, prefix: str) -> None:
-        assert self._process.stdout
-        for line in self._process.stdout:
+        assert self.output
+        for line in io.TextIOWrapper(self.output, encoding="utf-8", errors="replace"):
             say(prefix + line.rstrip())
-
-    @property
-    def running(self) -> bool:
-        """Whether it has not ended."""
-        return self._process.poll() is None
 
     def wait(self) -> int:
         """Its exit code, when all it printed is passed on."""
         self._printer.join()
-        return self._process.wait()
-
-    def stop(self) -> None:
-        """Ends it and all it started, as far as they run."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self.wait()
+        return super().wait()

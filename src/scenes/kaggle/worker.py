@@ -12,6 +12,7 @@ from scenes.data.folds import fold_name, parse_folds
 from scenes.environment import ensure_environment
 from scenes.files import write_atomic
 from scenes.runs import Run
+from scenes.training.process import end_with_parent
 
 
 def main() -> None:
@@ -23,6 +24,7 @@ def main() -> None:
     parser.add_argument("--until", type=float, required=True, help="start no fold that would end later, in Unix time")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
+    end_with_parent()
     source = Run(arguments.run)
     config = source.load_config(arguments.set)
     predict_parts(source, config, parse_folds(arguments.folds, config.data.folds), arguments.parts, arguments.until)

@@ -4,72 +4,100 @@ import math
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 from safetensors import safe_open
 
 from scenes.config import Config
 from scenes.console import UserError, print_table, say
 from scenes.data.folds import FULL, fold_name, write_or_compare
 from scenes.environment import describe
-from scenes.files import write_text
+from scenes.files import make_folder, write_text
 from scenes.inference.ensemble import nested_mean, view_weights
 from scenes.inference.predict import VIEWS
 from scenes.metrics import accuracy, evaluate, log_losses, percent
 from scenes.model.backbone import parameter_count
-from scenes.runs import Run, begin, read_json, write_json
+from scenes.runs import RUNS, Run, begin, read_json, write_json
 from scenes.training import recipe
+from scenes.training.distributed import together
 from scenes.training.fit import FoldTraining
 from scenes.training.job import Job, prepare
 
 
-def cross_validate(config: Config, folds: Sequence[int]) -> Run:
+def cross_validate(config: Config, folds: Sequence[int], scores: bool = True) -> Run:
     """Trains the folds that are not finished and scores all that are.
+
+    Several processes of a launcher train each fold together; the main one reads and writes the run's files.
+
+    Args:
+        config: The experiment.
+        folds: Which to train.
+        scores: Whether to write oof.csv and metrics.json; not where other processes train folds of the same run.
 
     Raises:
         UserError: If the data, the config or a saved state cannot be used.
     """
-    start = time.monotonic()
-    deadline = start + 60 * (config.train.time_budget_minutes or math.inf)
-    job = prepare(config, folds)
-    run = begin(config)
-    if not run.folds_file.exists():  # later sessions find all in the cache
-        write_json(run.folder / "time.json", {"preparing": round(time.monotonic() - start, 1)})
-    write_or_compare(run.folds_file, job.fold_table())
-    if job.skipped:
-        skipped = pd.DataFrame(job.skipped, columns=["image_name", "reason"])
-        write_text(run.folder / "skipped.csv", skipped.to_csv(index=False, lineterminator="\n"))
-    write_json(run.folder / "environment.json", describe())
-    _introduce(job, run)
-    for fold in folds:
-        if run.is_finished(fold):
-            say(f"{fold_name(fold)}: finished before")
-            continue
-        rows, held = job.rows(fold)
-        say(f"{fold_name(fold)}: {len(rows)} rows to train on, {len(held)} held out")
-        start = time.monotonic()
-        with run.lock(fold):
-            FoldTraining(job, run, fold, deadline).fit()
-        say(f"  {fold_name(fold)} took {_duration(time.monotonic() - start)}")
-    if run.finished_folds(config.data.folds):
+    deadline = time.monotonic() + 60 * (config.train.time_budget_minutes or math.inf)
+    with together(config.train.batch_size) as processes:
+        with processes.main_first():
+            opened = open_run(config, folds) if processes.is_main else (prepare(config, folds), Run(RUNS / config.name))
+        job, run = opened
+        _introduce(job, run, processes.world)
+        for fold in folds:
+            if processes.from_main(lambda: run.is_finished(fold)):  # noqa: B023 - called at once
+                say(f"{fold_name(fold)}: finished before")
+                continue
+            rows, held = job.rows(fold)
+            say(f"{fold_name(fold)}: {len(rows)} rows to train on, {len(held)} held out")
+            start = time.monotonic()
+            with run.lock(fold) if processes.is_main else nullcontext():
+                FoldTraining(job, run, fold, deadline, processes=processes).fit()
+            say(f"  {fold_name(fold)} took {_duration(time.monotonic() - start)}")
+    if processes.is_main and scores and run.finished_folds(config.data.folds):
         summarise(job, run)
     return run
 
 
+def open_run(config: Config, folds: Sequence[int]) -> tuple[Job, Run]:
+    """Checks and reads all that training needs, and begins the run or goes on with it.
+
+    Raises:
+        UserError: If the data or the config cannot be used, or are not what the run began with.
+    """
+    start = time.monotonic()
+    job, run = prepare(config, folds), Run(RUNS / config.name)
+    make_folder(run.folder)
+    with FileLock(run.folder / ".lock"):  # processes of several machines may be here at once, to train a fold each
+        begin(config)
+        if not run.folds_file.exists():  # later sessions find all in the cache
+            write_json(run.folder / "time.json", {"preparing": round(time.monotonic() - start, 1)})
+        write_or_compare(run.folds_file, job.fold_table())
+        if job.skipped:
+            skipped = pd.DataFrame(job.skipped, columns=["image_name", "reason"])
+            write_text(run.folder / "skipped.csv", skipped.to_csv(index=False, lineterminator="\n"))
+        if not all(run.is_finished(fold) for fold in folds):  # else it says what trained them
+            write_json(run.folder / "environment.json", describe())
+    return job, run
+
+
 def dry_run(config: Config, folds: Sequence[int]) -> None:
     """Does two batches of everything in a scratch folder and says what the full run would take."""
-    job = prepare(config, folds)
-    say(f"dry run of {config.name}: two batches of everything, nothing is kept but the image cache")
-    start = time.monotonic()
-    if job.starts_with_probe or job.trains_on_features:
-        job.features  # noqa: B018 - computed here, so that it is timed apart; the full run finds them cached
-    features = time.monotonic() - start
-    with tempfile.TemporaryDirectory() as scratch:
-        speed = FoldTraining(job, Run(Path(scratch)), folds[0], step_limit=2).fit()
+    with together(config.train.batch_size) as processes:
+        with processes.main_first():
+            job = prepare(config, folds)
+            say(f"dry run of {config.name}: two batches of everything, nothing is kept but the image cache")
+            start = time.monotonic()
+            if job.starts_with_probe or job.trains_on_features:
+                job.features  # noqa: B018 - computed here, so that it is timed apart; the full run finds them cached
+            features = time.monotonic() - start
+        with tempfile.TemporaryDirectory() as scratch:
+            speed = FoldTraining(job, Run(Path(scratch)), folds[0], step_limit=2, processes=processes).fit()
     rows, held = (len(part) for part in job.rows(folds[0]))
     train, views = config.train, len(VIEWS[config.infer.tta])
     seconds = {"features, once (kept)": features} if features >= 1 else {}
@@ -178,7 +206,7 @@ def optimistic(config: Config) -> str | None:
     return None
 
 
-def _introduce(job: Job, run: Run) -> None:
+def _introduce(job: Job, run: Run, processes: int) -> None:
     config = job.config
     model = job.new_model()
     is_frozen = recipe.freezes_batch_norm(config.train, job.pretrained is not None)
@@ -188,7 +216,11 @@ def _introduce(job: Job, run: Run) -> None:
         f"{run.folder}: {config.model.name}, {parameter_count(model) / 1e6:.1f} million weights, {config.image_size} px"
     )
     say(f"  {len(job.table)} rows, {len(job.labels.classes)} classes, {config.data.folds} folds; {statistics}")
-    say(f"  {device[0] if isinstance(device, list) else device}, {job.precision}")
+    several = f"{processes} processes, " if processes > 1 else ""
+    say(f"  {several}{device[0] if isinstance(device, list) else device}")
+    is_auto = "auto" in (config.train.precision, config.infer.precision)
+    why = ": auto, by what is fast on it" if is_auto else ""
+    say(f"  training in {job.precision}, predicting in {job.predict_precision}{why}")
 
 
 def _print_scores(run: Run, metrics: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from scenes.model.weights import save_classifier
 from scenes.randomness import key, seed_all
 from scenes.runs import Run, write_json
 from scenes.training import checkpoint, recipe
+from scenes.training.distributed import Processes
 from scenes.training.job import Job
 from scenes.training.probe import fit_head
 from scenes.training.stopwatch import Stopwatch
@@ -43,11 +44,18 @@ class Speed(NamedTuple):
 class FoldTraining:
     """Trains one fold, or goes on where it was stopped, and predicts the rows it never saw.
 
-    Everything random in a step follows from (seed, fold, step), so that a resumed run ends in the same bytes.
+    Everything random in a step follows from (seed, fold, step), so that a resumed run ends in the same bytes. Several
+    processes do each step together: each its micro-batches forward and back, then all the same update.
     """
 
     def __init__(
-        self, job: Job, run: Run, fold: int, deadline: float = math.inf, step_limit: int | None = None
+        self,
+        job: Job,
+        run: Run,
+        fold: int,
+        deadline: float = math.inf,
+        step_limit: int | None = None,
+        processes: Processes | None = None,
     ) -> None:
         """Builds the fold's start.
 
@@ -57,7 +65,9 @@ class FoldTraining:
             fold: Its number, or FULL.
             deadline: When to stop in good order, in seconds of the monotonic clock.
             step_limit: For a dry run: stop after so many steps and predict as many batches.
+            processes: Those that train it together; by default this one alone.
         """
+        self.processes = processes or Processes()
         self.job, self.run, self.fold, self.deadline, self.step_limit = job, run, fold, deadline, step_limit
         self.config, self.train = job.config, job.config.train
         self.name, self.folder = fold_name(fold), run.fold_folder(fold)
@@ -72,10 +82,10 @@ class FoldTraining:
         )
         # What a checkpoint holds, beside the networks and the optimiser.
         self.step = 0
-        self.accumulate = self.train.accumulate
+        self.accumulate = self.processes.even(self.train.accumulate, self.train.batch_size)
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
-        self.loss_sum = torch.zeros((), device=job.device)
+        self.loss_sum = torch.zeros((), device=job.device)  # of this process's rows, see `_total_loss`
         self.watch = Stopwatch(job.device)
 
     def fit(self) -> Speed:
@@ -89,7 +99,8 @@ class FoldTraining:
         self._resume()
         steps = self.schedule.steps if self.step_limit is None else min(self.step_limit, self.schedule.steps)
         meter = Meter(steps, self.name, "img", self.train.batch_size, done=self.step)
-        trackers = None if self.step_limit else Trackers(self.config, self.folder, self.name)
+        is_tracked = self.processes.is_main and self.step_limit is None
+        trackers = Trackers(self.config, self.folder, self.name) if is_tracked else None
         try:
             if trackers:
                 trackers.log_history(self.history)
@@ -107,20 +118,20 @@ class FoldTraining:
         batches, loss = self._batches(), math.nan
         last_save = time.monotonic()
         is_new_epoch = True
-        with StopRequest(self.deadline) as stop:
+        with StopRequest(self.deadline, self.processes.largest) as stop:
             while self.step < steps and not self._stops_early():
                 if is_new_epoch:  # modes follow from the epoch alone, so that a resumed run has them too
                     self._set_modes()
                 rate = self._train_step(batches)
                 if self.step % LOOK_STEPS == 0 or self.job.device.type == "cpu":
-                    loss = float(self.loss_sum) / self._steps_of_epoch()
+                    loss = float(self._total_loss()) / self._steps_of_epoch()
                 meter.advance(f"loss {loss:.3f}  rate {rate:.1e}")
                 epoch = self.schedule.ends_epoch(self.step - 1)
                 is_new_epoch = epoch is not None and self.step_limit is None
                 if is_new_epoch:
                     self._end_epoch(epoch, rate, trackers, meter.rate)
                 reason = stop.reason
-                due = time.monotonic() - last_save > self.train.checkpoint_minutes * 60
+                due = self.processes.any(time.monotonic() - last_save > self.train.checkpoint_minutes * 60)
                 if is_new_epoch or ((due or reason) and self.step_limit is None):
                     self._save()
                     last_save = time.monotonic()
@@ -137,40 +148,58 @@ class FoldTraining:
         self.model = job.new_model()
         if job.starts_with_probe:
             self._start_head_as_probe()
+        self._share_batch_norms()
+        self.processes.copy_main_(self.model.state_dict().values())
         self.averaged = recipe.make_average(self.model, train)
         self.accelerator = Accelerator(
             mixed_precision="no" if job.precision == "fp32" else job.precision, cpu=job.device.type == "cpu"
         )
         trained = self.model.head if job.trains_on_features else self.model
-        self.network, self.optimizer = self.accelerator.prepare(trained, recipe.make_optimizer(self.model, train))
+        # Without DistributedDataParallel: within its way back no process can say that its memory ran out.
+        self.network = self.accelerator.prepare_model(trained, evaluation_mode=True)
+        self.optimizer = self.accelerator.prepare_optimizer(recipe.make_optimizer(self.model, train))
         if job.trains_on_features:
-            with self.watch.stage("features"):
-                job.features  # noqa: B018 - computed here, before the steps are timed
+            self._compute_features()  # before the steps are timed
         if self.class_weights is not None:
             self.class_weights = self.class_weights.to(job.device)
 
+    def _share_batch_norms(self) -> None:
+        """Lets batch norms that learn see the rows of all processes, where torch can do that: on GPUs."""
+        is_frozen = recipe.freezes_batch_norm(self.train, self.job.pretrained is not None)
+        self.shares_batch_norms = self.processes.world > 1 and not is_frozen and recipe.has_batch_norm(self.model)
+        if self.shares_batch_norms and self.job.device.type == "cuda":
+            recipe.synchronise_batch_norms(self.model)
+        elif self.shares_batch_norms:
+            say(f"  {self.name}: batch norm learns from each process's rows apart, as one process would not")
+
+    def _compute_features(self) -> None:
+        with self.watch.stage("features"), self.processes.main_first():
+            self.job.features  # noqa: B018 - kept there
+
     def _start_head_as_probe(self) -> None:
         """Replaces the random head by a logistic regression (LP-FT, Kumar et al. 2022, arXiv:2202.10054)."""
-        labels, rows = self.job.labels, self.train_rows
-        with self.watch.stage("features"):
-            features = self.job.features
+        labels, rows, seed = self.job.labels, self.train_rows, key("probe", self.config.seed, self.fold)
+        self._compute_features()
+        features = self.job.features
         with self.watch.stage("probe"):
-            weights, biases, strength = fit_head(
-                features[:, rows], labels.targets[rows], len(labels.classes), key("probe", self.config.seed, self.fold)
+            weights, biases, strength = self.processes.from_main(
+                lambda: fit_head(features[rows], labels.targets[rows], len(labels.classes), seed)
             )
         linear = self.model.head[-1]
         with torch.no_grad():
             linear.weight.copy_(torch.from_numpy(weights))
             linear.bias.copy_(torch.from_numpy(biases))
         if len(self.held_rows):
-            logits = torch.from_numpy(features[0, self.held_rows] @ weights.T + biases)
+            logits = torch.from_numpy(features[self.held_rows] @ weights.T + biases)
             row = self._scores(logits.softmax(1).numpy(), self.held_rows)
             self.history.append({"epoch": 0, "steps": 0, "accumulate": 0, "lr": 0.0, "train_loss": None, **row})
             say(f"  {self.name} probe: held-out accuracy {row['val_accuracy']:.4f}, strength C = {strength:g}")
 
     def _resume(self) -> None:
         """Goes on from the last checkpoint, if there is one."""
-        saved = checkpoint.load(self.folder, self._identity) if self.step_limit is None else None
+        if self.step_limit is not None:
+            return
+        saved = self.processes.from_main(lambda: checkpoint.load(self.folder, self._identity))
         if not saved:
             return
         try:
@@ -191,15 +220,25 @@ class FoldTraining:
             self.averaged.module.load_state_dict(saved["averaged"])
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
-        self.step, self.accumulate = int(saved["step"]), int(saved["accumulate"])
+        self.step = int(saved["step"])
+        self.accumulate = self.processes.even(int(saved["accumulate"]), self.train.batch_size)
         self.history, self.best = saved["history"], saved["best"]
-        self.loss_sum = saved["loss_sum"].to(self.job.device)
+        if self.processes.is_main:
+            self.loss_sum = saved["loss_sum"].to(self.job.device)
         self.watch.go_on(saved["watch"])
 
     def _save(self) -> None:
         """Writes the checkpoint and history.csv; never a state whose loss is not finite."""
         self._check_finite()
-        state = {
+        loss_sum = self._total_loss()
+        if self.processes.is_main:
+            checkpoint.save(self.folder, self._state(loss_sum))
+            self._write_records()
+        self.processes.wait()  # who left earlier to stop would have the launcher stop the main one while it writes
+
+    def _state(self, loss_sum: Tensor) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {
             "identity": self._identity,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -209,23 +248,35 @@ class FoldTraining:
             "accumulate": self.accumulate,
             "history": self.history,
             "best": self.best,
-            "loss_sum": self.loss_sum,
+            "loss_sum": loss_sum,
             "watch": self.watch.state(),
         }
-        checkpoint.save(self.folder, state)
-        self._write_records()
 
     @property
     def _identity(self) -> str:
         """What a checkpoint must belong to; the config itself is compared when a run begins."""
         return f"{self.config.name} {self.name} {self.config.model.name} {len(self.job.labels.classes)} classes"
 
+    @property
+    def _micro_batches(self) -> dict[int, np.ndarray]:
+        """This process's micro-batches of a step: each one's number, and its places in the batch."""
+        return self.processes.micro_batches(self.train.batch_size, self.accumulate)
+
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields each step's (input, rows) from the present step on: images, or features of a frozen body."""
+        """Yields this process's (input, rows) of each step from the present one on; of the same again after a split."""
+        while self.step < self.schedule.steps:
+            accumulate = self.accumulate
+            places = np.concatenate([*self._micro_batches.values()]).tolist()
+            for inputs, rows in self._inputs(StepSampler(self.schedule, self.step, places)):
+                yield inputs, rows
+                if self.accumulate != accumulate:
+                    break
+
+    def _inputs(self, sampler: StepSampler) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields inputs, images or features of a frozen body, and their rows."""
         job, config = self.job, self.config
-        sampler = StepSampler(self.schedule, self.step)
         if job.trains_on_features:
-            features = torch.from_numpy(job.features[0])
+            features = torch.from_numpy(job.features)
             for samples in sampler:
                 rows = torch.tensor([sample.row for sample in samples])
                 yield features[rows], rows
@@ -249,10 +300,13 @@ class FoldTraining:
         inputs, rows = next(batches)
         while not self._add_gradients(inputs, rows):
             self._halve_micro_batches()
+            inputs, rows = next(batches)
         if self.train.clip_norm:
             self.accelerator.clip_grad_norm_(self.network.parameters(), self.train.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.shares_batch_norms and self.job.device.type == "cpu":
+            self.processes.average_(tensor for tensor in self.model.body.buffers() if tensor.is_floating_point())
         if self.averaged:
             self.averaged.update(self.model, step=self.step)
         self.step += 1
@@ -261,46 +315,65 @@ class FoldTraining:
         return rate
 
     def _add_gradients(self, inputs: Tensor, rows: Tensor) -> bool:
-        """Runs a batch forward and back in micro-batches; False, and nothing added, if the memory ran out."""
-        device, train = self.job.device, self.train
+        """Runs a batch forward and back in micro-batches; False, and nothing added, if any process's memory ran out."""
         loss_before = self.loss_sum.clone()
-        parts = zip(inputs.tensor_split(self.accumulate), rows.tensor_split(self.accumulate), strict=True)
+        micro_batches = self._micro_batches
+        sizes = [len(places) for places in micro_batches.values()]
         try:
-            for micro, (part, part_rows) in enumerate(parts):
-                seed_all(key("step", self.config.seed, self.fold, self.step, micro))  # for dropout and drop path
-                part = part.to(device, non_blocking=True)
-                targets = self.targets[part_rows.to(device, non_blocking=True)]
-                if train.mixup or train.cutmix:
-                    if targets.ndim == 1:
-                        targets = functional.one_hot(targets, len(self.job.labels.classes)).float()
-                    part, targets = recipe.mix(part, targets, train)
-                with self.accelerator.autocast():
-                    logits = self.network(part)
-                losses = functional.cross_entropy(
-                    logits.float(), targets, self.class_weights, reduction="none", label_smoothing=train.label_smoothing
-                )
-                # Divided by the whole batch, so that the split into micro-batches does not change the gradient.
-                loss = losses.sum() / len(rows)
-                self.loss_sum += loss.detach()
-                self.accelerator.backward(loss)
-            return True
+            for micro, part, part_rows in zip(micro_batches, inputs.split(sizes), rows.split(sizes), strict=True):
+                self.accelerator.backward(self._loss(micro, part, part_rows))
+            is_short = False
         except torch.OutOfMemoryError:
+            is_short = True
+        if is_short and self.shares_batch_norms:  # the others wait within the network
+            raise UserError(
+                f"{self.name}: out of memory while batch norm learns from all processes' rows; begin anew in smaller "
+                f"parts: --set train.accumulate={2 * self.accumulate} name=NEW"
+            )
+        if self.processes.any(is_short):
             self.optimizer.zero_grad()
             self.loss_sum.copy_(loss_before)
             return False
+        self.processes.add_up_([weight.grad for weight in self.network.parameters() if weight.grad is not None])
+        return True
+
+    def _loss(self, micro: int, inputs: Tensor, rows: Tensor) -> Tensor:
+        """Runs a micro-batch forward; its part of the batch's mean loss."""
+        device, train = self.job.device, self.train
+        seed_all(key("step", self.config.seed, self.fold, self.step, micro))  # for dropout and drop path
+        inputs = inputs.to(device, non_blocking=True)
+        targets = self.targets[rows.to(device, non_blocking=True)]
+        if train.mixup or train.cutmix:
+            if targets.ndim == 1:
+                targets = functional.one_hot(targets, len(self.job.labels.classes)).float()
+            inputs, targets = recipe.mix(inputs, targets, train)
+        with self.accelerator.autocast():
+            logits = self.network(inputs)
+        losses = functional.cross_entropy(
+            logits.float(), targets, self.class_weights, reduction="none", label_smoothing=train.label_smoothing
+        )
+        # Divided by the whole batch, so that the split into micro-batches does not change the gradient.
+        loss = losses.sum() / train.batch_size
+        self.loss_sum += loss.detach()
+        return loss
 
     def _halve_micro_batches(self) -> None:
         """Splits batches into twice as many parts, which gives the same gradients in half the memory."""
-        if self.accumulate >= self.train.batch_size:
+        halved = self.processes.even(2 * self.accumulate, self.train.batch_size)
+        if halved == self.accumulate:
             raise UserError(f"{self.name}: not even one image fits into memory; lower image_size or take another model")
-        self.accumulate = min(2 * self.accumulate, self.train.batch_size)
+        self.accumulate = halved
         say(f"  {self.name}: out of memory; from step {self.step} on batches are split in {self.accumulate}")
         if self.job.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def _total_loss(self) -> Tensor:
+        """The sum of the mean losses of the epoch's steps so far."""
+        return self.processes.total(self.loss_sum)
+
     def _check_finite(self) -> None:
         """Stops before a loss or a weight that is not finite can be saved."""
-        if not all(torch.isfinite(tensor).all() for tensor in (self.loss_sum, *self.model.parameters())):
+        if not all(torch.isfinite(tensor).all() for tensor in (self._total_loss(), *self.model.parameters())):
             raise UserError(
                 f"{self.name}: the loss is no longer finite at step {self.step}; the last good state is kept. "
                 f"Lower train.lr ({self.train.lr:g}) or train in full precision: --set train.precision=fp32"
@@ -319,13 +392,14 @@ class FoldTraining:
             "steps": steps,
             "accumulate": self.accumulate,
             "lr": rate,
-            "train_loss": float(self.loss_sum) / steps,
+            "train_loss": float(self._total_loss()) / steps,
             "images_per_second": round(speed, 1),
         }
         self.loss_sum.zero_()
         if len(self.held_rows) and (self.step < self.schedule.steps or self.train.early_stopping):
             with self.watch.stage("judging"):
                 row |= self._validate()
+        row = self.processes.from_main(lambda: row)  # to the last digit: later decisions follow from it
         self.history.append(row)
         if self.train.early_stopping:
             self._track_best(row)
@@ -344,7 +418,7 @@ class FoldTraining:
         model = self._judged
         if self.job.trains_on_features:
             with torch.inference_mode():
-                held = torch.from_numpy(self.job.features[0, self.held_rows]).to(self.job.device)
+                held = torch.from_numpy(self.job.features[self.held_rows]).to(self.job.device)
                 return self._scores(model.head.eval()(held).float().softmax(1).cpu().numpy(), self.held_rows)
         scores = self._scores(self._predict(model, [PLAIN])[0], self.held_rows)
         if self.averaged:  # whether averaging pays, epoch by epoch
@@ -370,13 +444,15 @@ class FoldTraining:
         return bool(patience and self.best and self.best["waited"] >= patience)
 
     def _predict(self, model: Classifier, views: list[Any]) -> np.ndarray:
-        """Probabilities of the held-out rows, float32, shape (views, n, classes)."""
+        """Probabilities of the held-out rows, each by one of the processes: float32, shape (views, n, classes)."""
+        job, config = self.job, self.config
         label = f"predicting {self.name}" if len(views) > 1 else ""
-        job = self.job
-        return predict_as_configured(self.config, [model], job.images, self.held_rows, views, job.device, label)[0]
+        rows = self.held_rows[self.processes.share(len(self.held_rows), config.infer.batch_size)]
+        own = predict_as_configured(config, [model], job.images, rows, views, job.device, label) if len(rows) else None
+        return np.concatenate([part[0] for part in self.processes.gather(own) if part is not None], 1)
 
     def _finish(self, trackers: Trackers | None) -> float:
-        """Saves the final weights and the held-out probabilities; returns the prediction speed."""
+        """Predicts the held-out rows, saves that and the final weights; returns the prediction speed."""
         self._check_finite()
         model = self._judged
         if self.best:
@@ -384,7 +460,8 @@ class FoldTraining:
             say(f"  {self.name}: restored epoch {self.best['epoch']}, the best on its held-out rows")
         classes = self.job.labels.classes
         prior = np.bincount(self.job.labels.targets[self.train_rows], minlength=len(classes)) / len(self.train_rows)
-        save_classifier(model, self.run.weights_file(self.fold), classes, self.config.name, prior.tolist())
+        if self.processes.is_main:
+            save_classifier(model, self.run.weights_file(self.fold), classes, self.config.name, prior.tolist())
         if self.fold == FULL:
             self._write_records()
             return 0.0
@@ -400,11 +477,14 @@ class FoldTraining:
         self._write_records()
         content = {"probabilities": torch.from_numpy(probabilities), "rows": torch.from_numpy(self.held_rows)}
         metadata = {"views": ",".join(view.name for view in views)}
-        write_atomic(self.run.fold_oof_file(self.fold), lambda path: save_file(content, path, metadata))
+        if self.processes.is_main:
+            write_atomic(self.run.fold_oof_file(self.fold), lambda path: save_file(content, path, metadata))
         return speed
 
     def _write_records(self) -> None:
         """Writes history.csv anew, the time taken and the memory needed."""
+        if not self.processes.is_main:
+            return
         write_json(self.run.time_file(self.fold), self.watch.state())
         if self.history:
             text = pd.DataFrame(self.history).to_csv(index=False, lineterminator="\n")

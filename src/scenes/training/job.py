@@ -28,7 +28,7 @@ from scenes.data.folds import FULL, fold_name, given_folds, group_rows, make_fol
 from scenes.data.images import Images, read_good_images, read_images, unreadable_rows
 from scenes.data.soft_targets import JoinedImages, SoftTargets, read_soft_targets
 from scenes.inference.predict import VIEWS
-from scenes.model.backbone import Classifier
+from scenes.model.backbone import Classifier, has_depthwise
 from scenes.model.device import choose_device, choose_precision, use_deterministic_algorithms
 from scenes.model.weights import pretrained_state
 from scenes.runs import Run
@@ -48,7 +48,6 @@ class Job:
         fold_of: int64, shape (n,): each row's fold.
         pretrained: The body's weights to start from, or None.
         device: Where to compute.
-        precision: ``fp32``, ``bf16`` or ``fp16``.
         skipped: Image name and reason of each row left out because its image cannot be read.
         soft: What folds train on in place of labels.
         test_images: The images of test rows among that.
@@ -62,7 +61,6 @@ class Job:
     fold_of: np.ndarray
     pretrained: dict[str, Tensor] | None
     device: torch.device
-    precision: str
     skipped: list[tuple[str, str]] = field(default_factory=list)
     soft: Mapping[int, SoftTargets] = field(default_factory=dict)
     test_images: Images | None = None
@@ -113,8 +111,19 @@ class Job:
         return body_is_frozen(self.config.train) and self.config.augment == "none"
 
     @cached_property
+    def precision(self) -> str:
+        """What training computes in: ``fp32``, ``bf16`` or ``fp16``."""
+        bf16_pays = not self.trains_on_features and not has_depthwise(self.new_model())
+        return choose_precision(self.config.train.precision, self.device, bf16_pays)
+
+    @property
+    def predict_precision(self) -> str:
+        """What predicting computes in, and the features of a frozen body."""
+        return choose_precision(self.config.infer.precision, self.device)
+
+    @cached_property
     def features(self) -> np.ndarray:
-        """The frozen body's features of all rows, float32, shape (2, n, f): as they are, for a probe also mirrored."""
+        """The frozen body's features of all rows, float32, shape (n, f)."""
         config = self.config
         return body_features(
             self.new_model(),
@@ -124,7 +133,7 @@ class Job:
             self.device,
             config.loader.workers,
             config.data.cache,
-            mirrored=self.starts_with_probe,
+            self.predict_precision,
         )
 
     def fold_table(self) -> pd.DataFrame:
@@ -168,10 +177,9 @@ def prepare(config: Config, folds: Sequence[int]) -> Job:
     if config.train.deterministic:
         use_deterministic_algorithms()
     device = choose_device()
-    precision = choose_precision(config.train.precision, device)
     pretrained = pretrained_state(config)
     soft, test_images = _read_soft_targets(config, table, labels, fold_of) if data.soft_targets else ({}, None)
-    job = Job(config, table, labels, images, groups, fold_of, pretrained, device, precision, skipped, soft, test_images)
+    job = Job(config, table, labels, images, groups, fold_of, pretrained, device, skipped, soft, test_images)
     _check_model(job)
     return job
 
@@ -301,6 +309,8 @@ def _check_model(job: Job) -> None:
     if isinstance(config.train.class_weights, list) and len(config.train.class_weights) != len(job.labels.classes):
         count = len(config.train.class_weights)
         raise UserError(f"train.class_weights has {count} weights for {len(job.labels.classes)} classes")
+    choose_precision(config.train.precision, job.device)
+    choose_precision(config.infer.precision, job.device)
     model = job.new_model()
     asked = [(size, "train.sizes") for size in (config.train.sizes or {}).values()]
     asked += [(view.canvas(config.predict_size), "infer") for view in VIEWS[config.infer.tta] if not view.crop]

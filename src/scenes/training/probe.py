@@ -16,7 +16,7 @@ from scenes.console import Meter
 from scenes.data.batches import EvalImages, eval_loader
 from scenes.data.images import Images
 from scenes.files import make_folder, write_atomic
-from scenes.inference.predict import InParts
+from scenes.inference.predict import InParts, autocast
 from scenes.metrics import log_losses
 from scenes.model.backbone import Classifier
 from scenes.randomness import key
@@ -36,9 +36,9 @@ def body_features(
     device: torch.device,
     workers: int | str,
     cache: Path,
-    mirrored: bool = True,
+    precision: str,
 ) -> np.ndarray:
-    """Computes the pooled features of every image and of its mirror image, once for all folds and runs.
+    """Computes the pooled features of every image, once for all folds and runs.
 
     Args:
         model: On `device`.
@@ -48,18 +48,17 @@ def body_features(
         device: Where the model is.
         workers: Loader processes, or ``auto``.
         cache: The folder of all caches.
-        mirrored: Whether the mirror images are wanted, which doubles the work.
+        precision: ``fp32``, ``bf16`` or ``fp16``, the autocast type.
 
     Returns:
-        float32, shape (2, n, f): as they are, mirrored; or (1, n, f).
+        float32, shape (n, f).
     """
-    kind = "mirrored-" if mirrored else ""
-    path = cache / f"features-{kind}{_key(model, images, size, device)}.npy"
+    path = cache / f"features-{_key(model, images, size, device, precision)}.npy"
     if not path.exists():
         make_folder(cache)
         with FileLock(f"{path}.lock"):
             if not path.exists():
-                computed = _compute(model, images, size, batch_size, device, workers, mirrored)
+                computed = _compute(model, images, size, batch_size, device, workers, precision)
                 write_atomic(path, lambda temporary: _save(temporary, computed))
     return np.load(path, allow_pickle=False)
 
@@ -69,9 +68,10 @@ def _save(path: Path, features: np.ndarray) -> None:
         np.save(file, features, allow_pickle=False)
 
 
-def _key(model: Classifier, images: Images, size: int, device: torch.device) -> str:
+def _key(model: Classifier, images: Images, size: int, device: torch.device, precision: str) -> str:
     config = model.config  # the pool changes features and no weight
-    digest = blake2b(f"{config.name} {config.pool} {size} {device.type}\n".encode(), digest_size=12)
+    about = f"{config.name} {config.pool} {size} {device.type} {precision}\n"
+    digest = blake2b(about.encode(), digest_size=12)
     digest.update("".join(images.pixel_hashes.tolist()).encode())
     for name, tensor in {**model.body.state_dict(), "mean": model.mean, "std": model.std}.items():
         digest.update(name.encode())
@@ -86,21 +86,20 @@ def _compute(
     batch_size: int,
     device: torch.device,
     workers: int | str,
-    mirrored: bool,
+    precision: str,
 ) -> np.ndarray:
     model.eval()
     loader = eval_loader(EvalImages(images, np.arange(len(images)), [size]), batch_size, workers, device)
     meter = Meter(len(loader), "features of the frozen body", "img", batch_size)
     body = InParts(model.features)
     done = []
-    with torch.inference_mode():
+    with torch.inference_mode(), autocast(device, precision):
         for batch in loader:
             pictures = batch.canvases[size].to(device, non_blocking=True)
-            views = [pictures, pictures.flip(2)] if mirrored else [pictures]
-            done.append(torch.stack([body(view.permute(0, 3, 1, 2)).float() for view in views]).cpu())
+            done.append(body(pictures.permute(0, 3, 1, 2)).float().cpu())
             meter.advance()
     meter.close()
-    return torch.cat(done, 1).numpy()
+    return torch.cat(done).numpy()
 
 
 def fit_head(
@@ -109,7 +108,7 @@ def fit_head(
     """Fits a logistic regression, its regularisation chosen by log loss on a fifth of these rows.
 
     Args:
-        features: float32, shape (2, n, f): each row's features and its mirror image's.
+        features: float32, shape (n, f).
         targets: int, shape (n,), every class present.
         classes: How many.
         seed: Of the fifth's choice.
@@ -126,8 +125,8 @@ def fit_head(
         losses = {}
         scaler, regression = StandardScaler(), LogisticRegression(max_iter=MAX_STEPS, warm_start=True)
         for candidate in STRENGTHS:  # each starts from the one before
-            _fit(scaler, regression.set_params(C=candidate), features[:, kept], targets[kept])
-            probabilities = regression.predict_proba(scaler.transform(features[0, held]))
+            _fit(scaler, regression.set_params(C=candidate), features[kept], targets[kept])
+            probabilities = regression.predict_proba(scaler.transform(features[held]))
             losses[candidate] = float(log_losses(probabilities, targets[held]).mean())
         strength = min(losses, key=lambda candidate: losses[candidate])
     scaler, regression = StandardScaler(), LogisticRegression(C=strength, max_iter=MAX_STEPS)
@@ -140,8 +139,8 @@ def fit_head(
 
 
 def _fit(scaler: StandardScaler, regression: LogisticRegression, features: np.ndarray, targets: np.ndarray) -> None:
-    """Fits both in place to features of shape (2, n, f)."""
-    rows = scaler.fit_transform(features.reshape(-1, features.shape[-1]))
+    """Fits both in place to features of shape (n, f)."""
+    rows = scaler.fit_transform(features)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # after so many steps the rest does not matter
-        regression.fit(rows, np.tile(targets, len(features)))
+        regression.fit(rows, targets)

@@ -83,6 +83,18 @@ def freezes_batch_norm(train: TrainConfig, is_pretrained: bool) -> bool:
     return is_pretrained if train.batch_norm == "auto" else train.batch_norm == "frozen"
 
 
+def has_batch_norm(model: Classifier) -> bool:
+    """Whether a network has batch norms."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
+def synchronise_batch_norms(model: Classifier) -> None:
+    """Lets batch norms that learn take the statistics of all processes' rows, on GPUs; changes the model in place."""
+    from timm.layers import convert_sync_batchnorm  # torch's own would lose the activation of timm's batch norms
+
+    model.body = convert_sync_batchnorm(model.body)
+
+
 def set_modes(model: Classifier, stages: Stages, frozen_batch_norm: bool) -> None:
     """Puts the model into training mode with all but the last `stages` of its body frozen.
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from scenes import strict_yaml
 from scenes.config import Config, dump, load_config
-from scenes.console import UserError, print_table, say
+from scenes.console import Problem, StoppedError, UserError, print_table, raise_problems, say
+from scenes.data.folds import fold_name
 from scenes.files import make_folder, write_result
 from scenes.randomness import key
-from scenes.runs import RUNS, Run, read_json
+from scenes.runs import RUNS, read_json
 from scenes.training.crossval import cross_validate
 from scenes.training.job import prepare
+from scenes.training.parallel import FAILED, MISTAKE, Experiment, Slot, failure, follow
+from scenes.training.process import INTERRUPTED, Task
 
 SHOWN = 5
 RANGE_KEYS = {"low", "high", "log"}
@@ -26,7 +30,14 @@ RANGE_KEYS = {"low", "high", "log"}
 Space = Mapping[str, Any]
 
 
-def sweep(config_file: Path, overrides: Sequence[str], space_file: Path, trials: int, folds: Sequence[int]) -> Path:
+def sweep(
+    config_file: Path,
+    overrides: Sequence[str],
+    space_file: Path,
+    trials: int,
+    folds: Sequence[int],
+    slots: Sequence[Slot] = (),
+) -> Path:
     """Searches a space for the settings with the lowest held-out log loss; a sweep that was stopped goes on.
 
     Args:
@@ -35,12 +46,14 @@ def sweep(config_file: Path, overrides: Sequence[str], space_file: Path, trials:
         space_file: What to search, see configs/sweeps/.
         trials: How many there shall be in all.
         folds: Which folds judge a trial.
+        slots: Where trials run at the same time; by default one after another in this process.
 
     Returns:
         The best config's file.
 
     Raises:
         UserError: If the space or a config cannot be used, another process is at it, or no trial came to an end.
+        StoppedError: If a signal stopped it.
     """
     base = load_config(config_file, overrides)
     space = read_space(space_file)
@@ -60,7 +73,8 @@ def sweep(config_file: Path, overrides: Sequence[str], space_file: Path, trials:
             if left > 0:
                 listed = ", ".join(map(str, folds))
                 say(f"{folder}: {left} trials to go, folds {listed}; the same command goes on after a stop")
-                study.optimize(lambda trial: _judge(trial, config_file, overrides, space, folds), left)
+                search = _Search(study, config_file, overrides, space, folds)
+                search.in_parallel(left, slots) if slots else study.optimize(search.judge, left)
             return _conclude(study, folder, config_file, overrides)
     except Timeout:
         raise UserError(f"{folder}: another process is at this sweep; wait for it or stop it") from None
@@ -93,9 +107,13 @@ def read_space(path: Path) -> dict[str, Any]:
 
 def _configure(config_file: Path, overrides: Sequence[str], values: Mapping[str, Any], suffix: str = "") -> Config:
     """The experiment with a trial's values, under the trial's name."""
+    return load_config(config_file, _settings(config_file, overrides, values, suffix))
+
+
+def _settings(config_file: Path, overrides: Sequence[str], values: Mapping[str, Any], suffix: str) -> list[str]:
+    """What ``--set`` makes a trial of the experiment."""
     pairs = [f"{name}={json.dumps(value)}" for name, value in values.items()]
-    name = load_config(config_file, overrides).name
-    return load_config(config_file, [*overrides, *pairs, f"name={name}{suffix}"])
+    return [*overrides, *pairs, f"name={load_config(config_file, overrides).name}{suffix}"]
 
 
 def _open(folder: Path, base: Config, space: Space, folds: Sequence[int]) -> optuna.Study:
@@ -131,32 +149,133 @@ def _enqueue_interrupted(study: optuna.Study) -> None:
             waiting.append(trial.params)
 
 
-def _judge(trial: Trial, config_file: Path, overrides: Sequence[str], space: Space, folds: Sequence[int]) -> float:
-    """Trains a trial's folds one by one; its mean log loss."""
-    values = {name: _suggest(trial, name, part) for name, part in space.items()}
-    say(f"trial {trial.number}: {', '.join(f'{name} {_shown(value)}' for name, value in values.items())}")
-    # Named by the values: a trial that is tried again finds its run.
-    suffix = f".trial-{key('trial', repr(sorted(values.items()))):016x}"
-    config = _configure(config_file, [*overrides, "report=false"], values, suffix)
-    run, losses = Run(RUNS / config.name), []
-    for place, fold in enumerate(folds):
-        try:
-            cross_validate(config, [fold])
-        except UserError as error:  # e.g. a rate at which the loss is no longer finite; the data was checked before
-            say(f"trial {trial.number} is given up: {error}")
-            shutil.rmtree(run.folder)
-            raise optuna.TrialPruned from None
-        scores = read_json(run.metrics_file, "per_fold")["per_fold"]
-        losses.append(scores[str(fold)]["log_loss"])
-        mean = sum(losses) / len(losses)
-        trial.report(mean, place)
-        if place + 1 < len(folds) and trial.should_prune():
-            say(f"trial {trial.number}: log loss {mean:.4f} after fold {fold}, stopped early")
-            shutil.rmtree(run.folder)
+@dataclass
+class _Attempt:
+    """A trial, what it trains, and its folds' log losses so far."""
+
+    trial: Trial
+    experiment: Experiment
+    losses: list[float] = field(default_factory=list)
+
+    @property
+    def mean(self) -> float:
+        return sum(self.losses) / len(self.losses)
+
+    @property
+    def next_fold(self) -> int:
+        return self.experiment.folds[len(self.losses)]
+
+    @property
+    def is_judged(self) -> bool:
+        return len(self.losses) == len(self.experiment.folds)
+
+    def add_fold(self) -> None:
+        """Takes the fold that was trained into account.
+
+        Raises:
+            optuna.TrialPruned: If the trial is not worth going on with.
+        """
+        fold = self.next_fold
+        scores = read_json(self.experiment.run.metrics_file, "per_fold")["per_fold"]
+        self.losses.append(scores[str(fold)]["log_loss"])
+        self.trial.report(self.mean, len(self.losses) - 1)
+        is_bad = not self.is_judged and self.trial.should_prune()
+        if is_bad or self.is_judged:
+            note = f" after fold {fold}, stopped early" if is_bad else ""
+            say(f"trial {self.trial.number}: log loss {self.mean:.4f}{note}")
+            shutil.rmtree(self.experiment.run.folder)  # its scores are in the study; a hundred networks fill the disk
+        if is_bad:
             raise optuna.TrialPruned
-    say(f"trial {trial.number}: log loss {mean:.4f}")
-    shutil.rmtree(run.folder)  # its scores are in the study; a hundred networks would fill the disk
-    return mean
+
+    def give_up(self, why: object) -> None:
+        """Ends a trial that cannot be trained, e.g. a rate at which the loss is no longer finite.
+
+        Raises:
+            optuna.TrialPruned: Always.
+        """
+        say(f"trial {self.trial.number} is given up: {why}")  # the data was checked before
+        shutil.rmtree(self.experiment.run.folder)
+        raise optuna.TrialPruned from None
+
+
+@dataclass
+class _Search:
+    """How trials are made of what Optuna proposes, and judged."""
+
+    study: optuna.Study
+    config_file: Path
+    overrides: Sequence[str]
+    space: Space
+    folds: Sequence[int]
+
+    def begin(self, trial: Trial) -> _Attempt:
+        """Draws a trial's values."""
+        values = {name: _suggest(trial, name, part) for name, part in self.space.items()}
+        say(f"trial {trial.number}: {', '.join(f'{name} {_shown(value)}' for name, value in values.items())}")
+        # Named by the values: a trial that is tried again finds its run.
+        suffix = f".trial-{key('trial', repr(sorted(values.items()))):016x}"
+        settings = _settings(self.config_file, [*self.overrides, "report=false"], values, suffix)
+        config = load_config(self.config_file, settings)
+        return _Attempt(trial, Experiment(self.config_file, settings, config, self.folds))
+
+    def judge(self, trial: Trial) -> float:
+        """Trains a trial's folds one by one; its mean log loss."""
+        attempt = self.begin(trial)
+        while not attempt.is_judged:
+            try:
+                cross_validate(attempt.experiment.config, [attempt.next_fold])
+            except UserError as error:
+                attempt.give_up(error)
+            attempt.add_fold()
+        return attempt.mean
+
+    def in_parallel(self, trials: int, slots: Sequence[Slot]) -> None:
+        """Trains so many trials, one a slot at a time, each fold in a process of its own.
+
+        Raises:
+            UserError: With the folds that failed for another reason than their settings.
+            StoppedError: If a signal stopped it.
+        """
+        at_work: dict[Task, _Attempt] = {}
+        ready: list[_Attempt] = []
+        failures: list[Problem] = []
+        asked = 0
+
+        def next_task() -> Task | None:
+            nonlocal asked
+            if not ready and asked < trials and not failures:
+                asked += 1
+                ready.append(self.begin(self.study.ask()))
+            names = {attempt.experiment.config.name for attempt in at_work.values()}
+            for attempt in ready:
+                if attempt.experiment.config.name not in names:  # one of the same values waits: they share a run
+                    ready.remove(attempt)
+                    fold = attempt.next_fold
+                    task = attempt.experiment.task(fold, f"trial {attempt.trial.number} {fold_name(fold)}")
+                    at_work[task] = attempt
+                    return task
+            return None
+
+        def ended(task: Task, code: int, lines: Sequence[str]) -> None:
+            attempt = at_work.pop(task)
+            if code not in (0, MISTAKE):  # the study keeps the trial as running: the next sweep goes on with it
+                failures.append(failure(task, code, lines))
+                return
+            try:
+                if code == MISTAKE:
+                    attempt.give_up(" ".join(lines))
+                attempt.add_fold()
+            except optuna.TrialPruned:
+                self.study.tell(attempt.trial, state=TrialState.PRUNED)
+                return
+            if attempt.is_judged:
+                self.study.tell(attempt.trial, attempt.mean)
+            else:
+                ready.append(attempt)
+
+        if follow(slots, next_task, ended):
+            raise StoppedError("interrupted", INTERRUPTED)
+        raise_problems(failures, FAILED)
 
 
 def _suggest(trial: Trial, name: str, part: Any) -> Any:

@@ -1,0 +1,215 @@
+"""Inference of several folds under several views, beside other ways to do it: python benchmarks/inference.py.
+
+Five networks with different weights (time does not depend on what they are) predict the same drawn JPEGs under 1, 2 and
+5 views (none, hflip, five_crop), once with small files and once with large ones. Measured in turn, A B A B …:
+
+- this project: `open_images` with nothing cached, then `predict`: each file is decoded once, and hashed and checked
+- a loop: for each fold, for each view, a DataLoader that decodes with OpenCV; same type and layout; its workers are
+  started before the clock, which is in its favour
+- the networks alone, on one resident batch, as often: the limit
+
+Then one network under one view beside fastai's get_preds, and its tta (5 views) beside 5 views. fastai:
+pip install --no-deps --target .cache/peers -r benchmarks/requirements.txt (left out where it is not installed).
+Takes about 8 minutes on two cores.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from results import hardware, has_fastai, in_turn, peer_environment, ratios, spread, write_section  # noqa: E402
+from torch.utils.data import DataLoader, Dataset  # noqa: E402
+
+from scenes.config import Config, load_config  # noqa: E402
+from scenes.console import add_settings_option, run, say  # noqa: E402
+from scenes.data.batches import resize  # noqa: E402
+from scenes.data.images import open_images  # noqa: E402
+from scenes.data.sample import draw  # noqa: E402
+from scenes.inference.predict import VIEWS, View, autocast, predict_as_configured  # noqa: E402
+from scenes.model.backbone import Classifier  # noqa: E402
+from scenes.model.device import choose_device, choose_precision  # noqa: E402
+
+FOLDS, CLASSES = 5, 6
+VIEW_SETS = ("none", "hflip", "five_crop")
+
+
+class Files(Dataset):
+    """Image files, decoded whenever they are asked for."""
+
+    def __init__(self, paths: Sequence[Path], side: int) -> None:
+        self.paths, self.side = paths, side
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> torch.Tensor:
+        image = cv2.cvtColor(cv2.imread(str(self.paths[row])), cv2.COLOR_BGR2RGB)
+        return torch.from_numpy(resize(image, self.side))
+
+
+class Bench:
+    """The networks, and the ways to predict with them; each returns seconds."""
+
+    def __init__(self, config: Config, folds: int) -> None:
+        self.config, self.device = config, choose_device()
+        self.precision = choose_precision(config.infer.precision, self.device)
+        made = [Classifier(config.model, config.predict_size, CLASSES) for _ in range(folds)]
+        self.models = [model.to(self.device, memory_format=torch.channels_last).eval() for model in made]
+
+    def own(self, paths: Sequence[Path], views: Sequence[View]) -> float:
+        """This project's way."""
+        with tempfile.TemporaryDirectory() as cache:
+            start = time.perf_counter()
+            images, bad = open_images(paths, self.config.predict_size, Path(cache), "test")
+            assert images is not None, bad
+            predict_as_configured(self.config, self.models, images, np.arange(len(paths)), views, self.device)
+            return time.perf_counter() - start
+
+    def loop(self, paths: Sequence[Path], views: Sequence[View]) -> float:
+        """Everything anew for each fold and view."""
+        size, workers = self.config.predict_size, torch.get_num_threads()
+        loaders = {
+            view.canvas(size): DataLoader(
+                Files(paths, view.canvas(size)),
+                self.config.infer.batch_size,
+                num_workers=workers,
+                persistent_workers=True,
+            )
+            for view in views
+        }
+        for loader in loaders.values():
+            next(iter(loader))
+        start = time.perf_counter()
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            for model in self.models:
+                for view in views:
+                    for canvas in loaders[view.canvas(size)]:
+                        seen = view.apply(canvas.to(self.device), size).permute(0, 3, 1, 2)
+                        model(seen).float().softmax(-1).cpu()
+        return time.perf_counter() - start
+
+    def limit(self, count: int, views: int) -> float:
+        """The networks alone."""
+        size, batch = self.config.predict_size, self.config.infer.batch_size
+        images = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, device=self.device)
+        start = time.perf_counter()
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            for model in self.models:
+                for _ in range(views):
+                    for begun in range(0, count, batch):
+                        seen = images[: min(batch, count - begun)].permute(0, 3, 1, 2)
+                        model(seen).float().softmax(-1).cpu()
+        return time.perf_counter() - start
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures and writes the section of RESULTS.md."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=96, help="small files; fastai gets five times as many")
+    parser.add_argument("--large", type=int, default=24, help="large files")
+    parser.add_argument("--large-size", type=int, default=2000, help="their height and width in pixels")
+    parser.add_argument("--repeats", type=int, default=3)
+    add_settings_option(parser)
+    arguments = parser.parse_args(argv)
+    config = load_config(ROOT / "configs/effnet_lite0.yaml", ["infer.image_size=null", *arguments.set])
+    bench = Bench(config, FOLDS)
+    with tempfile.TemporaryDirectory() as folder:
+        small = draw_files(Path(folder) / "small", arguments.images * 5, config.image_size)
+        large = draw_files(Path(folder) / "large", arguments.large, arguments.large_size)
+        lines = [
+            "| | views | this project | a loop | the networks alone | loop / this | this / alone |",
+            "|" + "---|" * 7,
+        ]
+        for what, paths in (
+            (f"{config.image_size} px", small[: arguments.images]),
+            (f"{arguments.large_size} px", large),
+        ):
+            for views in VIEW_SETS:
+                lines.append(compare(bench, f"{len(paths)} files of {what}", paths, VIEWS[views], arguments.repeats))
+                say(lines[-1])
+        lines += ["", *compare_with_fastai(Bench(config, 1), small, arguments.repeats)]
+    given = f" --set {' '.join(arguments.set)}" if arguments.set else ""
+    about = (
+        f"`python benchmarks/inference.py{given}`: {config.model.name} at {config.predict_size} px, {FOLDS} folds, "
+        f"{bench.precision}; seconds, median (range) of n = {arguments.repeats}. {hardware()}."
+    )
+    text = "\n".join([about, "", *lines])
+    print(text)
+    write_section("inference", "Inference", text)
+
+
+def draw_files(folder: Path, count: int, size: int) -> list[Path]:
+    """Draws so many JPEGs; large ones are drawn small, enlarged, and given the grain that makes a photograph's size."""
+    draw(folder, train_rows=max(12, min(count, 240)), test_rows=6, size=min(size, 150))
+    drawn, wanted = sorted((folder / "SceneImages").glob("*.jpg")), folder / "wanted"
+    wanted.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        image = cv2.resize(cv2.imread(str(drawn[number % len(drawn)])), (size, size), interpolation=cv2.INTER_CUBIC)
+        grain = generator.normal(0, 6, (size, size, 1)).astype(np.float32)
+        cv2.imwrite(str(wanted / f"{number:06}.jpg"), np.clip(image + grain, 0, 255).astype(np.uint8))
+    return sorted(wanted.glob("*.jpg"))
+
+
+def compare(bench: Bench, what: str, paths: list[Path], views: Sequence[View], repeats: int) -> str:
+    """A line of the table."""
+    bench.limit(1, 1)  # warms up
+    found = in_turn(
+        repeats,
+        {
+            "own": lambda: bench.own(paths, views),
+            "loop": lambda: bench.loop(paths, views),
+            "limit": lambda: bench.limit(len(paths), len(views)),
+        },
+    )
+    times = " | ".join(spread(found[name]) for name in ("own", "loop", "limit"))
+    faster, over = ratios(found["loop"], found["own"]), ratios(found["own"], found["limit"])
+    return f"| {what} | {len(views)} | {times} | {spread(faster, 2)} | {spread(over, 3)} |"
+
+
+def compare_with_fastai(bench: Bench, paths: list[Path], repeats: int) -> list[str]:
+    """One network under one and five views, and fastai's."""
+    if not has_fastai():
+        say("fastai: left out, it is not installed; see benchmarks/requirements.txt")
+        return []
+    theirs: list[dict[str, float]] = []
+
+    def fastai() -> float:
+        config, out = bench.config, paths[0].parents[1] / "seconds.json"
+        options = ["--model", config.model.name.partition(".")[0], "--size", config.predict_size]
+        options += ["--batch", config.infer.batch_size, "--images", len(paths)]
+        command = [sys.executable, ROOT / "benchmarks/peers/fastai_inference.py", paths[0].parent, out, *options]
+        subprocess.run([str(part) for part in command], check=True, env=peer_environment())
+        theirs.append(json.loads(out.read_text()))
+        return theirs[-1]["get_preds"]
+
+    found = in_turn(
+        repeats,
+        {
+            "one": lambda: bench.own(paths, VIEWS["none"]),
+            "five": lambda: bench.own(paths, VIEWS["five_crop"]),
+            "fastai": fastai,
+        },
+    )
+    lines = ["| one network, small files | this project | fastai | fastai / this |", "|---|---|---|---|"]
+    pairs = {"1 view, get_preds": ("one", "get_preds"), "5 views, tta": ("five", "tta")}
+    for name, (own, their) in pairs.items():
+        taken = [seconds[their] for seconds in theirs]
+        cells = [spread(found[own]), spread(taken), spread(ratios(taken, found[own]), 2)]
+        lines.append(f"| {len(paths)} files, {name} | {' | '.join(cells)} |")
+    return lines
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,106 @@
+"""fastai on one fold, as its documentation has it: vision_learner(…).fine_tune(…).
+
+    PYTHONPATH=.cache/peers python benchmarks/peers/fastai_peer.py input folds.csv 0 3 out.json --weights FILE
+
+Writes {"points": [{"seconds": …, "accuracy": …}, …]}: after each epoch, seconds since this process began.
+benchmarks/time_to_accuracy.py makes folds.csv and the weights' file, and calls this.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
+from scenes.environment import import_torchvision
+
+import_torchvision()  # else a CPU-only torch cannot import it
+from fastai.vision.all import (  # noqa: E402
+    Callback,
+    Flip,
+    ImageDataLoaders,
+    RandomResizedCrop,
+    Resize,
+    accuracy,
+    vision_learner,
+)
+
+RATE = 2e-3  # fine_tune's own base_lr
+
+
+class Points(Callback):
+    """Notes the time and the accuracy once an epoch is judged."""
+
+    order = 60  # after fastai's Recorder
+
+    def __init__(self) -> None:
+        self.found: list[dict[str, float]] = []
+
+    def after_epoch(self) -> None:
+        """Called by fastai."""
+        seconds = time.time() - psutil.Process().create_time()
+        self.found.append({"seconds": seconds, "accuracy": float(self.recorder.values[-1][-1])})
+
+
+class FrozenStatistics(Callback):
+    """Keeps the pretrained running statistics of the body's batch norms."""
+
+    def before_train(self) -> None:
+        """Called by fastai, which has just put the model into training mode."""
+        for module in self.model[0].modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+
+
+def main() -> None:
+    """Trains and judges."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, help="the folder of train.csv and SceneImages/")
+    parser.add_argument("folds", type=Path, help="a CSV with image_name and fold")
+    parser.add_argument("fold", type=int)
+    parser.add_argument("epochs", type=int)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--weights", required=True, help="ImageNet weights in timm's names")
+    parser.add_argument("--model", default="tf_efficientnet_lite0")
+    parser.add_argument("--size", type=int, default=150)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=RATE)
+    parser.add_argument("--tuned", action="store_true", help="frozen statistics, this project's augmentation")
+    parser.add_argument("--channels-last", action="store_true", help="the layout convolutions are fastest in")
+    arguments = parser.parse_args()
+
+    table = pd.read_csv(arguments.root / "train.csv").merge(pd.read_csv(arguments.folds)[["image_name", "fold"]])
+    table["is_valid"] = table["fold"] == arguments.fold
+    size = arguments.size
+    data = ImageDataLoaders.from_df(
+        table,
+        arguments.root,
+        folder="SceneImages",
+        fn_col="image_name",
+        label_col="label",
+        valid_col="is_valid",
+        item_tfms=RandomResizedCrop(size, min_scale=0.6) if arguments.tuned else Resize(size),
+        batch_tfms=Flip() if arguments.tuned else None,
+        bs=arguments.batch,
+    )
+    points = Points()
+    learner = vision_learner(
+        data,
+        arguments.model,
+        metrics=accuracy,
+        cbs=[points, FrozenStatistics()] if arguments.tuned else [points],
+        pretrained_cfg_overlay={"file": arguments.weights},
+    )
+    if arguments.channels_last:
+        learner.to_channelslast(use_amp=False)
+    learner.fine_tune(arguments.epochs, base_lr=arguments.rate)
+    arguments.out.write_text(json.dumps({"points": points.found}))
+
+
+if __name__ == "__main__":
+    main()

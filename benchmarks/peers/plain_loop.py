@@ -1,0 +1,110 @@
+"""A plain PyTorch and torchvision training loop on one fold, as tutorials write it.
+
+    python benchmarks/peers/plain_loop.py input folds.csv 0 3 out.json --weights FILE
+
+Writes {"points": [{"seconds": …, "accuracy": …}, …]}: after each epoch, seconds since this process began.
+benchmarks/time_to_accuracy.py makes folds.csv and the weights' file, and calls this.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
+from scenes.environment import import_torchvision
+
+import_torchvision()  # else a CPU-only torch cannot import it
+import timm  # noqa: E402
+from torchvision import transforms  # noqa: E402
+
+NORMALIZE = transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # as these weights were trained
+
+
+class Scenes(Dataset):
+    """Images of a table's rows and their labels."""
+
+    def __init__(self, folder: Path, table: pd.DataFrame, transform: transforms.Compose) -> None:
+        self.folder, self.transform = folder, transform
+        self.names, self.targets = table["image_name"].tolist(), table["target"].tolist()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
+        image = Image.open(self.folder / self.names[row]).convert("RGB")
+        return self.transform(image), self.targets[row]
+
+
+def main() -> None:
+    """Trains and judges."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, help="the folder of train.csv and SceneImages/")
+    parser.add_argument("folds", type=Path, help="a CSV with image_name and fold")
+    parser.add_argument("fold", type=int)
+    parser.add_argument("epochs", type=int)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--weights", required=True, help="ImageNet weights in timm's names")
+    parser.add_argument("--model", default="tf_efficientnet_lite0")
+    parser.add_argument("--size", type=int, default=150)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    arguments = parser.parse_args()
+
+    size = arguments.size
+    training = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(size, scale=(0.6, 1.0)),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            NORMALIZE,
+        ]
+    )
+    judging = transforms.Compose([transforms.Resize((size, size)), transforms.ToTensor(), NORMALIZE])
+    table = pd.read_csv(arguments.root / "train.csv").merge(pd.read_csv(arguments.folds)[["image_name", "fold"]])
+    table["target"] = pd.factorize(table["label"], sort=True)[0]
+    held = table["fold"] == arguments.fold
+    images = arguments.root / "SceneImages"
+    train_loader = DataLoader(
+        Scenes(images, table[~held], training), arguments.batch, shuffle=True, drop_last=True, num_workers=2
+    )
+    held_loader = DataLoader(Scenes(images, table[held], judging), arguments.batch, num_workers=2)
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    overlay = {"file": arguments.weights}
+    classes = table["target"].nunique()
+    model = timm.create_model(arguments.model, pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay)
+    model.to(device)
+    criterion = nn.CrossEntropyLoss()
+    optimizer = torch.optim.Adam(model.parameters(), lr=arguments.rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, arguments.epochs * len(train_loader))
+    points = []
+    for _ in range(arguments.epochs):
+        model.train()
+        for inputs, targets in train_loader:
+            loss = criterion(model(inputs.to(device)), targets.to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        model.eval()
+        hits = 0
+        with torch.no_grad():
+            for inputs, targets in held_loader:
+                hits += int((model(inputs.to(device)).argmax(1).cpu() == targets).sum())
+        seconds = time.time() - psutil.Process().create_time()
+        points.append({"seconds": seconds, "accuracy": hits / int(held.sum())})
+        print(points[-1], flush=True)
+    arguments.out.write_text(json.dumps({"points": points}))
+
+
+if __name__ == "__main__":
+    main()

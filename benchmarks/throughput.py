@@ -1,0 +1,352 @@
+"""Images per second, end to end and stage by stage, beside what the machine allows: python benchmarks/throughput.py.
+
+    python benchmarks/throughput.py [CONFIG] [--steps 8] [--repeats 5] [--set KEY=VALUE …]
+    python benchmarks/throughput.py configs/effnet_b3.yaml --steps 1000 --set image_size=300 model.weights=none  # a GPU
+
+- Training: a fold's own loop, from cached images to optimiser steps, over the limit: the same network, optimiser,
+  loss, precision, layout and batch size on one resident random uint8 batch, in the same process. The first epoch with
+  nothing decoded follows from the rates.
+- Inference: `predict` from cached images and from files, over the limit: the same network on one resident batch.
+- Decoding into the cache over the limit: all cores reading and decoding the same files, the pixels thrown away.
+
+What is compared is measured in turn, A B A B …; a ratio is the median of the pairs' (range). Model FLOPs are counted by
+torch; the rate they run at is given as a part of a large matrix product's in the same precision.
+
+On a GPU, --steps is a multiple of 20, because the loop waits for the GPU that often, and large, because the workers
+have batches ready at the start; nvidia-smi says how busy the GPU was. Takes about 5 minutes on two cores.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from results import hardware, in_turn, ratios, spread, write_section  # noqa: E402
+from torch.nn import functional  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from scenes.config import load_config  # noqa: E402
+from scenes.console import add_settings_option, run, say  # noqa: E402
+from scenes.data import images as image_cache  # noqa: E402
+from scenes.data.batches import AugmentedImages, Schedule, StepSampler, train_loader  # noqa: E402
+from scenes.data.images import open_images  # noqa: E402
+from scenes.inference.predict import PLAIN, autocast, predict_as_configured  # noqa: E402
+from scenes.model.backbone import Classifier  # noqa: E402
+from scenes.model.device import choose_precision  # noqa: E402
+from scenes.runs import Run, read_json  # noqa: E402
+from scenes.training import recipe  # noqa: E402
+from scenes.training.fit import FoldTraining  # noqa: E402
+from scenes.training.job import Job, prepare, read_data  # noqa: E402
+from scenes.training.probe import fit_head  # noqa: E402
+
+WARM_UP = 2  # steps or batches that are not timed
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Bench:
+    """A config's data and network, and what is measured of them; all rates are in images per second."""
+
+    def __init__(self, job: Job, steps: int, scratch: Path) -> None:
+        self.job, self.config, self.device, self.scratch, self.steps = job, job.config, job.device, scratch, steps
+        self.model, self.run = job.new_model(), Run(scratch / "run")
+        self.rows = np.resize(np.arange(len(job.table)), steps * self.config.infer.batch_size)
+        self.precision = choose_precision(self.config.infer.precision, self.device)  # of inference
+        self.caches = 0
+        self.busy: list[float] = []
+
+    def timed(self, work: Callable[[], object]) -> float:
+        """How many seconds some work takes, a GPU's too."""
+        self._wait()
+        start = time.perf_counter()
+        work()
+        self._wait()
+        return time.perf_counter() - start
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def fresh_cache(self) -> Path:
+        """A folder with nothing in it."""
+        self.caches += 1
+        return self.scratch / f"cache{self.caches}"
+
+    # Training
+
+    def train(self) -> float:
+        """A fold's own loop: rows, augmentation, transfer, step, progress; the first step of all is not counted."""
+        with gpu_use() as busy:
+            rate = FoldTraining(self.job, self.run, 0, step_limit=self.steps).fit().train
+        self.busy += busy
+        return rate
+
+    def train_limit(self) -> float:
+        """The recipe's steps on one resident batch."""
+        model, config = self.job.new_model(), self.config.train
+        recipe.set_modes(
+            model,
+            recipe.trainable_stages(config, 0),
+            recipe.freezes_batch_norm(config, self.job.pretrained is not None),
+        )
+        optimizer = recipe.make_optimizer(model, config)
+        step = self.training_step(model)
+
+        def steps(count: int) -> None:
+            for _ in range(count):
+                step()
+                if config.clip_norm:
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+
+        steps(WARM_UP)
+        return self.steps * config.batch_size / self.timed(lambda: steps(self.steps))
+
+    def training_step(self, model: Classifier) -> Callable[[], None]:
+        """Forward and backward of one resident batch."""
+        config, classes = self.config.train, len(self.job.labels.classes)
+        images = self.random_images(config.batch_size, self.config.image_size)
+        targets = torch.randint(0, classes, (config.batch_size,), device=self.device)
+
+        def step() -> None:
+            with autocast(self.device, self.job.precision):
+                logits = model(images)
+            functional.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing).backward()
+
+        return step
+
+    def random_images(self, count: int, size: int) -> torch.Tensor:
+        """uint8, (count, 3, size, size), channels last in memory as the loader's."""
+        images = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, device=self.device)
+        return images.permute(0, 3, 1, 2)
+
+    def batches(self) -> float:
+        """Augmented batches alone, without a network."""
+        config = self.config
+        schedule = Schedule(self.job.rows(0)[0], 1000, config.train.batch_size, config.seed, 0)
+        pictures = AugmentedImages(self.job.images, config.augment, config.image_size, config.seed, 0)
+        loader = iter(train_loader(pictures, StepSampler(schedule, 0), config.loader.workers, self.device))
+        for _ in range(WARM_UP):
+            next(loader)
+        return self.steps * config.train.batch_size / self.timed(lambda: [next(loader) for _ in range(self.steps)])
+
+    # Inference
+
+    def predict(self) -> float:
+        """The plain view of cached images."""
+        return len(self.rows) / self.timed(lambda: self._predict(self.job.images))
+
+    def predict_cold(self) -> float:
+        """The same from files."""
+        paths = [self.job.table.paths[row] for row in self.rows]
+        cache = self.fresh_cache()
+        return len(self.rows) / self.timed(lambda: self._predict(self._open(paths, cache), np.arange(len(paths))))
+
+    def predict_limit(self) -> float:
+        """The network on one resident batch."""
+        batch = self.config.infer.batch_size
+        images = self.random_images(batch, self.config.predict_size)
+        self.model.eval()
+
+        def batches(count: int) -> None:
+            with torch.inference_mode(), autocast(self.device, self.precision):
+                for _ in range(count):
+                    self.model(images).float().softmax(-1)
+
+        batches(1)
+        return self.steps * batch / self.timed(lambda: batches(self.steps))
+
+    def _predict(self, images: image_cache.Images, rows: np.ndarray | None = None) -> None:
+        rows = self.rows if rows is None else rows
+        predict_as_configured(self.config, [self.model], images, rows, [PLAIN], self.device)
+
+    # Decoding and what comes before the first step
+
+    def _open(self, paths: Sequence[Path], cache: Path) -> image_cache.Images:
+        images, bad = open_images(paths, self.config.largest_size, cache, "training")
+        assert images is not None, bad
+        return images
+
+    def decode(self) -> float:
+        """Into a new cache."""
+        cache = self.fresh_cache()
+        return len(self.job.table) / self.timed(lambda: self._open(self.job.table.paths, cache))
+
+    def decode_limit(self) -> float:
+        """On all cores, the pixels thrown away."""
+
+        def decode(path: Path) -> None:
+            cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+
+        def decode_all() -> None:
+            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+                for _ in pool.map(decode, self.job.table.paths, chunksize=64):
+                    pass
+
+        return len(self.job.table) / self.timed(decode_all)
+
+    def key_check(self) -> float:
+        """Seconds to see that no file has changed."""
+        return self.timed(lambda: image_cache._key(self.job.table.paths, 1))
+
+    def open_warm(self) -> float:
+        """Seconds to open a cache that is there, key check included, and to look at one image."""
+        return self.timed(lambda: self._open(self.job.table.paths, self.config.data.cache)[0])
+
+    def read(self) -> float:
+        """Seconds to read and check the CSVs, and to open the caches of all images."""
+        return self.timed(lambda: read_data(self.config))
+
+    def start_up(self) -> float:
+        """Seconds a process needs before it looks at the data."""
+        code = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r}); import scenes.training.crossval"
+        return self.timed(lambda: subprocess.run([sys.executable, "-c", code], check=True))
+
+    def features(self) -> float:
+        """The frozen body's features, which a probe is fitted to."""
+        data = self.config.data.model_copy(update={"cache": self.fresh_cache()})
+        config = self.config.model_copy(update={"data": data})
+        job = dataclasses.replace(self.job, config=config, images=self.job.images.take(self.rows.tolist()))
+        seconds = self.timed(lambda: job.features)
+        self.computed = job.features
+        return len(self.rows) / seconds
+
+    def probe(self) -> float:
+        """Seconds of the logistic regression on these features."""
+        targets, classes = np.unique(self.job.labels.targets[self.rows], return_inverse=True)[::-1]
+        return self.timed(lambda: fit_head(self.computed, targets, len(classes), 0))
+
+    def flops(self) -> tuple[float, float]:
+        """Floating-point operations an image takes in training and in inference."""
+        with FlopCounterMode(display=False) as counter:
+            self.training_step(self.job.new_model().train())()
+        training = counter.get_total_flops() / self.config.train.batch_size
+        self.model.eval()
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            self.model(self.random_images(1, self.config.predict_size))
+        return training, float(counter.get_total_flops())
+
+    def matmul_rate(self, precision: str) -> float:
+        """Floating-point operations per second of a large matrix product."""
+        side, products = (8192, 20) if self.device.type == "cuda" else (1024, 10)
+        left, right = torch.randn(2, side, side, device=self.device, dtype=TYPES[precision])
+        torch.mm(left, right)
+        return products * 2 * side**3 / self.timed(lambda: [torch.mm(left, right) for _ in range(products)])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures and writes the section of RESULTS.md."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", nargs="?", type=Path, default=ROOT / "configs/effnet_lite0.yaml")
+    parser.add_argument("--steps", type=int, default=8, help="batches of each measurement, one to warm up")
+    parser.add_argument("--repeats", type=int, default=5)
+    add_settings_option(parser)
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        # The probe is measured apart; only so many images are predicted and made features of.
+        own = [f"data.cache={scratch / 'cache'}", "train.linear_probe=false", "infer.tta=none", "report=false"]
+        config = load_config(arguments.config, [*arguments.set, *own])
+        job = prepare(config, [0])
+        lines = measure(Bench(job, arguments.steps, scratch), arguments.repeats)
+    given = f" --set {' '.join(arguments.set)}" if arguments.set else ""
+    batch, size, enlarged = config.train.batch_size, config.image_size, config.predict_size
+    about = (
+        f"`python benchmarks/throughput.py configs/{arguments.config.name}{given}`: {config.model.name}, "
+        f"{job.precision}; trained at {size} px in batches of {batch}, predicting at {enlarged} px; "
+        f"median (range) of n = {arguments.repeats}. {hardware()}."
+    )
+    text = "\n".join([about, "", *lines])
+    print(text)
+    write_section(f"throughput {config.name}", f"Throughput: {config.name}", text)
+
+
+def measure(bench: Bench, repeats: int) -> list[str]:
+    """Measures everything; the tables as Markdown."""
+    first = bench.train()  # before anything else has taken memory, which is never given back
+    needed = read_json(bench.run.time_file(0))["memory"]
+    say(f"warmed up: {first:.1f} images/s")
+    training = in_turn(repeats, {"own": bench.train, "limit": bench.train_limit})
+    predicting = {"own": bench.predict, "files": bench.predict_cold, "limit": bench.predict_limit}
+    inference = in_turn(repeats, predicting)
+    decoding = in_turn(repeats, {"own": bench.decode, "limit": bench.decode_limit})
+    rates = [1 / (1 / a + 1 / b) for a, b in zip(decoding["own"], training["own"], strict=True)]
+    of_limit = [
+        ("training, decoded before", training["own"], training["limit"]),
+        ("training, first epoch with decoding (from the rates)", rates, training["limit"]),
+        ("inference, decoded before", inference["own"], inference["limit"]),
+        ("inference, from files", inference["files"], inference["limit"]),
+        ("decoding into the cache", decoding["own"], decoding["limit"]),
+    ]
+    lines = ["| | images/s | the limit | of the limit |", "|---|---|---|---|"]
+    for name, own, limit in of_limit:
+        lines.append(f"| {name} | {spread(own)} | {spread(limit)} | {spread(ratios(own, limit), 3)} |")
+    return [*lines, "", *utilisation(bench, training, inference), "", *stages(bench, repeats, needed)]
+
+
+def utilisation(bench: Bench, training: dict[str, list[float]], inference: dict[str, list[float]]) -> list[str]:
+    """What part of the machine's arithmetic goes into the network's own."""
+    training_flops, inference_flops = bench.flops()
+    parts = []
+    for what, rates, flops, precision in (
+        ("training", training, training_flops, bench.job.precision),
+        ("inference", inference, inference_flops, bench.precision),
+    ):
+        peak = bench.matmul_rate(precision)
+        share = statistics.median(rates["own"]) * flops / peak
+        parts.append(f"{flops / 1e9:.2f} G an image in {what}, {share:.1%} of {peak / 1e12:.2f} TFLOP/s in {precision}")
+    gpu = f" The GPU was busy {statistics.mean(bench.busy):.0f} % of the time while training." if bench.busy else ""
+    return [f"Model FLOPs, and their rate as a part of a matrix product's: {'; '.join(parts)}.{gpu}"]
+
+
+def stages(bench: Bench, repeats: int, needed: dict[str, dict[str, int]]) -> list[str]:
+    """What each stage costs by itself."""
+    rows = len(bench.job.table)
+    measures = {
+        "start-up: imports, s": (bench.start_up, 1, 1),
+        "reading and checking the CSVs, all caches there, ms": (bench.read, 1000, 0),
+        f"seeing that none of {rows} files has changed, ms": (bench.key_check, 1000, 1),
+        "the same and opening their cache, ms": (bench.open_warm, 1000, 1),
+        "augmented batches alone, images/s": (bench.batches, 1, 0),
+        "features of the frozen body, images/s": (bench.features, 1, 1),
+        f"linear probe on {len(bench.rows)} of them, s": (bench.probe, 1, 2),
+    }
+    lines = ["| stage | median (range) |", "|---|---|"]
+    for name, (work, unit, digits) in measures.items():
+        lines.append(f"| {name} | {spread([work() * unit for _ in range(min(repeats, 3))], digits)} |")
+    for stage, peaks in needed.items():
+        kinds = ", ".join(f"{kind.removesuffix('_mib').replace('_', ' ')} {mib}" for kind, mib in peaks.items())
+        lines.append(f"| peak in {stage}, MiB | {kinds} |")
+    return lines
+
+
+@contextmanager
+def gpu_use() -> Iterator[list[float]]:
+    """Asks nvidia-smi five times a second how busy the GPU is; a list of percentages, empty without one."""
+    busy: list[float] = []
+    if not torch.cuda.is_available():
+        yield busy
+        return
+    command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as asked:
+        yield busy
+        asked.terminate()
+        assert asked.stdout
+        busy += [float(line) for line in asked.stdout if line.strip().isdigit()]
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,250 @@
+"""Wall-clock time from the CSV to fixed validation accuracies: python benchmarks/time_to_accuracy.py [--folds 0-4].
+
+EfficientNet-Lite0 from the same ImageNet weights, at 150 px, on the same folds: this project's two configs and one
+epoch of the longer, fastai, a plain PyTorch loop (benchmarks/peers/). Each trial is a process of its own that finds
+nothing cached. Its clock runs from its start until an accuracy on the fold's held-out rows is known: start-up,
+decoding, features, probe, training and judging count, for all of them. Points are fixed: after the probe, after each
+epoch.
+
+The time to an accuracy is that of the first point that has it. The table has the median over folds and the range, and
+"never" where half of the folds or more never had it. A peer with several rates uses the one with the best last accuracy
+on the first fold; the search for it is not counted.
+
+fastai: pip install --no-deps --target .cache/peers -r benchmarks/requirements.txt (left out where it is not installed).
+A finished trial is kept in runs/benchmarks/time_to_accuracy/, by what it was asked, and not repeated: delete it there.
+"""
+
+import argparse
+import json
+import math
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+import pandas as pd  # noqa: E402
+from results import hardware, has_fastai, peer_environment, spread, write_section  # noqa: E402
+
+from scenes.config import Config, load_config  # noqa: E402
+from scenes.console import add_settings_option, run, say  # noqa: E402
+from scenes.data.folds import parse_folds  # noqa: E402
+from scenes.files import write_text  # noqa: E402
+
+LEVELS = (0.88, 0.90, 0.91, 0.92, 0.93)
+KEPT = Path("runs/benchmarks/time_to_accuracy")
+FASTAI_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+
+
+class Ours(NamedTuple):
+    """A config of this project, with settings."""
+
+    label: str
+    config: Path
+    settings: tuple[str, ...] = ()
+
+
+class Peer(NamedTuple):
+    """A script of benchmarks/peers, with options; the first fold chooses among the rates."""
+
+    label: str
+    script: str
+    rates: tuple[float, ...]
+    options: tuple[str, ...] = ()
+
+
+Arm = Ours | Peer
+ARMS: dict[str, Arm] = {
+    "probe": Ours("this project, the probe", ROOT / "configs/effnet_lite0_probe.yaml"),
+    "one-epoch": Ours("this project, 1 epoch", ROOT / "configs/effnet_lite0.yaml", ("train.epochs=1",)),
+    "three-epochs": Ours("this project, 3 epochs", ROOT / "configs/effnet_lite0.yaml"),
+    "plain-loop": Peer("plain PyTorch loop", "plain_loop.py", (1e-4, 3e-4, 1e-3)),
+    "fastai": Peer("fastai, defaults", "fastai_peer.py", (2e-3,)),
+    "fastai-tuned": Peer("fastai, tuned", "fastai_peer.py", FASTAI_RATES, ("--tuned",)),
+    "fastai-channels-last": Peer(
+        "fastai, tuned, channels last", "fastai_peer.py", FASTAI_RATES, ("--tuned", "--channels-last")
+    ),
+}
+
+
+class Point(NamedTuple):
+    """An accuracy on held-out rows and when it was known, in seconds since the process began."""
+
+    seconds: float
+    accuracy: float
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the trials that have not been run and writes their section of RESULTS.md."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folds", default="0-4", help="as in train.py")
+    parser.add_argument("--only", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
+    parser.add_argument("--epochs", type=int, default=3, help="of each peer")
+    add_settings_option(parser, "settings of all arms, e.g. data.root=DIR")
+    arguments = parser.parse_args(argv)
+    settings = arguments.set
+    config = load_config(ROOT / "configs/effnet_lite0.yaml", settings)
+    settings = [*settings, f"data.root={config.data.root.resolve()}"]  # trials run in folders of their own
+    folds = parse_folds(arguments.folds, config.data.folds)
+    results: dict[str, list[list[Point]]] = {}
+    labels = {}
+    for name in arguments.only:
+        arm = ARMS[name]
+        if isinstance(arm, Peer) and "fastai" in arm.script and not has_fastai():
+            say(f"{arm.label}: left out, fastai is not installed; see benchmarks/requirements.txt")
+            continue
+        labels[name] = arm.label
+        if isinstance(arm, Ours):
+            results[name] = [ours(arm, settings, fold) for fold in folds]
+        else:
+            inputs = peer_inputs(config)
+            rate = best_rate(arm, config, inputs, folds[0], arguments.epochs)
+            labels[name] += f", rate {rate:g}"
+            results[name] = [peer(arm, config, inputs, fold, arguments.epochs, rate) for fold in folds]
+    given = f" --set {' '.join(arguments.set)}" if arguments.set else ""
+    about = (
+        f"`python benchmarks/time_to_accuracy.py --folds {arguments.folds}{given}`: seconds since the process began, "
+        f"median over n = {len(folds)} folds (range); peers train {arguments.epochs} epochs. {hardware()}."
+    )
+    text = "\n".join([about, "", *table(results, labels), "", *comparison(results)]).rstrip()
+    print(text)
+    write_section("time to accuracy", "Time to accuracy", text)
+
+
+def ours(arm: Ours, settings: list[str], fold: int) -> list[Point]:
+    """Trains one fold with src/train.py."""
+    asked = [str(arm.config.relative_to(ROOT)), *arm.settings, *settings, f"fold {fold}"]
+
+    def measure(scratch: Path) -> list[Point]:
+        command = [sys.executable, str(ROOT / "src/train.py"), str(arm.config), "--folds", str(fold), "--set"]
+        command += [*settings, *arm.settings, "name=trial", "report=false"]
+        started, times = time.time(), []
+        with subprocess.Popen(command, cwd=scratch, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                if re.match(rf"  fold{fold} (probe|epoch \d+):", line):
+                    times.append(time.time() - started)
+        if process.returncode:
+            sys.exit(process.returncode)
+        history = pd.read_csv(scratch / f"runs/trial/fold{fold}/history.csv")
+        if history["epoch"].iloc[-1] > 0:  # the last epoch is judged by the final prediction
+            times[-1] = time.time() - started
+        return [Point(*pair) for pair in zip(times, history["val_accuracy"].tolist(), strict=True)]
+
+    return kept(f"{arm.config.stem}-fold{fold}", asked, measure)
+
+
+def peer(arm: Peer, config: Config, inputs: Path, fold: int, epochs: int, rate: float) -> list[Point]:
+    """Trains one fold with a peer."""
+    model = ["--model", config.model.name.partition(".")[0], "--size", str(config.image_size)]
+    model += ["--batch", str(config.train.batch_size), "--rate", str(rate), *arm.options]
+    asked = [arm.script, str(config.data.root.resolve()), inputs.name, f"fold {fold}", f"{epochs} epochs", *model]
+
+    def measure(scratch: Path) -> list[Point]:
+        out = scratch / "points.json"
+        given = [config.data.root.resolve(), inputs / "folds.csv", fold, epochs, out]
+        command = [sys.executable, str(ROOT / "benchmarks/peers" / arm.script), *map(str, given), *model]
+        command += ["--weights", str(inputs / "weights.safetensors")]
+        subprocess.run(command, cwd=scratch, check=True, env=peer_environment())
+        return [Point(**point) for point in json.loads(out.read_text())["points"]]
+
+    return kept(f"{Path(arm.script).stem}-fold{fold}", asked, measure)
+
+
+def best_rate(arm: Peer, config: Config, inputs: Path, fold: int, epochs: int) -> float:
+    """The rate with the best last accuracy on a fold."""
+    if len(arm.rates) == 1:
+        return arm.rates[0]
+    last = {rate: peer(arm, config, inputs, fold, epochs, rate)[-1].accuracy for rate in arm.rates}
+    say(f"{arm.label}: " + ", ".join(f"rate {rate:g} → {accuracy:.4f}" for rate, accuracy in last.items()))
+    return max(last, key=lambda rate: last[rate])
+
+
+def kept(name: str, asked: list[str], measure: Callable[[Path], list[Point]]) -> list[Point]:
+    """The points of a trial, measured where that has not been done."""
+    digest = blake2b("\n".join(asked).encode(), digest_size=4).hexdigest()
+    file = KEPT / f"{name}-{digest}.json"
+    if not file.exists():
+        say(" ".join(asked))
+        with tempfile.TemporaryDirectory() as scratch:
+            points = measure(Path(scratch))
+        content = {"asked": asked, "points": [point._asdict() for point in points]}
+        write_text(file, json.dumps(content, indent=2) + "\n")
+    return [Point(**point) for point in json.loads(file.read_text())["points"]]
+
+
+def peer_inputs(config: Config) -> Path:
+    """Makes what peers are given, once: the folds and the weights to start from."""
+    from safetensors.torch import save_file
+
+    from scenes.model.backbone import create_body
+    from scenes.training.job import prepare
+
+    asked = config.model_dump_json(include={"data": True, "model": True, "image_size": True})
+    folder = KEPT.resolve() / f"inputs-{blake2b(asked.encode(), digest_size=4).hexdigest()}"
+    if not (folder / "folds.csv").exists():
+        with tempfile.TemporaryDirectory() as scratch:
+            fresh = config.data.model_copy(update={"cache": Path(scratch)})
+            job = prepare(config.model_copy(update={"data": fresh}), [0])
+        state = job.pretrained or create_body(config.model, config.image_size).state_dict()
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "weights.safetensors")
+        write_text(folder / "folds.csv", job.fold_table().to_csv(index=False))
+    return folder
+
+
+def time_to(level: float, points: Sequence[Point]) -> float:
+    """When an accuracy was first known; infinite if it never was."""
+    return next((point.seconds for point in points if point.accuracy >= level), math.inf)
+
+
+def table(results: Mapping[str, list[list[Point]]], labels: Mapping[str, str]) -> list[str]:
+    """A line for each arm: the time to each accuracy, the last accuracy and when it was known."""
+    header = f"| | {' | '.join(f'{level:.2f}' for level in LEVELS)} | last accuracy | after |"
+    lines = [header, "|" + "---|" * (len(LEVELS) + 3)]
+    for name, folds in results.items():
+        cells = [seconds([time_to(level, points) for points in folds]) for level in LEVELS]
+        cells.append(spread([points[-1].accuracy for points in folds], 4))
+        cells.append(seconds([points[-1].seconds for points in folds]))
+        lines.append(f"| {labels[name]} | {' | '.join(cells)} |")
+    return lines
+
+
+def seconds(times: Sequence[float]) -> str:
+    """The median and the range; how many folds got there where not all did."""
+    reached = [value for value in times if math.isfinite(value)]
+    if not reached:
+        return "never"
+    middle = statistics.median(times)
+    text = f"{middle:.0f} s" if math.isfinite(middle) else "never"
+    share = f", {len(reached)} of {len(times)}" if len(reached) < len(times) else ""
+    return f"{text} ({min(reached):.0f} to {max(reached):.0f}{share})"
+
+
+def comparison(results: Mapping[str, list[list[Point]]]) -> list[str]:
+    """How many times as long as this project's quickest arm each peer takes, by median."""
+    lines = []
+    for level in LEVELS:
+        medians = {name: statistics.median(time_to(level, fold) for fold in folds) for name, folds in results.items()}
+        best = min((medians[name] for name in results if isinstance(ARMS[name], Ours)), default=math.inf)
+        peers = [name for name in results if isinstance(ARMS[name], Peer)]
+        if math.isfinite(best) and peers:
+            times = {
+                name: f"{medians[name] / best:.1f} ×" if math.isfinite(medians[name]) else "never" for name in peers
+            }
+            told = ", ".join(f"{ARMS[name].label} {text}" for name, text in times.items())
+            lines.append(f"- {level:.2f}: {best:.0f} s; {told}")
+    return ["This project's quickest, and the peers' time as a multiple of it:", "", *lines] if lines else []
+
+
+if __name__ == "__main__":
+    run(main)

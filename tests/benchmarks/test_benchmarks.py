@@ -1,0 +1,124 @@
+"""The speed benchmarks on tiny numbers: they run to the end, write their section, and their arithmetic holds."""
+
+import importlib
+import json
+import math
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+TINY = ["model.name=test_efficientnet", "model.weights=none", "image_size=32", "infer.image_size=null"]
+TINY += ["train.batch_size=16", "infer.batch_size=16", "train.epochs=1", "data.folds=2"]
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Imports a benchmark, its results going to RESULTS.md of a temporary folder."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setattr(importlib.import_module("results"), "RESULTS", tmp_path / "RESULTS.md")
+    return importlib.import_module
+
+
+def tables(tmp_path: Path, section: str) -> list[list[str]]:
+    """The cells of all lines of a section's tables."""
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert f"<!-- {section} -->" in text
+    lines = [line for line in text.splitlines() if line.startswith("| ") and "---" not in line]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_throughput_has_each_rate_beside_its_limit(load: Any, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    throughput = load("throughput")
+    monkeypatch.setattr(throughput.Bench, "start_up", lambda self: 7.0)  # which takes so long in fact
+    throughput.main(["--steps", "2", "--repeats", "1", "--set", *TINY])
+    found = {cells[0]: cells[1:] for cells in tables(workspace, "throughput effnet_lite0")}
+    for name in ("training, decoded before", "inference, from files", "decoding into the cache"):
+        own, limit, ratio = (float(cell.split()[0]) for cell in found[name])
+        assert ratio == pytest.approx(own / limit, rel=0.02)
+    assert found["start-up: imports, s"] == ["7.0 (7.0 to 7.0)"]
+    assert "memory" in found["peak in training, MiB"][0]
+
+
+def test_inference_counts_files_and_views(load: Any, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inference = load("inference")
+    monkeypatch.setattr(inference, "has_fastai", lambda: False)
+    inference.main(["--images", "5", "--large", "3", "--large-size", "200", "--repeats", "1", "--set", *TINY])
+    header, *lines = tables(workspace, "inference")
+    assert [line[:2] for line in lines] == [
+        [files, views] for files in ("5 files of 32 px", "3 files of 200 px") for views in ("1", "2", "5")
+    ]
+    assert len(header) == 7
+
+
+def test_scaling_has_a_line_for_each_size(load: Any, workspace: Path) -> None:
+    load("scaling").main(["--sizes", "30", "60", "--pixels", "32"])
+    _, few, many, step = tables(workspace, "scaling")
+    assert (few[0], many[0]) == ("30", "60")
+    assert float(step[1]) == pytest.approx(float(many[1]) / float(few[1]) / 2, abs=0.3)
+
+
+def test_trials_are_timed_from_outside_and_not_repeated(load: Any, workspace: Path) -> None:
+    benchmark = load("time_to_accuracy")
+    command = ["--folds", "0", "--epochs", "1", "--only", "three-epochs", "--set", *TINY]
+    benchmark.main(command)
+    kept = next(Path("runs/benchmarks/time_to_accuracy").glob("*.json"))
+    (point,) = json.loads(kept.read_text())["points"]
+    assert point["seconds"] > 1  # Python and torch alone take as long
+    kept.write_text(json.dumps({"points": [point | {"seconds": 77.0, "accuracy": 0.9}]}))
+    benchmark.main(command)
+    assert tables(workspace, "time to accuracy")[1][1:4] == ["77 s (77 to 77)", "77 s (77 to 77)", "never"]
+
+
+@pytest.mark.parametrize("script", ["plain_loop", "fastai_peer"])
+def test_a_peer_notes_each_epoch(script: str, load: Any, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if script == "fastai_peer" and not find_spec("fastai"):
+        pytest.skip("fastai is not installed")
+    benchmark = load("time_to_accuracy")
+    monkeypatch.setitem(benchmark.ARMS, "plain-loop", benchmark.Peer("peer", f"{script}.py", (1e-3,)))
+    benchmark.main(["--folds", "1", "--epochs", "2", "--only", "plain-loop", "--set", *TINY])
+    kept = next(Path("runs/benchmarks/time_to_accuracy").glob("*.json"))
+    points = json.loads(kept.read_text())["points"]
+    assert 0 < points[0]["seconds"] < points[-1]["seconds"]
+    assert all(0 <= point["accuracy"] <= 1 for point in points)
+
+
+@pytest.fixture
+def arms(load: Any) -> tuple[ModuleType, dict[str, list[list[Any]]]]:
+    """Two arms' points on three folds."""
+    benchmark = load("time_to_accuracy")
+    point = benchmark.Point
+    own = [[point(30, 0.89), point(100, 0.92)], [point(40, 0.91)], [point(20, 0.87), point(90, 0.93)]]
+    other = [[point(300, 0.90)], [point(200, 0.85)], [point(400, 0.91), point(500, 0.89)]]
+    return benchmark, {"three-epochs": own, "fastai": other}
+
+
+def test_the_time_to_an_accuracy_is_the_first_points_that_has_it(arms: Any) -> None:
+    benchmark, results = arms
+    assert [benchmark.time_to(0.90, fold) for fold in results["three-epochs"]] == [100, 40, 90]
+    assert [benchmark.time_to(0.90, fold) for fold in results["fastai"]] == [300, math.inf, 400]
+    lines = benchmark.table(results, {"three-epochs": "ours", "fastai": "theirs"})
+    assert "90 s (40 to 100) |" in lines[2]
+    assert (
+        "| theirs | 400 s (300 to 400, 2 of 3) | 400 s (300 to 400, 2 of 3) | never (400 to 400, 1 of 3) |" in lines[3]
+    )
+    assert "| never | never | 0.8900 (0.8500 to 0.9000) | 300 s (200 to 500) |" in lines[3]
+
+
+def test_peers_are_a_multiple_of_this_projects_quickest(arms: Any) -> None:
+    benchmark, results = arms
+    told = benchmark.comparison(results)
+    assert "- 0.90: 90 s; fastai, defaults 4.4 ×" in told
+    assert "- 0.91: 90 s; fastai, defaults never" in told
+    assert not any("0.93" in line for line in told)
+
+
+def test_a_section_replaces_its_older_self_alone(load: Any, tmp_path: Path) -> None:
+    write = load("results").write_section
+    for name, text in (("a", "old"), ("b", "other"), ("a", r"new \1")):
+        write(name, "Title", text)
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "old" not in text and "other" in text and text.index(r"new \1") < text.index("other")

@@ -1,0 +1,38 @@
+"""The precision follows from the device and from what is computed."""
+
+import pytest
+import torch
+
+from scenes.console import UserError
+from scenes.model.device import choose_precision
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(("bf16_pays", "chosen"), [(True, "bf16"), (False, "fp32")])
+@pytest.mark.parametrize("instructions", ["_is_avx512_bf16_supported", "_is_amx_tile_supported"])
+def test_a_cpu_that_computes_in_bf16_does_so_where_it_pays(
+    instructions: str, bf16_pays: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name == instructions)
+    assert choose_precision("auto", CPU, bf16_pays) == chosen
+    assert choose_precision("fp32", CPU, bf16_pays) == "fp32"
+
+
+def test_other_cpus_compute_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    assert choose_precision("auto", CPU) == "fp32"
+    assert choose_precision("bf16", CPU) == "bf16"
+
+
+@pytest.mark.parametrize(("native", "chosen"), [(True, "bf16"), (False, "fp16")])
+def test_older_gpus_compute_in_fp16(native: bool, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
+    assert choose_precision("auto", GPU) == chosen
+
+
+def test_fp16_needs_a_gpu() -> None:
+    with pytest.raises(UserError, match="fp16 needs a GPU"):
+        choose_precision("fp16", CPU)

@@ -1,0 +1,322 @@
+"""Several processes train a fold as one would; stopped, killed or short of memory, all of them end or go on alike.
+
+Most of them are forked from here, which spares each the imports; a launcher's store is kept here for them.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+from torch import distributed
+
+import train
+from scenes.console import UserError, run
+from scenes.model.backbone import Classifier
+from scenes.training import recipe
+from scenes.training.distributed import Processes, together
+from scenes.training.fit import FoldTraining
+from tiny import TINY
+
+SCRIPT = Path(train.__file__)
+LONGEST = 100  # seconds
+# All that is random or follows from the epoch; 21 steps, in batches that span epochs.
+SETTINGS = [
+    *TINY,
+    "train.batch_norm=frozen",
+    "train.epochs=6",
+    "train.batch_size=14",
+    "train.accumulate=2",
+    "train.mixup=0.2",
+    "train.ema_decay=0.8",
+    "train.sizes={0: 24, 2: 32}",
+    "train.trainable_stages={0: 0, 1: 2, 3: all}",
+    "model.dropout=0.1",
+    "model.drop_path=0.1",
+    "infer.batch_size=15",
+]
+COMMAND = ["tiny.yaml", "--folds", "0", "--submit", "--set", *SETTINGS]
+
+
+def launch(world: int, command: list[str], prepare: Callable[[int], object] = lambda rank: None) -> list[int]:
+    """Runs train.py in as many forked processes, as torchrun would; their exit codes.
+
+    What each prints is added to RANK.log. `prepare` is called in each before it starts.
+    """
+    store = distributed.TCPStore("localhost", 0, is_master=True)
+    common = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "localhost", "MASTER_PORT": store.port}
+    common |= {"TORCHELASTIC_USE_AGENT_STORE": True, "OMP_NUM_THREADS": 1}
+    children = []
+    for rank in range(world):
+        child = os.fork()
+        if not child:
+            code = 99
+            signal.alarm(LONGEST)  # who waits for ever fails
+            try:
+                log = os.open(f"{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                os.dup2(log, 1)
+                os.dup2(log, 2)
+                sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - lives as long as the child
+                sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+                os.environ |= {
+                    name: str(value) for name, value in (common | {"RANK": rank, "LOCAL_RANK": rank}).items()
+                }
+                AcceleratorState._reset_state(reset_partial_state=True)  # of trainings here
+                prepare(rank)
+                run(lambda: train.main(command))
+                code = 0
+            except SystemExit as error:
+                code = int(error.code or 0)
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def logs() -> list[str]:
+    return [Path(f"{rank}.log").read_text() for rank in range(2)]
+
+
+def weights(folder: Path = Path()) -> dict[str, np.ndarray]:
+    return load_file(folder / "runs/tiny/fold0/weights.safetensors")
+
+
+def assert_close(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert one.keys() == other.keys()
+    assert max(np.abs(one[name].astype(float) - other[name]).max() for name in one) < 1e-5
+
+
+def record_rows(rank: int) -> None:
+    """Notes which rows each micro-batch of a step has, in RANK.json."""
+    seen: list[tuple[int, int, list[int]]] = []
+    loss = FoldTraining._loss
+
+    def noted(self: FoldTraining, micro: int, inputs: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        seen.append((self.step, micro, rows.tolist()))
+        Path(f"{rank}.json").write_text(json.dumps(seen))
+        return loss(self, micro, inputs, rows)
+
+    FoldTraining._loss = noted  # type: ignore[method-assign]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
+    """What one process makes of COMMAND."""
+    root = tmp_path_factory.mktemp("alone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setattr(FoldTraining, "_loss", FoldTraining._loss)
+        shutil.copytree(sample, "input")
+        Path("tiny.yaml").write_text("")
+        record_rows(0)
+        train.main(COMMAND)
+    return root
+
+
+def test_two_processes_do_what_one_does(alone: Path, workspace: Path) -> None:
+    assert launch(2, COMMAND, record_rows) == [0, 0]
+    assert_close(weights(), weights(alone))
+    oof, expected = (pd.read_csv(root / "runs/tiny/oof.csv") for root in (workspace, alone))
+    pd.testing.assert_frame_equal(oof, expected, rtol=0, atol=1e-5)
+    columns = ["epoch", "steps", "accumulate", "lr", "train_loss", "val_loss", "val_accuracy"]
+    history, other = (pd.read_csv(root / "runs/tiny/fold0/history.csv")[columns] for root in (workspace, alone))
+    pd.testing.assert_frame_equal(history, other, rtol=1e-5)
+
+    own, others = (
+        {(step, micro): rows for step, micro, rows in json.loads(Path(f"{r}.json").read_text())} for r in (0, 1)
+    )
+    assert len(own) == len(others) == 21
+    assert own.keys().isdisjoint(others)
+    seen = [rows for _, rows in sorted((own | others).items())]
+    assert seen == [rows for _, _, rows in json.loads((alone / "0.json").read_text())]
+    rows = [*chain(*seen)]
+    folds = pd.read_csv("runs/tiny/folds.csv")["fold"]
+    for epoch in range(6):
+        assert sorted(rows[48 * epoch : 48 * (epoch + 1)]) == np.flatnonzero(folds != 0).tolist()
+
+
+def test_files_and_messages_are_the_main_processs(alone: Path, workspace: Path) -> None:
+    assert launch(2, COMMAND) == [0, 0]
+    told, silent = logs()
+    assert "2 processes" in told
+    assert told.count("epoch 5:") == 1
+    assert not silent
+    made, expected = (
+        sorted(file.relative_to(root) for top in ("runs", "submissions") for file in (root / top).rglob("*.*"))
+        for root in (workspace, alone)
+    )
+    assert [file for file in made if "tfevents" not in file.name] == [
+        file for file in expected if "tfevents" not in file.name
+    ]
+
+
+def test_a_stopped_run_goes_on_with_another_number_of_processes(alone: Path, workspace: Path) -> None:
+    step = FoldTraining._train_step
+
+    def stop_at(rank: int, at: int) -> Callable[..., float]:
+        def signalled(self: FoldTraining, batches: Any) -> float:
+            if self.step == at and self.processes.rank == rank:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(self, batches)
+
+        return signalled
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Exception, match="same command"):
+        patch.setattr(FoldTraining, "_train_step", stop_at(0, 4))
+        train.main(COMMAND)
+    assert launch(2, COMMAND, lambda _: setattr(FoldTraining, "_train_step", stop_at(1, 9))) == [130, 130]
+    assert "goes on at step 5 of 21" in logs()[0]
+    assert "".join(logs()).count("interrupted: everything is saved") == 1
+    assert len(pd.read_csv("runs/tiny/fold0/history.csv")) == 2
+    train.main(COMMAND)
+    assert_close(weights(), weights(alone))
+
+
+def test_a_time_budget_stops_all(workspace: Path) -> None:
+    command = [*COMMAND, "train.time_budget_minutes=1e-9"]
+    assert launch(2, command) == [3, 3]
+    assert "".join(logs()).count("the time budget is used up") == 1
+
+
+def test_a_killed_process_ends_all_with_one_message(alone: Path, workspace: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(SCRIPT)]
+    with Path("log").open("w") as log:
+        process = subprocess.Popen(
+            [*launcher, *COMMAND, "train.checkpoint_minutes=1e-9"],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+    while not Path("runs/tiny/fold0/last.pt").exists() and process.poll() is None:
+        time.sleep(0.05)
+    victims = [each for each in psutil.Process(process.pid).children() if each.environ().get("RANK") == "1"]
+    victims[0].kill()
+    assert process.wait(60) != 0
+    told = Path("log").read_text()
+    assert told.count("a training process died") == 1
+    assert "give the same command again" in told
+    assert told.count("Traceback") == 1  # the launcher's own
+    assert not Path("runs/tiny/fold0/weights.safetensors").exists()
+    train.main(COMMAND)
+    assert_close(weights(), weights(alone))
+
+
+def test_short_of_memory_all_split_the_batch(workspace: Path) -> None:
+    command = [*COMMAND, "train.trainable_stages=all", "train.epochs=2"]
+    forward = Classifier.forward
+
+    def prepare(rank: int) -> None:
+        def small_memory(self: Classifier, images: torch.Tensor) -> torch.Tensor:
+            if rank == 1 and self.training and len(images) > 5:
+                raise torch.OutOfMemoryError
+            return forward(self, images)
+
+        Classifier.forward = small_memory  # type: ignore[method-assign]
+
+    assert launch(2, command, prepare) == [0, 0]
+    assert logs()[0].count("out of memory; from step 0 on batches are split in 4") == 1
+    assert pd.read_csv("runs/tiny/fold0/history.csv")["accumulate"].tolist() == [4, 4]
+    split = weights()
+    shutil.rmtree("runs")
+    train.main([*command, "train.accumulate=4"])
+    assert_close(split, weights())
+
+
+def test_a_mistake_is_told_once(workspace: Path) -> None:
+    Path("input/train.csv").write_text("image,label\n1.jpg,0\n")
+    assert 2 in launch(2, COMMAND)
+    assert "".join(logs()).count("no column 'image_name'") == 1
+    assert "Traceback" not in "".join(logs())
+    assert "died" not in "".join(logs())
+
+
+def test_batch_norm_that_learns_is_the_same_everywhere(workspace: Path) -> None:
+    def prepare(rank: int) -> None:
+        finish = FoldTraining._finish
+
+        def compared(self: FoldTraining, trackers: Any) -> float:
+            states = self.processes.gather({name: value.numpy() for name, value in self.model.state_dict().items()})
+            assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
+            assert not np.array_equal(states[0]["body.bn1.running_mean"], np.zeros_like(states[0]["body.bn1.bias"]))
+            return finish(self, trackers)
+
+        FoldTraining._finish = compared  # type: ignore[method-assign]
+
+    command = [*COMMAND, "train.batch_norm=batch", "train.epochs=1", "train.trainable_stages=all"]
+    assert launch(2, command, prepare) == [0, 0]
+    assert "batch norm learns from each process's rows apart" in logs()[0]
+
+
+def test_a_dry_run_and_a_head_on_features_know_processes(workspace: Path) -> None:
+    head = ["augment=none", "train.trainable_stages=0", "train.mixup=0", "train.sizes=null", "train.ema_decay=0"]
+    assert launch(2, [*COMMAND[:3], "--dry-run", "--set", *SETTINGS, *head]) == [0, 0]
+    told, silent = logs()
+    assert told.count("would take about") == 1
+    assert not silent
+    assert not Path("runs").exists()
+
+
+def test_more_processes_than_rows_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    with pytest.raises(UserError, match="7 rows a step cannot be shared by 8 processes"), together(7):
+        pass
+
+
+# ------------------------------------------------------------------------------------------------ who does what
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.integers(1, 8), st.integers(1, 60), st.integers(1, 70))
+def test_micro_batches_are_shared_evenly(world: int, batch_size: int, accumulate: int) -> None:
+    batch_size = max(world, batch_size)
+    count = Processes(0, world).even(accumulate, batch_size)
+    shares = [Processes(rank, world).micro_batches(batch_size, count) for rank in range(world)]
+    assert {len(share) for share in shares} == {count // world}
+    together = {number: places for share in shares for number, places in share.items()}
+    split = torch.arange(batch_size).tensor_split(count)
+    assert [together[number].tolist() for number in range(count)] == [part.tolist() for part in split]
+    assert all(len(part) for part in split)
+    if accumulate <= batch_size // world * world:
+        assert accumulate <= count < accumulate + world
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.integers(1, 8), st.integers(0, 100), st.integers(1, 30))
+def test_rows_to_predict_are_shared_in_whole_batches(world: int, count: int, batch_size: int) -> None:
+    shares = [list(range(count))[Processes(rank, world).share(count, batch_size)] for rank in range(world)]
+    assert [*chain(*shares)] == list(range(count))
+    assert all(share[0] % batch_size == 0 for share in shares if share)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 2 * batch_size
+
+
+def test_synchronised_batch_norms_keep_names_activations_and_outputs(trained: Path) -> None:
+    from scenes.config import ModelConfig
+
+    torch.manual_seed(0)
+    model = Classifier(ModelConfig(name="test_efficientnet", weights="none"), 32, 3).eval()
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        before, names = model(images), list(model.state_dict())
+        recipe.synchronise_batch_norms(model)
+        assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules())
+        assert list(model.state_dict()) == names
+        torch.testing.assert_close(model.eval()(images), before)

@@ -1,0 +1,324 @@
+"""Folds at the same time: the files of a sequential run; failures, signals, a parent's death; Ray and its retries."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import train
+from scenes.console import StoppedError, UserError
+from scenes.training import parallel
+from scenes.training.parallel import LocalSlot, follow, make_slots
+from scenes.training.process import Task
+from test_train import fit, results
+from tiny import TINY
+
+# Stands in for train.py: says that it has begun, waits for a file `go`, obeys SIGTERM and the parent's end.
+STEADY = f"""
+import sys, time, pathlib
+sys.path.insert(0, {str(Path(train.__file__).parent)!r})
+from scenes.console import run
+from scenes.training.process import end_with_parent
+def main():
+    end_with_parent()
+    print("begun", flush=True)
+    while not pathlib.Path("go").exists():
+        time.sleep(0.02)
+run(main)
+"""
+
+
+def steady(name: str) -> Task:
+    return Task(name, Path(name, "log.txt"), ["-c", STEADY])
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def logged(text: str, *names: str) -> Callable[[], bool]:
+    """Whether a text stands in all the logs."""
+    return lambda: all(log.exists() and text in log.read_text() for log in (Path(name, "log.txt") for name in names))
+
+
+@contextmanager
+def meanwhile(work: Callable[[], object]) -> Iterator[None]:
+    """Does something in a thread beside its block."""
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_in_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def two_slots() -> list[LocalSlot]:
+    return [LocalSlot(name, sorted(os.sched_getaffinity(0)), {"SLOT": name}) for name in "ab"]
+
+
+# ---------------------------------------------------------------------------------------------- train.py end to end
+
+
+def test_a_fold_that_fails_leaves_the_others_alone_and_then_the_files_are_those_of_a_sequential_run(
+    trained: Path, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = Path("runs/tiny/fold0/last.pt")
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"damaged")
+    with pytest.raises(UserError) as caught:
+        fit("--parallel=2")
+    message = str(caught.value)
+    assert "fold0: failed with exit code 2; runs/tiny/fold0/log.txt ends:" in message
+    assert "last.pt: damaged" in message and "the same command goes on" in message and "fold1" not in message
+    assert Path("runs/tiny/fold1/weights.safetensors").exists()
+    assert not Path("runs/tiny/metrics.json").exists()
+    assert "[fold1]   fold1 epoch 2" in capsys.readouterr().out
+    broken.unlink()
+    fit("--parallel=2")
+    assert results(workspace) == results(trained)
+    for name in ("config.yaml", "folds.csv", "environment.json"):
+        assert Path("runs/tiny", name).read_bytes() == (trained / "runs/tiny" / name).read_bytes(), name
+    log = Path("runs/tiny/fold0/log.txt").read_text()
+    assert log.count("--- ") == 2 and log.index("damaged") < log.index("fold0 epoch 2")  # nothing lost
+
+
+def test_a_signal_lets_the_folds_of_all_configs_save_and_the_same_command_goes_on(workspace: Path) -> None:
+    Path("other.yaml").write_text("seed: 1\n")
+    logs = ["runs/tiny/fold0", "runs/other/fold0"]
+
+    def interrupt() -> None:
+        until(lambda: any(logged("epoch 1:", log)() for log in logs))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    command = ["tiny.yaml", "other.yaml", "--folds=0", "--set", *TINY, "train.epochs=20"]
+    with meanwhile(interrupt), pytest.raises(StoppedError, match="same command") as stopped:
+        train.main([*command, "--parallel=2"])
+    assert stopped.value.exit_code == 130
+    assert any(Path(log, "last.pt").exists() for log in logs)
+    assert not any(Path(log, "weights.safetensors").exists() for log in logs)
+    train.main(command)  # one after another here, which is quicker
+    assert sorted(file.parent.name for file in Path("runs").glob("*/metrics.json")) == ["other", "tiny"]
+
+
+def test_one_slot_and_finished_folds_need_no_process(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(parallel, "Process", None)
+    fit("--parallel=2")
+    assert "CV accuracy" in capsys.readouterr().out
+    fit("--parallel=auto")
+    assert "no GPU, and one process with all cores is as fast" in capsys.readouterr().out
+
+
+def test_a_run_that_has_no_time_left_starts_nothing(workspace: Path) -> None:
+    with pytest.raises(StoppedError) as stopped:
+        fit("--parallel=2", "train.time_budget_minutes=1e-9")
+    assert stopped.value.exit_code == 3
+    assert not list(Path("runs").glob("*/*/log.txt"))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--parallel=0"], "a number, auto"),
+        (["--parallel=-1"], "a number, auto"),
+        (["--parallel=many"], "a number, auto"),
+        (["--parallel=2", "--ray-address=auto"], "goes with --parallel ray"),
+        (["--ray-address=auto"], "goes with --parallel ray"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: list[str], says: str, workspace: Path) -> None:
+    with pytest.raises(UserError, match=says):
+        fit(*options)
+    assert not Path("runs").exists()
+
+
+def test_two_configs_of_one_name_are_refused(workspace: Path) -> None:
+    with pytest.raises(UserError, match="several of these experiments would be runs/same"):
+        train.main(["tiny.yaml", "tiny.yaml", "--set", "name=same"])
+
+
+def test_processes_of_a_launcher_start_no_processes(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="leave out torchrun"):
+        make_slots("2", 5)
+
+
+# ------------------------------------------------------------------------------------------------------------ slots
+
+
+def test_gpus_are_dealt_round_robin_and_cores_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.setattr(parallel, "gpu_count", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(7)))
+    slots = [slot for slot in make_slots("3", 10) if isinstance(slot, LocalSlot)]
+    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["4", "7", "4"]
+    assert [slot.environment["OMP_NUM_THREADS"] for slot in slots] == ["2", "2", "2"]  # the same, for the same bytes
+    assert [list(slot.cores) for slot in slots] == [[0, 1], [2, 3], [4, 5, 6]]
+    assert len(make_slots("auto", 10)) == 2
+    assert make_slots("8", 1) == []
+    monkeypatch.setattr(parallel, "gpu_count", lambda: 0)
+    assert ["CUDA_VISIBLE_DEVICES" in slot.environment for slot in make_slots("2", 2)] == [False, False]  # type: ignore[attr-defined]
+
+
+def test_a_free_slot_takes_the_next_task_and_a_killed_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = "import os, sys; print(os.environ['SLOT'], len(os.sched_getaffinity(0))); {}"
+    does = ["pass", "sys.exit(3)", "os.kill(os.getpid(), 9)", "pass", "sys.exit('why')"]
+    tasks = [Task(f"t{i}", Path(f"t{i}/log.txt"), ["-c", code.format(what)]) for i, what in enumerate(does)]
+    left, codes = list(tasks), {}
+
+    def ended(task: Task, code: int, lines: object) -> None:
+        codes[task.label] = code
+        if code < 0:
+            problem = parallel.failure(task, code, list(lines))  # type: ignore[call-overload]
+            assert "killed by signal 9" in str(problem) and "memory" in str(problem)
+
+    assert not follow(two_slots(), lambda: left.pop(0) if left else None, ended)
+    assert codes == {"t0": 0, "t1": 3, "t2": -9, "t3": 0, "t4": 1}
+    assert "[t4] why" in capsys.readouterr().out
+
+
+def test_a_second_signal_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('begun', flush=True); time.sleep(90)"
+    )
+    tasks = [Task("deaf", Path("deaf/log.txt"), ["-c", deaf])]
+
+    def interrupt_twice() -> None:
+        until(logged("begun", "deaf"))
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    start = time.monotonic()
+    with meanwhile(interrupt_twice), pytest.raises(KeyboardInterrupt):
+        follow(two_slots(), lambda: tasks.pop() if tasks else None, lambda *_: None)
+    assert time.monotonic() < start + 60
+
+
+def test_a_killed_parent_leaves_no_process_at_work(tmp_path: Path) -> None:
+    parent = (
+        f"import subprocess, sys, pathlib; sys.path.insert(0, {str(Path(train.__file__).parent)!r})\n"
+        "from scenes.training.process import Process\n"
+        f"print(Process(['-c', {STEADY!r}], {{}}, pathlib.Path('.'), open('log.txt', 'ab')).pid, flush=True)\n"
+        "sys.stdin.read()"
+    )
+    started = subprocess.Popen(
+        [sys.executable, "-c", parent], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert started.stdout
+    child = int(started.stdout.readline())
+    until(lambda: "begun" in (tmp_path / "log.txt").read_text())
+    started.kill()
+    started.wait()
+    until(lambda: "interrupted" in (tmp_path / "log.txt").read_text(), 20)
+    until(lambda: not is_at_work(child), 20)
+
+
+def is_at_work(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+# -------------------------------------------------------------------------------------------------------------- Ray
+
+
+def test_without_ray_the_message_says_how_to_get_it(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scenes.training.ray_slots.find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"pip install ray=="):
+        fit("--parallel=ray")
+    assert not Path("runs").exists()
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[object]:
+    """A Ray of this machine alone, with two slots."""
+    module = pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}.items():
+            patch.setenv(name, value)
+        module.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
+        yield module
+        module.shutdown()
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def find_process(*words: str) -> int:
+    """The process whose command line holds all the words."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if set(words) <= set(line) and Path.cwd() == (folder / "cwd").resolve():
+                return int(folder.name)
+        except OSError:
+            continue
+    raise AssertionError("no such process")
+
+
+def test_ray_trains_the_same_files_and_a_killed_worker_is_replaced(ray: object, trained: Path, workspace: Path) -> None:
+    def kill_a_worker() -> None:
+        until(logged("held out", "runs/tiny/fold1"))
+        os.kill(parent_of(find_process("--folds", "1")), signal.SIGKILL)
+
+    with meanwhile(kill_a_worker):
+        fit("--parallel=ray")
+    assert results(workspace) == results(trained)
+    assert Path("runs/tiny/fold1/log.txt").read_text().count("fold1 on ") == 2
+
+
+def test_ray_tries_a_killed_process_again_and_passes_a_signal_on(
+    ray: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tasks, codes = [steady("one"), steady("two")], {}
+
+    def disturb() -> None:
+        until(logged("begun", "one", "two"))
+        os.kill(find_process("-c", STEADY), signal.SIGKILL)
+        until(lambda: sum(Path(name, "log.txt").read_text().count("begun") for name in ("one", "two")) == 3)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    slots = make_slots("ray", 2)
+    with meanwhile(disturb):
+        assert follow(slots, lambda: tasks.pop() if tasks else None, lambda task, code, _: codes.update({task: code}))
+    assert list(codes.values()) == [130, 130]
+    assert all("interrupted" in Path(name, "log.txt").read_text() for name in ("one", "two"))
+
+
+def test_ray_refuses_a_machine_that_does_not_share_the_folder(
+    ray: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    slot, task = make_slots("ray", 1)[0], steady("one")
+    monkeypatch.setattr(Task, "log", lambda *_: None)  # what is written here is not there
+    running = slot.start(task)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    until(lambda: running.poll() is not None)
+    assert running.poll() == 1
+    assert "is not that of the machine that asks; Ray's machines need" in Path("one/log.txt").read_text()
