@@ -5,10 +5,11 @@ Five networks with different weights (time does not depend on what they are) pre
 
 - this project: `open_images` with nothing cached, then `predict`: each file is decoded once, and hashed and checked
 - a loop: for each fold, for each view, a DataLoader that decodes with OpenCV; same type and layout; its workers are
-  started before the clock, which is in its favour
+  started, and go through the files once, before the clock, which is in its favour
 - the networks alone, on one resident batch, as often: the limit
 
-Then one network under one view beside fastai's get_preds, and its tta (5 views) beside 5 views. fastai:
+Then one network under one view beside fastai's get_preds, and its tta (5 views) beside 5 views, as it does them by
+default: in fp32, decoded by Pillow at full size. fastai:
 pip install --no-deps --target .cache/peers -r benchmarks/requirements.txt (left out where it is not installed).
 Takes about 8 minutes on two cores.
 """
@@ -85,11 +86,12 @@ class Bench:
                 self.config.infer.batch_size,
                 num_workers=workers,
                 persistent_workers=True,
+                worker_init_fn=lambda _: cv2.setNumThreads(0),
             )
             for view in views
         }
         for loader in loaders.values():
-            next(iter(loader))
+            list(loader)
         start = time.perf_counter()
         with torch.inference_mode(), autocast(self.device, self.precision):
             for model in self.models:
@@ -202,7 +204,8 @@ def compare_with_fastai(bench: Bench, paths: list[Path], repeats: int) -> list[s
             "fastai": fastai,
         },
     )
-    lines = ["| one network, small files | this project | fastai | fastai / this |", "|---|---|---|---|"]
+    header = f"| one network, small files | this project, {bench.precision} | fastai, fp32 | fastai / this |"
+    lines = [header, "|---|---|---|---|"]
     pairs = {"1 view, get_preds": ("one", "get_preds"), "5 views, tta": ("five", "tta")}
     for name, (own, their) in pairs.items():
         taken = [seconds[their] for seconds in theirs]

@@ -7,7 +7,8 @@ The last line has the time of the largest size over that of the one before, per 
 
 The images are drawings with a grain of their own, so that no two are the same. Memory is what the process owns at its
 highest (RssAnon), so neither the program's files nor the cache's pages, which the kernel can take back, are in it; and
-how many bytes each further image adds. Linux alone says that. Takes about 8 minutes on two cores.
+how many bytes each further image adds; the loader's workers, whose memory is a few batches', are not in it. Linux
+alone says that. Takes about 8 minutes on two cores.
 """
 
 import argparse

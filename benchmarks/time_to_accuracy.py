@@ -1,10 +1,10 @@
 """Wall-clock time from the CSV to fixed validation accuracies: python benchmarks/time_to_accuracy.py [--folds 0-4].
 
 EfficientNet-Lite0 from the same ImageNet weights, at 150 px, on the same folds: this project's two configs and one
-epoch of the longer, fastai, a plain PyTorch loop (benchmarks/peers/). Each trial is a process of its own that finds
-nothing cached. Its clock runs from its start until an accuracy on the fold's held-out rows is known: start-up,
-decoding, features, probe, training and judging count, for all of them. Points are fixed: after the probe, after each
-epoch.
+epoch of the longer; fastai and a plain PyTorch loop (benchmarks/peers/), for as long and for one epoch. Each trial is a
+process of its own that finds nothing cached. Its clock runs from its start until an accuracy on the fold's held-out
+rows is known: start-up, decoding, features, probe, training and judging count, for all of them. Points are fixed: after
+the probe, after each epoch.
 
 The time to an accuracy is that of the first point that has it. The table has the median over folds and the range, and
 "never" where half of the folds or more never had it. A peer with several rates uses the one with the best last accuracy
@@ -41,6 +41,7 @@ from scenes.files import write_text  # noqa: E402
 
 LEVELS = (0.88, 0.90, 0.91, 0.92, 0.93)
 KEPT = Path("runs/benchmarks/time_to_accuracy")
+PLAIN_RATES = (1e-4, 3e-4, 1e-3)
 FASTAI_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 
 
@@ -53,12 +54,13 @@ class Ours(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """A script of benchmarks/peers, with options; the first fold chooses among the rates."""
+    """A script of benchmarks/peers, with options; the first fold chooses among the rates; by default --epochs."""
 
     label: str
     script: str
     rates: tuple[float, ...]
     options: tuple[str, ...] = ()
+    epochs: int | None = None
 
 
 Arm = Ours | Peer
@@ -66,9 +68,11 @@ ARMS: dict[str, Arm] = {
     "probe": Ours("this project, the probe", ROOT / "configs/effnet_lite0_probe.yaml"),
     "one-epoch": Ours("this project, 1 epoch", ROOT / "configs/effnet_lite0.yaml", ("train.epochs=1",)),
     "three-epochs": Ours("this project, 3 epochs", ROOT / "configs/effnet_lite0.yaml"),
-    "plain-loop": Peer("plain PyTorch loop", "plain_loop.py", (1e-4, 3e-4, 1e-3)),
+    "plain-loop": Peer("plain PyTorch loop", "plain_loop.py", PLAIN_RATES),
+    "plain-loop-one": Peer("plain PyTorch loop, 1 epoch", "plain_loop.py", PLAIN_RATES, epochs=1),
     "fastai": Peer("fastai, defaults", "fastai_peer.py", (2e-3,)),
     "fastai-tuned": Peer("fastai, tuned", "fastai_peer.py", FASTAI_RATES, ("--tuned",)),
+    "fastai-one": Peer("fastai, tuned, 1 epoch", "fastai_peer.py", FASTAI_RATES, ("--tuned",), epochs=1),
     "fastai-channels-last": Peer(
         "fastai, tuned, channels last", "fastai_peer.py", FASTAI_RATES, ("--tuned", "--channels-last")
     ),
@@ -106,13 +110,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             results[name] = [ours(arm, settings, fold) for fold in folds]
         else:
             inputs = peer_inputs(config)
-            rate = best_rate(arm, config, inputs, folds[0], arguments.epochs)
+            epochs = arm.epochs or arguments.epochs
+            rate = best_rate(arm, config, inputs, folds[0], epochs)
             labels[name] += f", rate {rate:g}"
-            results[name] = [peer(arm, config, inputs, fold, arguments.epochs, rate) for fold in folds]
+            results[name] = [peer(arm, config, inputs, fold, epochs, rate) for fold in folds]
     given = f" --set {' '.join(arguments.set)}" if arguments.set else ""
     about = (
         f"`python benchmarks/time_to_accuracy.py --folds {arguments.folds}{given}`: seconds since the process began, "
-        f"median over n = {len(folds)} folds (range); peers train {arguments.epochs} epochs. {hardware()}."
+        f"median over n = {len(folds)} folds (range); peers train {arguments.epochs} epochs or as named. {hardware()}."
     )
     text = "\n".join([about, "", *table(results, labels), "", *comparison(results)]).rstrip()
     print(text)

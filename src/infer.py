@@ -29,9 +29,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if (arguments.images or arguments.merge) and not find_spec("pyarrow"):
         raise UserError("--images and --merge need pyarrow: pip install pyarrow==26.0.1")
-    if arguments.merge and (arguments.images or arguments.shard or arguments.out):
-        raise UserError("--merge goes alone: --merge DIR, the --out of the shards")
     if arguments.merge:
+        if any(value for option, value in vars(arguments).items() if option != "merge"):
+            raise UserError("--merge goes alone: --merge DIR, the --out of the shards")
         from scenes.inference.shards import merge
 
         merge(arguments.merge)

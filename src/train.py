@@ -67,7 +67,8 @@ def report_and_submit(experiment: "Experiment", trained: "Run", wants_submission
     from scenes.data.folds import FULL
 
     config, folds = experiment.config, experiment.folds
-    say(f"everything about this run: {trained.folder}/ (scores: metrics.json, held-out probabilities: oof.csv)")
+    scored = " (scores: metrics.json, held-out probabilities: oof.csv)" if trained.metrics_file.exists() else ""
+    say(f"everything about this run: {trained.folder}/{scored}")
     if config.report:
         from scenes.insight.report import try_write
 

@@ -47,6 +47,7 @@ def main() -> None:
     learner = vision_learner(data, arguments.model, pretrained=False, normalize=False)
     seconds = {}
     with learner.no_bar(), learner.no_logging():
+        learner.get_preds(dl=data.test_dl(files[: arguments.batch]))  # warms up
         for name, predict in (("get_preds", learner.get_preds), ("tta", learner.tta)):
             start = time.perf_counter()
             predict(dl=data.test_dl(files))

@@ -73,10 +73,10 @@ def main() -> None:
     table["target"] = pd.factorize(table["label"], sort=True)[0]
     held = table["fold"] == arguments.fold
     images = arguments.root / "SceneImages"
-    train_loader = DataLoader(
-        Scenes(images, table[~held], training), arguments.batch, shuffle=True, drop_last=True, num_workers=2
-    )
-    held_loader = DataLoader(Scenes(images, table[held], judging), arguments.batch, num_workers=2)
+    batch, workers = arguments.batch, torch.get_num_threads()
+    training_rows = Scenes(images, table[~held], training)
+    train_loader = DataLoader(training_rows, batch, shuffle=True, drop_last=True, num_workers=workers)
+    held_loader = DataLoader(Scenes(images, table[held], judging), batch, num_workers=workers)
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     overlay = {"file": arguments.weights}

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
 PLAIN_LINE_SECONDS = 10.0
+ONE_SIGNAL_SECONDS = 1.0  # a scheduler signals a process and the one that passes it on: the same wish comes twice
 
 
 class Problem(NamedTuple):
@@ -166,7 +167,7 @@ class StopRequest:
             agree: Turns this process's wish, an exit code or 0 for none, into that of all that must stop together.
         """
         self.deadline, self.agree = deadline, agree
-        self.signalled = False
+        self.signalled, self.first = False, 0.0
 
     @property
     def reason(self) -> StoppedError | None:
@@ -177,11 +178,12 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         def ask(number: int, _: object) -> None:
-            if self.signalled:  # a second one does not wait
+            if not self.signalled:
+                self.signalled, self.first = True, monotonic()
+                with suppress(RuntimeError):  # the signal came in the middle of another print
+                    say("stopping after this step …")
+            elif monotonic() >= self.first + ONE_SIGNAL_SECONDS:  # a second one does not wait
                 raise KeyboardInterrupt
-            self.signalled = True
-            with suppress(RuntimeError):  # the signal came in the middle of another print
-                say("stopping after this step …")
 
         try:
             self._old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

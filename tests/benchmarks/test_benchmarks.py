@@ -3,16 +3,23 @@
 import importlib
 import json
 import math
+import os
+import runpy
+import sys
+from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
+import infer
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 TINY = ["model.name=test_efficientnet", "model.weights=none", "image_size=32", "infer.image_size=null"]
-TINY += ["train.batch_size=16", "infer.batch_size=16", "train.epochs=1", "data.folds=2"]
+TINY += ["train.batch_size=16", "infer.batch_size=16", "train.epochs=1", "data.folds=2", "loader.workers=0"]
 
 
 @pytest.fixture
@@ -29,6 +36,17 @@ def tables(tmp_path: Path, section: str) -> list[list[str]]:
     assert f"<!-- {section} -->" in text
     lines = [line for line in text.splitlines() if line.startswith("| ") and "---" not in line]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def forked(work: Callable[[], object]) -> int:
+    """Does work in a process that need not import torch again; its number."""
+    child = os.fork()
+    if not child:
+        with suppress(BaseException):
+            work()
+            os._exit(0)
+        os._exit(1)
+    return child
 
 
 def test_throughput_has_each_rate_beside_its_limit(load: Any, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,6 +70,27 @@ def test_inference_counts_files_and_views(load: Any, workspace: Path, monkeypatc
         [files, views] for files in ("5 files of 32 px", "3 files of 200 px") for views in ("1", "2", "5")
     ]
     assert len(header) == 7
+
+
+def test_inference_at_scale_measures_stages_and_the_command(
+    load: Any, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benchmark = load("inference_at_scale")
+
+    def popen(command: list[Any], **_: object) -> SimpleNamespace:
+        return SimpleNamespace(pid=forked(lambda: infer.main([str(part) for part in command[2:]])))
+
+    monkeypatch.setattr(benchmark, "subprocess", SimpleNamespace(Popen=popen))
+    monkeypatch.setattr(benchmark, "LARGE", 200)
+    monkeypatch.setattr(benchmark, "MERGED_PARTS", 1)
+    benchmark.main(["--images", "320", "--drawn", "12", "--repeats", "1", "--set", *TINY])
+    _, *lines = tables(workspace, "inference at scale effnet_lite0")
+    stages = [line[0].split()[0] for line in lines]
+    assert stages == ["listing", "decoding", "decoding", "one", "`infer.py", "`infer.py"]
+    for line in lines:
+        rate, hours = (float(cell.split()[0]) for cell in line[1:])
+        assert hours == pytest.approx(1e6 / rate / 3600, abs=0.002)
+    assert "MiB with 80 images" in (workspace / "RESULTS.md").read_text()
 
 
 def test_scaling_has_a_line_for_each_size(load: Any, workspace: Path) -> None:
@@ -78,6 +117,16 @@ def test_a_peer_notes_each_epoch(script: str, load: Any, workspace: Path, monkey
     if script == "fastai_peer" and not find_spec("fastai"):
         pytest.skip("fastai is not installed")
     benchmark = load("time_to_accuracy")
+
+    def run(command: list[str], cwd: Path, **_: object) -> None:
+        def script() -> None:
+            os.chdir(cwd)
+            sys.argv = command[1:]
+            runpy.run_path(command[1], run_name="__main__")
+
+        assert os.waitpid(forked(script), 0)[1] == 0
+
+    monkeypatch.setattr(benchmark, "subprocess", SimpleNamespace(run=run))
     monkeypatch.setitem(benchmark.ARMS, "plain-loop", benchmark.Peer("peer", f"{script}.py", (1e-3,)))
     benchmark.main(["--folds", "1", "--epochs", "2", "--only", "plain-loop", "--set", *TINY])
     kept = next(Path("runs/benchmarks/time_to_accuracy").glob("*.json"))

@@ -179,6 +179,7 @@ def test_a_large_jpeg_shrinks_in_the_decoder_to_nearly_the_same_picture(
     exif = Image.Exif()
     exif[0x112] = orientation
     content = encode(cv2.resize(picture(40, 60), (480, 320)), "JPEG", quality=95, exif=exif)
+    monkeypatch.setattr(library, "LARGE_JPEG", 320)
     pixels = decoded(file, content, short_side)
     monkeypatch.setattr(library, "REDUCED", ())
     whole = decoded(file, content, short_side)
@@ -295,6 +296,12 @@ def test_the_hash_is_of_the_pixels_and_not_of_the_file(tmp_path: Path) -> None:
         (tmp_path / str(i)).write_bytes(content)
         hashes |= {decode(tmp_path / str(i)).pixel_hash, decode(tmp_path / str(i), 10).pixel_hash}
     assert len(hashes) == 1
+
+
+def test_the_hash_is_the_same_whatever_size_is_wanted(file: Path) -> None:
+    for side in (300, 1023, 1024):
+        file.write_bytes(encode(cv2.resize(picture(), (side, side)), "JPEG", quality=60))
+        assert len({decode(file, short_side).pixel_hash for short_side in (None, 600, 300, 150, 30)}) == 1
 
 
 def test_other_pixels_and_other_shapes_of_the_same_bytes_have_other_hashes(file: Path) -> None:

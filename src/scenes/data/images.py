@@ -26,7 +26,8 @@ FREE_DISK_RESERVE = 2**30
 MAX_PIXELS = 178_956_970  # Pillow's own limit: more in one file is an attack, not a picture
 # In a JPEG's pixel data 0xFF stands before 0 or a restart marker; before anything else a new segment begins.
 JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-# What a JPEG can be shrunk by while it is decoded, and OpenCV's flag for it.
+LARGE_JPEG = 1024  # pixels of the shorter side
+# What a large JPEG can be shrunk by while it is decoded, and OpenCV's flag for it.
 REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
 PNG_END = b"IEND\xaeB`\x82"
 MISSING = "no such file"
@@ -37,7 +38,10 @@ class BadImageError(Exception):
 
 
 class Decoded(NamedTuple):
-    """One image: RGB uint8 of shape (height, width, 3) and the hash of its pixels as they left the decoder."""
+    """One image: RGB uint8 of shape (height, width, 3), and a hash that no short side changes.
+
+    The hash is of the pixels before any resizing; of a large JPEG, whose pixels are never all made, of its file.
+    """
 
     pixels: np.ndarray
     pixel_hash: bytes
@@ -46,7 +50,7 @@ class Decoded(NamedTuple):
 def decode(path: Path, short_side: int | None = None) -> Decoded:
     """Reads an image file as RGB, upright (EXIF), 8 bits a channel; transparency is dropped.
 
-    A JPEG at least twice as large as wanted leaves the decoder at a half, a quarter or an eighth of its size already.
+    A large JPEG of at least twice the size wanted leaves the decoder at a half, a quarter or an eighth of it already.
 
     Args:
         path: A JPEG, PNG or anything else Pillow reads, whatever its name says.
@@ -61,9 +65,9 @@ def decode(path: Path, short_side: int | None = None) -> Decoded:
         raise BadImageError(getattr(error, "strerror", None) or str(error)) from None
     if not data:
         raise BadImageError("empty file")
-    pixels = _decode_jpeg(data, short_side) if data[:3] == b"\xff\xd8\xff" else _decode_other(data)
+    is_jpeg = data[:3] == b"\xff\xd8\xff"
+    pixels, digest = _decode_jpeg(data, short_side) if is_jpeg else _hashed(_decode_other(data))
     height, width = pixels.shape[:2]
-    digest = blake2b(pixels.data, digest_size=16, person=f"{height}x{width}".encode()).digest()
     if short_side and min(height, width) > short_side:
         scale = short_side / min(height, width)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -71,13 +75,19 @@ def decode(path: Path, short_side: int | None = None) -> Decoded:
     return Decoded(pixels, digest)
 
 
-def _decode_jpeg(data: bytes, short_side: int | None) -> np.ndarray:
+def _hashed(pixels: np.ndarray) -> Decoded:
+    height, width = pixels.shape[:2]
+    return Decoded(pixels, blake2b(pixels.data, digest_size=16, person=f"{height}x{width}".encode()).digest())
+
+
+def _decode_jpeg(data: bytes, short_side: int | None) -> Decoded:
     """By OpenCV, the fastest; but some of its versions decode half a file to half a picture."""
     height, width, is_whole = _scan_jpeg(data)
     if not is_whole:
         raise BadImageError("cut off: the JPEG has no end")
     _check_size(height, width)
-    scale = min(height, width) // short_side if short_side else 1
+    is_large = min(height, width) >= LARGE_JPEG
+    scale = min(height, width) // short_side if is_large and short_side else 1
     flag = next((flag for least, flag in REDUCED if scale >= least), cv2.IMREAD_COLOR)
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
@@ -85,7 +95,8 @@ def _decode_jpeg(data: bytes, short_side: int | None) -> np.ndarray:
         pixels = None
     if pixels is None:
         raise BadImageError("damaged JPEG")
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    return Decoded(pixels, blake2b(data, digest_size=16).digest()) if is_large else _hashed(pixels)
 
 
 def _decode_other(data: bytes) -> np.ndarray:
@@ -147,7 +158,7 @@ class Images:
     """Decoded images by position, cheap to send to worker processes.
 
     Attributes:
-        pixel_hashes: (n,) array of 32 hexadecimal digits; equal for images with equal pixels.
+        pixel_hashes: (n,) array of 32 hexadecimal digits; equal for images with equal pixels, see `Decoded`.
         bad: What is wrong with those that could not be read, by row.
     """
 

@@ -25,11 +25,12 @@ from scenes.inference.files import Result, predict_batches, shown, walk_images, 
 from scenes.inference.models import chosen_views, load_folds
 from scenes.inference.predict import View
 from scenes.model.backbone import Classifier
-from scenes.model.device import choose_device
+from scenes.model.device import choose_device, choose_precision
 from scenes.runs import Run, read_json, write_json
 
 PART_ROWS = 16_384  # what a kill can cost, and what is in memory of the results; 16 MiB for 250 classes
 TEXT_START = 2**16
+MANY = 1000  # so many images in a part and none readable: rather a disk that is not there than damaged files
 LISTED_NOTE = 1_000_000
 SHOWN = 10
 
@@ -102,8 +103,8 @@ def predict_shard(run: Run, config: Config, folds: Sequence[int], images: Path, 
         out: The folder of all shards.
 
     Raises:
-        UserError: If the images, the folds' weights or what is in `out` already cannot be used, or no image of a
-            whole part can be read.
+        UserError: If the images, the folds' weights or what is in `out` already cannot be used, or none of a part's
+            many images can be read.
     """
     check_folder(out)
     check_images(images, out)
@@ -131,7 +132,7 @@ def check_images(images: Path, out: Path) -> None:
         start = file.read(TEXT_START)
     if b"\0" in start:
         raise UserError(f"{images}: not a UTF-8 text with an image's path a line; for single images use predict.py")
-    if not start.strip():
+    if next(read_names(images, 0, images.stat().st_size), None) is None:
         raise UserError(f"{images}: lists no images")
 
 
@@ -153,8 +154,10 @@ def _write_list(folder: Path, file: Path) -> None:
     with file.open("wb") as lines:
         for path in walk_images(folder):
             name = os.fsencode(path.relative_to(folder))
-            if b"\n" in name:
-                raise UserError(f"{shown(path)}: a name with a line break cannot be listed; rename it")
+            if b"\n" in name or name.startswith(BOM_UTF8):  # which read_names takes for a text's
+                raise UserError(
+                    f"{shown(path)}: a name with a line break or byte-order mark cannot be listed; rename it"
+                )
             lines.write(name + b"\n")
             count += 1
             if count % LISTED_NOTE == 0:
@@ -201,6 +204,7 @@ def describe(
         "weights": weights,
         "views": [view.name for view in views],
         "image_size": config.predict_size,
+        "precision": choose_precision(config.infer.precision, choose_device()),
         "images": images.resolve().name,
         "list_bytes": size,
         "first_image": next(map(written, read_names(listing.file, 0, size)), ""),
@@ -298,7 +302,7 @@ class Work(NamedTuple):
             results += batch
             meter.advance()
         bad = [result for _, result in results if isinstance(result, BadImageError)]
-        if len(bad) == PART_ROWS:  # rather a disk that is not there than so many damaged files
+        if len(bad) == len(names) >= MANY:
             raise UserError(
                 f"{shown(results[0][0])}: cannot be read ({bad[0]}), nor any of the {len(bad) - 1} images after it; "
                 "is this where the images are? The parts before are kept"
@@ -438,8 +442,11 @@ def read_shards(out: Path) -> dict[Path, Done]:
         record = _read(folder / DONE, *Done._fields)
         done = Done(*(record[key] for key in Done._fields))
         is_next = done.start == reached and (shard.number < shard.of or done.end == manifest["list_bytes"])
-        if not is_next or len(list(folder.glob("part-*"))) != -(-done.rows // manifest["part_rows"]):
+        parts, there = -(-done.rows // manifest["part_rows"]), len(list(folder.glob("part-*")))
+        if not is_next or there > parts:
             raise UserError(f"{folder}: not what belongs here; delete it and give infer.py --shard {shard} again")
+        if there < parts:
+            raise UserError(f"{folder}: {parts - there} of {parts} parts missing; give infer.py --shard {shard} again")
         shards[folder] = done
         reached = done.end
     return shards

@@ -28,12 +28,10 @@ from scenes.files import write_text
 from scenes.kaggle.worker import part_file
 from scenes.model.weights import kaggle_input
 from scenes.runs import Run
-from scenes.training.process import Process, gpu_count, only_gpu
+from scenes.training.process import OUT_OF_TIME, POLL_SECONDS, Process, gpu_count, only_gpu
 
 SEARCH_DEPTH = 5
-POLL_SECONDS = 0.2
 LEAST_MINUTES = 1.0  # to train, however long the search for the data took
-OUT_OF_TIME = 3  # train.py's exit code
 
 
 @dataclass(frozen=True)

@@ -209,18 +209,21 @@ def optimistic(config: Config) -> str | None:
 def _introduce(job: Job, run: Run, processes: int) -> None:
     config = job.config
     model = job.new_model()
-    is_frozen = recipe.freezes_batch_norm(config.train, job.pretrained is not None)
-    statistics = "batch norm frozen" if is_frozen else "batch norm learning"
     device = describe()["devices"]
     say(
         f"{run.folder}: {config.model.name}, {parameter_count(model) / 1e6:.1f} million weights, {config.image_size} px"
     )
-    say(f"  {len(job.table)} rows, {len(job.labels.classes)} classes, {config.data.folds} folds; {statistics}")
+    say(f"  {len(job.table)} rows, {len(job.labels.classes)} classes, {config.data.folds} folds")
     several = f"{processes} processes, " if processes > 1 else ""
     say(f"  {several}{device[0] if isinstance(device, list) else device}")
     is_auto = "auto" in (config.train.precision, config.infer.precision)
     why = ": auto, by what is fast on it" if is_auto else ""
     say(f"  training in {job.precision}, predicting in {job.predict_precision}{why}")
+    if recipe.has_batch_norm(model):
+        is_frozen = recipe.freezes_batch_norm(config.train, job.pretrained is not None)
+        kept = "keeps its pretrained statistics, which a few epochs of crops would spoil"
+        learns = "learns its statistics" if job.pretrained else "learns its statistics, since none are pretrained"
+        say(f"  batch norm {kept if is_frozen else learns}")
 
 
 def _print_scores(run: Run, metrics: dict[str, Any]) -> None:

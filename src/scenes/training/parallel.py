@@ -19,10 +19,9 @@ from scenes.data.folds import FULL, fold_name
 from scenes.environment import ROOT
 from scenes.runs import RUNS, Run
 from scenes.training.crossval import open_run
-from scenes.training.process import INTERRUPTED, POLL_SECONDS, Process, Task, gpu_count, only_gpu
+from scenes.training.process import INTERRUPTED, OUT_OF_TIME, POLL_SECONDS, Process, Task, gpu_count, only_gpu
 
 LAST_LINES = 6
-MISTAKE, OUT_OF_TIME = 2, 3  # train.py's exit codes
 FAILED = "Not all could be trained; all else is done"
 
 
@@ -115,7 +114,7 @@ def make_slots(parallel: str | None, tasks: int, address: str | None = None) -> 
         raise UserError("--ray-address goes with --parallel ray")
     if parallel is None:
         return []
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if "LOCAL_RANK" in os.environ:
         raise UserError("--parallel starts processes for whole folds: leave out torchrun and accelerate launch, or it")
     if parallel == "ray":
         from scenes.training.ray_slots import ray_slots
@@ -278,13 +277,15 @@ def follow(
                     if code is not None:
                         code = INTERRUPTED if code and is_told else code
                         del works[slot]
-                        say(f"{work.task.label}: {'done' if code == 0 else f'ended with {code}'} after {work.minutes}")
+                        how = f"ended with {code} after {work.minutes}: {work.task.log_file}"
+                        say(f"{work.task.label}: {how if code else f'done after {work.minutes}'}")
                         ended(work.task, code, work.last)
                 board.show(works.values())
                 time.sleep(POLL_SECONDS)
-        finally:
+        except BaseException as error:  # a second signal does not wait; after any other error all save and end
             for work in works.values():
-                work.running.kill()
+                work.running.kill() if isinstance(error, KeyboardInterrupt) else work.running.ask_to_stop()
+            raise
 
 
 class _Board:
@@ -317,9 +318,10 @@ class _Board:
         from rich.text import Text
 
         table = Table(box=box.SIMPLE_HEAD)
-        for name in ("fold", "on", "since", "last line of its log"):
+        for name in ("fold", "on", "since"):
             table.add_column(name, no_wrap=True)
+        table.add_column(Text("last line of its log", no_wrap=True), overflow="ellipsis")  # gives way to the others
         for work in works:
-            cells = (work.task.label, work.slot.name, work.minutes, work.last[-1] if work.last else "")
-            table.add_row(*(Text(cell.strip()) for cell in cells))
+            line = work.last[-1].strip() if work.last else ""
+            table.add_row(*map(Text, (work.task.label, work.slot.name, work.minutes)), Text(line, no_wrap=True))
         self._live.update(table)

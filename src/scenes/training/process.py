@@ -19,7 +19,7 @@ from typing import IO
 from scenes.files import make_folder
 
 POLL_SECONDS = 0.2
-INTERRUPTED = 130  # the exit code of a script that a signal stopped in good order
+MISTAKE, OUT_OF_TIME, INTERRUPTED = 2, 3, 130  # exit codes of the scripts, see `scenes.console.run`
 LIFELINE = "SCENES_LIFELINE"
 
 
@@ -131,4 +131,4 @@ def gpu_count() -> int:
 def only_gpu(gpu: int) -> dict[str, str]:
     """The environment in which a process sees one of the GPUs that this one sees."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return {"CUDA_VISIBLE_DEVICES": str(gpu) if visible is None else visible.split(",")[gpu]}
+    return {"CUDA_VISIBLE_DEVICES": str(gpu) if visible is None else visible.split(",")[gpu].strip()}

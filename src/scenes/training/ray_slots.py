@@ -48,16 +48,17 @@ def ray_slots(tasks: int, address: str | None) -> list["RaySlot"]:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(f"Ray does not answer{f' at {address}' if address else ''}: {error}") from None
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in the place of ours
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    if not machines:
+        raise UserError("no machine of the Ray cluster lends cores: start one with ray start --num-cpus")
     with_gpus = [machine for machine in machines if machine.get("GPU")]
     if with_gpus:
-        cores = int(min(machine.get("CPU", 0) // machine["GPU"] for machine in with_gpus))
+        cores = int(min(machine["CPU"] // machine["GPU"] for machine in with_gpus))
         count = int(sum(machine["GPU"] for machine in with_gpus))
     else:
         at_once = ceil(tasks / len(machines))
-        cores = int(max(1, min(machine.get("CPU", 0) for machine in machines) // at_once))
-        cores = int(os.environ.get("OMP_NUM_THREADS", cores))
-        count = int(sum(machine.get("CPU", 0) // cores for machine in machines))
+        cores = int(max(1, min(machine["CPU"] for machine in machines) // at_once))
+        count = int(sum(machine["CPU"] // cores for machine in machines))
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores)))}
     needs = {"num_gpus": 1 if with_gpus else 0, "num_cpus": cores}
     return [RaySlot(f"Ray {i}", needs, threads) for i in range(max(1, min(count, tasks)))]

@@ -21,8 +21,8 @@ from scenes.randomness import key
 from scenes.runs import RUNS, read_json
 from scenes.training.crossval import cross_validate
 from scenes.training.job import prepare
-from scenes.training.parallel import FAILED, MISTAKE, Experiment, Slot, failure, follow
-from scenes.training.process import INTERRUPTED, Task
+from scenes.training.parallel import FAILED, Experiment, Slot, failure, follow
+from scenes.training.process import INTERRUPTED, MISTAKE, Task
 
 SHOWN = 5
 RANGE_KEYS = {"low", "high", "log"}

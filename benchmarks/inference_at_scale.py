@@ -1,13 +1,12 @@
-"""What a million images cost and what bounds it: python benchmarks/scale.py.
+"""What a million images cost and what bounds it: python benchmarks/inference_at_scale.py [CONFIG] [--set KEY=VALUE …].
 
-    python benchmarks/scale.py [CONFIG] [--set KEY=VALUE …]
-    python benchmarks/scale.py configs/effnet_b3.yaml --images 200000 --set image_size=300 infer.batch_size=256  # a GPU
+On a GPU: … configs/effnet_b3.yaml --images 200000 --set image_size=300 infer.batch_size=256
 
 One network with random weights (time does not depend on what they are). First the stages by themselves: listing a
 folder, decoding on one core, the transfer to a GPU if there is one, the network under one view, merging. Then
 `infer.py --images` in processes of its own, on a list a quarter as long and on the whole: their difference has no
-start-up in it, and their peak memory is to be the same. The list names 512 drawn JPEGs over and over, so the disk is
-left out: docs/scale.md has its arithmetic.
+start-up in it. Their peak memory is to be the same, but for the rows of a part (16,384 images). The list names 512
+drawn JPEGs over and over, so the disk is left out: docs/scale.md has its arithmetic.
 Takes about 8 minutes on two cores.
 """
 
@@ -81,9 +80,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         text = measure(config, Path(folder), arguments.images, arguments.drawn, arguments.repeats)
     given = f" --set {' '.join(arguments.set)}" if arguments.set else ""
-    about = f"`python benchmarks/scale.py {os.path.relpath(arguments.config, ROOT)}{given}`: {hardware()}."
+    about = f"`python benchmarks/inference_at_scale.py {os.path.relpath(arguments.config, ROOT)}{given}`: {hardware()}."
     print(f"{about}\n\n{text}")
-    write_section(f"scale {config.name}", f"Inference at scale: {config.name}", f"{about}\n\n{text}")
+    write_section(f"inference at scale {config.name}", f"Inference at scale: {config.name}", f"{about}\n\n{text}")
 
 
 def measure(config: Config, folder: Path, count: int, drawn: int, repeats: int) -> str:
