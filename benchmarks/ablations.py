@@ -35,6 +35,7 @@ VARIANTS: dict[str, list[str]] = {
     "sizes 112, 150, 150": ["train.sizes={0: 112, 1: 150}"],
     "1 epoch": ["train.epochs=1"],
     "5 epochs": ["train.epochs=5"],
+    "all stages train": ["train.trainable_stages=all"],
     "rate 1e-4": ["train.lr=1e-4"],
     "rate 2e-4": ["train.lr=2e-4"],
     "rate 4e-4": ["train.lr=4e-4"],

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+from filelock import FileLock, Timeout
+
 from scenes.console import UserError, say
 
 PROBE_BYTES = 2**20
@@ -80,6 +82,29 @@ def make_folder(folder: Path) -> None:
     """
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def only_process(folder: Path, doing: str) -> Iterator[None]:
+    """Keeps other processes off a folder, which is made; a killed process leaves no lock behind.
+
+    Args:
+        folder: Where the lock is.
+        doing: What the other one is doing, for the message.
+
+    Raises:
+        UserError: If another process holds it.
+    """
+    make_folder(folder)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{folder}: another process is {doing}; wait for it or stop it") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_folder(folder: Path) -> None:

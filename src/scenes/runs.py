@@ -1,17 +1,14 @@
 """The run folder: where each file of a run is, and when it may be continued."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from scenes.config import Config, differences, dump, load_config
 from scenes.console import UserError
 from scenes.data.folds import FULL, fold_name, parse_folds
-from scenes.files import make_folder, write_text
+from scenes.files import only_process, write_text
 
 RUNS = Path("runs")
 
@@ -63,20 +60,13 @@ class Run:
         """How long a fold took."""
         return self.fold_folder(fold) / "time.json"
 
-    @contextmanager
-    def lock(self, fold: int) -> Iterator[None]:
-        """Keeps other processes off a fold; a killed process leaves no lock behind.
+    def lock(self, fold: int) -> AbstractContextManager[None]:
+        """Keeps other processes off a fold.
 
         Raises:
             UserError: If another process works on the fold.
         """
-        folder = self.fold_folder(fold)
-        make_folder(folder)
-        try:
-            with FileLock(folder / ".lock", timeout=0):
-                yield
-        except Timeout:
-            raise UserError(f"{folder}: another process is training this fold; wait for it or stop it") from None
+        return only_process(self.fold_folder(fold), "training this fold")
 
     def is_finished(self, fold: int) -> bool:
         """Whether nothing of a fold is left to do."""

@@ -6,7 +6,6 @@ import re
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,13 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from scenes.config import Config
 from scenes.console import Meter, UserError, print_table, say
 from scenes.data.folds import fold_name
 from scenes.data.images import BadImageError
-from scenes.files import check_folder, keep_different, make_folder, write_atomic
+from scenes.files import check_folder, keep_different, make_folder, only_process, write_atomic
 from scenes.inference.files import Result, predict_batches, shown, walk_images, written
 from scenes.inference.models import chosen_views, load_folds
 from scenes.inference.predict import View
@@ -112,7 +111,7 @@ def predict_shard(run: Run, config: Config, folds: Sequence[int], images: Path, 
     models, classes = load_folds(run, config, folds, choose_device())
     listing = open_listing(images, out)
     pin(out, describe(run, config, folds, views, images, listing, shard))
-    with only_process(out / shard.name):
+    with only_process(out / shard.name, "at this shard"):
         Work(listing, shard, out / shard.name, models, classes, views, config).finish()
 
 
@@ -239,21 +238,6 @@ def _read(file: Path, *keys: str) -> dict[str, Any]:
         return read_json(file, *keys)
     except UserError:
         raise UserError(f"{file}: damaged; delete it and give infer.py's command for this shard again") from None
-
-
-@contextmanager
-def only_process(folder: Path) -> Iterator[None]:
-    """Keeps other processes off a shard; a killed process leaves no lock behind.
-
-    Raises:
-        UserError: If another process works on it.
-    """
-    make_folder(folder)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise UserError(f"{folder}: another process is at this shard; wait for it or stop it") from None
 
 
 class Work(NamedTuple):

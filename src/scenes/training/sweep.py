@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock, Timeout
 from optuna.importance import get_param_importances
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -16,7 +15,7 @@ from scenes import strict_yaml
 from scenes.config import Config, dump, load_config
 from scenes.console import Problem, StoppedError, UserError, print_table, raise_problems, say
 from scenes.data.folds import fold_name
-from scenes.files import make_folder, write_result
+from scenes.files import only_process, write_result
 from scenes.randomness import key
 from scenes.runs import RUNS, read_json
 from scenes.training.crossval import cross_validate
@@ -64,20 +63,16 @@ def sweep(
         }
         prepare(_configure(config_file, overrides, ends), folds)
     folder = RUNS / f"{base.name}.sweep"
-    make_folder(folder)
-    try:
-        with FileLock(folder / ".lock", timeout=0):  # two would take each other's trials for interrupted ones
-            study = _open(folder, base, space, folds)
-            _enqueue_interrupted(study)
-            left = trials - len(_done(study))
-            if left > 0:
-                listed = ", ".join(map(str, folds))
-                say(f"{folder}: {left} trials to go, folds {listed}; the same command goes on after a stop")
-                search = _Search(study, config_file, overrides, space, folds)
-                search.in_parallel(left, slots) if slots else study.optimize(search.judge, left)
-            return _conclude(study, folder, config_file, overrides)
-    except Timeout:
-        raise UserError(f"{folder}: another process is at this sweep; wait for it or stop it") from None
+    with only_process(folder, "at this sweep"):  # two would take each other's trials for interrupted ones
+        study = _open(folder, base, space, folds)
+        _enqueue_interrupted(study)
+        left = trials - len(_done(study))
+        if left > 0:
+            listed = ", ".join(map(str, folds))
+            say(f"{folder}: {left} trials to go, folds {listed}; the same command goes on after a stop")
+            search = _Search(study, config_file, overrides, space, folds)
+            search.in_parallel(left, slots) if slots else study.optimize(search.judge, left)
+        return _conclude(study, folder, config_file, overrides)
 
 
 def read_space(path: Path) -> dict[str, Any]:
