@@ -141,6 +141,11 @@ def import_torchvision() -> None:
     importlib.import_module("torchvision")
 
 
+def usable_cores() -> int:
+    """How many cores this process may use; a job on a cluster has some of the machine's only."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def describe() -> dict[str, object]:
     """What a result depends on beside config and data: versions, device, threads, commit (for environment.json)."""
     import torch

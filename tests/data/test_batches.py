@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import os
 import random
 import subprocess
 import sys
@@ -375,9 +376,13 @@ def test_eval_batches_keep_the_order_at_every_size(workers: int) -> None:
         np.testing.assert_array_equal(together, np.stack([resize(IMAGES[row], size) for row in rows]))
 
 
-def test_worker_count() -> None:
+def test_worker_count(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker_count("auto", CPU) == 0
     assert worker_count("auto", torch.device("cuda")) >= 1
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert worker_count("auto", torch.device("cuda")) == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # a launcher's two processes share the machine
+    assert worker_count("auto", torch.device("cuda")) == 4
     assert worker_count(3, CPU) == 3
 
 

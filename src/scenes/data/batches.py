@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from scenes.console import UserError
 from scenes.data.images import Pictures
+from scenes.environment import usable_cores
 from scenes.randomness import key
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the package index for news
@@ -318,7 +319,8 @@ def worker_count(workers: int | str, device: torch.device) -> int:
     """Resolves ``auto``: on a CPU the model needs all cores and augmenting costs 1 % of it, so no workers."""
     if workers != "auto":
         return int(workers)
-    return 0 if device.type == "cpu" else min(16, len(os.sched_getaffinity(0)))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # a launcher's, on this machine
+    return 0 if device.type == "cpu" else min(16, max(1, usable_cores() // processes))
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from scenes.console import Problem, progress, say
 from scenes.data.competition import Table, problem_for_rows
+from scenes.environment import usable_cores
 from scenes.files import disk_errors, make_folder
 
 FORMAT_VERSION = 4
@@ -322,7 +323,7 @@ def _decode_all(part: Path, paths: Sequence[Path], short_side: int, label: str) 
             return error
 
     def results() -> Iterator[Decoded | BadImageError]:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             # In chunks, so that a slow disk cannot let decoded images pile up in memory.
             for start in range(0, len(paths), CHUNK):
                 yield from pool.map(attempt, paths[start : start + CHUNK])

@@ -18,6 +18,7 @@ from scenes.config import Config
 from scenes.console import Problem, UserError, progress, raise_problems, say
 from scenes.data.folds import fold_name
 from scenes.data.images import BadImageError, decode
+from scenes.environment import usable_cores
 from scenes.files import check_file, keep_different, write_atomic
 from scenes.inference.models import chosen_views, load_folds
 from scenes.inference.predict import View, predict
@@ -190,7 +191,7 @@ def decode_batches(paths: Iterable[Path], size: int, batch_size: int) -> Iterato
 
     remaining = iter(paths)
     ahead: deque[tuple[list[Path], Iterator[np.ndarray | BadImageError]]] = deque()
-    pool = ThreadPoolExecutor(_cores())
+    pool = ThreadPoolExecutor(usable_cores())
     try:
         while True:
             while len(ahead) <= BATCHES_AHEAD and (batch := list(islice(remaining, batch_size))):
@@ -201,11 +202,6 @@ def decode_batches(paths: Iterable[Path], size: int, batch_size: int) -> Iterato
             yield list(zip(batch, images, strict=True))
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _cores() -> int | None:
-    """The cores this process may use: a job on a cluster's node has some of them only."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def written(path: Path | str) -> str:

@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 from scenes.config import Config
 from scenes.console import UserError, print_table, say
+from scenes.data.batches import worker_count
 from scenes.data.folds import FULL, fold_name, write_or_compare
 from scenes.environment import describe
 from scenes.files import make_folder, write_text
@@ -216,9 +217,10 @@ def _introduce(job: Job, run: Run, processes: int) -> None:
     say(f"  {len(job.table)} rows, {len(job.labels.classes)} classes, {config.data.folds} folds")
     several = f"{processes} processes, " if processes > 1 else ""
     say(f"  {several}{device[0] if isinstance(device, list) else device}")
-    is_auto = "auto" in (config.train.precision, config.infer.precision)
-    why = ": auto, by what is fast on it" if is_auto else ""
-    say(f"  training in {job.precision}, predicting in {job.predict_precision}{why}")
+    workers = worker_count(config.loader.workers, job.device)
+    is_auto = "auto" in (config.train.precision, config.infer.precision, config.loader.workers)
+    why = "; auto is what is fastest here" if is_auto else ""
+    say(f"  training in {job.precision}, predicting in {job.predict_precision}, {workers} loader workers{why}")
     if recipe.has_batch_norm(model):
         is_frozen = recipe.freezes_batch_norm(config.train, job.pretrained is not None)
         kept = "keeps its pretrained statistics, which a few epochs of crops would spoil"
