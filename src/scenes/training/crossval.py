@@ -223,7 +223,7 @@ def _introduce(job: Job, run: Run, processes: int) -> None:
     say(f"  training in {job.precision}, predicting in {job.predict_precision}, {workers} loader workers{why}")
     if recipe.has_batch_norm(model):
         is_frozen = recipe.freezes_batch_norm(config.train, job.pretrained is not None)
-        kept = "keeps its pretrained statistics, which a few epochs of crops would spoil"
+        kept = "keeps its pretrained statistics: few epochs under those of batches cost accuracy"
         learns = "learns its statistics" if job.pretrained else "learns its statistics, since none are pretrained"
         say(f"  batch norm {kept if is_frozen else learns}")
 

@@ -77,8 +77,8 @@ def body_is_frozen(train: TrainConfig) -> bool:
 def freezes_batch_norm(train: TrainConfig, is_pretrained: bool) -> bool:
     """Whether batch norms keep their running statistics.
 
-    A few epochs on a few thousand crops estimate statistics far worse than ImageNet did: on 5,000 scenes training
-    them cost EfficientNet-Lite0 six points.
+    Weights trained under the statistics of batches score 2 to 6 points lower on 5,000 scenes (EfficientNet-Lite0),
+    whichever statistics they are then predicted with: benchmarks/batch_norm.py.
     """
     return is_pretrained if train.batch_norm == "auto" else train.batch_norm == "frozen"
 
