@@ -57,9 +57,9 @@ def row(name: str, metrics: dict[str, Any]) -> str:
     folds = f"{len(metrics['folds'])} of {metrics['of']}"
     mark = " (optimistic)" if metrics["optimistic"] else ""
     device = re.sub(r"\s+", " ", environment["devices"][0])
-    hardware = (
-        f"{environment['cpu_threads']} cores, {device}" if "GPU" not in device and "NVIDIA" not in device else device
-    )
+    threads = environment["cpu_threads"]
+    cores = f"{threads} core{'s' * (threads > 1)}, "
+    hardware = device if "GPU" in device or "NVIDIA" in device else cores + device
     score = f"{metrics['accuracy']:.4f} ± {metrics['accuracy_se']:.4f}{mark}"
     average = sum(minutes) / len(minutes)
     return f"| `{name}` | {score} | {metrics['log_loss']:.4f} | {metrics['n']} | {folds} | {average:.1f} | {hardware} |"
