@@ -67,7 +67,8 @@ Arm = Ours | Peer
 ARMS: dict[str, Arm] = {
     "probe": Ours("this project, the probe", ROOT / "configs/effnet_lite0_probe.yaml"),
     "one-epoch": Ours("this project, 1 epoch", ROOT / "configs/effnet_lite0.yaml", ("train.epochs=1",)),
-    "three-epochs": Ours("this project, 3 epochs", ROOT / "configs/effnet_lite0.yaml"),
+    "three-epochs": Ours("this project, 3 epochs", ROOT / "configs/effnet_lite0.yaml", ("train.epochs=3",)),
+    "five-epochs": Ours("this project, 5 epochs", ROOT / "configs/effnet_lite0.yaml"),
     "plain-loop": Peer("plain PyTorch loop", "plain_loop.py", PLAIN_RATES),
     "plain-loop-one": Peer("plain PyTorch loop, 1 epoch", "plain_loop.py", PLAIN_RATES, epochs=1),
     "fastai": Peer("fastai, defaults", "fastai_peer.py", (2e-3,)),
