@@ -22,7 +22,7 @@ from results import hardware, write_section  # noqa: E402
 from scenes.console import run  # noqa: E402
 from scenes.data.batches import AugmentedImages, EvalImages, Sample  # noqa: E402
 from scenes.inference.models import load_folds  # noqa: E402
-from scenes.inference.predict import PLAIN, predict  # noqa: E402
+from scenes.inference.predict import PLAIN, predict_as_configured  # noqa: E402
 from scenes.metrics import log_losses, percent, standard_error  # noqa: E402
 from scenes.model.backbone import Classifier  # noqa: E402
 from scenes.runs import Run  # noqa: E402
@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="trained with train.batch_norm: batch")
     trained = Run(parser.parse_args().run)
-    config = trained.load_config()
+    config = trained.load_config(["infer.image_size=null"])
     job = prepare(config, [0])
     scores: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     folds = trained.finished_folds(config.data.folds)
@@ -91,8 +91,7 @@ def estimate(model: Classifier, batches: Iterable[torch.Tensor]) -> None:
 def judge(model: Classifier, job: Job, fold: int) -> tuple[np.ndarray, np.ndarray]:
     """Whether each held-out row is right, and its log loss."""
     held = job.rows(fold)[1]
-    size, batch = job.config.image_size, job.config.infer.batch_size
-    probabilities = predict([model], job.images, held, [PLAIN], size, batch, job.device, job.predict_precision)[0, 0]
+    probabilities = predict_as_configured(job.config, [model], job.images, held, [PLAIN], job.device)[0, 0]
     targets = job.labels.targets[held]
     return (probabilities.argmax(1) == targets).astype(float), log_losses(probabilities, targets)
 

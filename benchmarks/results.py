@@ -51,13 +51,13 @@ def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
 
 def hardware() -> str:
     """The machine, and the versions that decide its speed; says so where it was not at rest."""
-    from scenes.environment import describe
+    from scenes.environment import describe, usable_cores
 
     about = describe()
     devices, packages = about["devices"], about["packages"]
     assert isinstance(devices, list) and isinstance(packages, dict)
     names = " ".join(f"{name} {packages[name]}" for name in ("torch", "timm") if name in packages)
-    busy, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    busy, cores = os.getloadavg()[0], usable_cores()
     rest = f"; load {busy:.1f} on {cores} cores, so not at rest" if busy > cores + 1 else ""
     return f"{devices[0].strip()}, {about['cpu_threads']} threads, {names}{rest}"
 

@@ -6,17 +6,16 @@ Writes {"points": [{"seconds": …, "accuracy": …}, …]}: after each epoch, s
 benchmarks/time_to_accuracy.py makes folds.csv and the weights' file, and calls this.
 """
 
-import argparse
 import json
 import sys
-import time
 from pathlib import Path
 
-import pandas as pd
-import psutil
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
+from trial import make_parser, point, read_rows
+
 from scenes.environment import import_torchvision
 
 import_torchvision()  # else a CPU-only torch cannot import it
@@ -43,8 +42,7 @@ class Points(Callback):
 
     def after_epoch(self) -> None:
         """Called by fastai."""
-        seconds = time.time() - psutil.Process().create_time()
-        self.found.append({"seconds": seconds, "accuracy": float(self.recorder.values[-1][-1])})
+        self.found.append(point(float(self.recorder.values[-1][-1])))
 
 
 class FrozenStatistics(Callback):
@@ -59,26 +57,14 @@ class FrozenStatistics(Callback):
 
 def main() -> None:
     """Trains and judges."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", type=Path, help="the folder of train.csv and SceneImages/")
-    parser.add_argument("folds", type=Path, help="a CSV with image_name and fold")
-    parser.add_argument("fold", type=int)
-    parser.add_argument("epochs", type=int)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--weights", required=True, help="ImageNet weights in timm's names")
-    parser.add_argument("--model", default="tf_efficientnet_lite0")
-    parser.add_argument("--size", type=int, default=150)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=RATE)
+    parser = make_parser(__doc__, RATE)
     parser.add_argument("--tuned", action="store_true", help="frozen statistics, this project's augmentation")
     parser.add_argument("--channels-last", action="store_true", help="the layout convolutions are fastest in")
     arguments = parser.parse_args()
 
-    table = pd.read_csv(arguments.root / "train.csv").merge(pd.read_csv(arguments.folds)[["image_name", "fold"]])
-    table["is_valid"] = table["fold"] == arguments.fold
     size = arguments.size
     data = ImageDataLoaders.from_df(
-        table,
+        read_rows(arguments),
         arguments.root,
         folder="SceneImages",
         fn_col="image_name",

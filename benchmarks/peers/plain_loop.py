@@ -6,20 +6,20 @@ Writes {"points": [{"seconds": …, "accuracy": …}, …]}: after each epoch, s
 benchmarks/time_to_accuracy.py makes folds.csv and the weights' file, and calls this.
 """
 
-import argparse
 import json
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import torch
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
+from trial import make_parser, point, read_rows
+
 from scenes.environment import import_torchvision
 
 import_torchvision()  # else a CPU-only torch cannot import it
@@ -46,18 +46,7 @@ class Scenes(Dataset):
 
 def main() -> None:
     """Trains and judges."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", type=Path, help="the folder of train.csv and SceneImages/")
-    parser.add_argument("folds", type=Path, help="a CSV with image_name and fold")
-    parser.add_argument("fold", type=int)
-    parser.add_argument("epochs", type=int)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--weights", required=True, help="ImageNet weights in timm's names")
-    parser.add_argument("--model", default="tf_efficientnet_lite0")
-    parser.add_argument("--size", type=int, default=150)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    arguments = parser.parse_args()
+    arguments = make_parser(__doc__, 1e-3).parse_args()
 
     size = arguments.size
     training = transforms.Compose(
@@ -69,9 +58,9 @@ def main() -> None:
         ]
     )
     judging = transforms.Compose([transforms.Resize((size, size)), transforms.ToTensor(), NORMALIZE])
-    table = pd.read_csv(arguments.root / "train.csv").merge(pd.read_csv(arguments.folds)[["image_name", "fold"]])
+    table = read_rows(arguments)
     table["target"] = pd.factorize(table["label"], sort=True)[0]
-    held = table["fold"] == arguments.fold
+    held = table["is_valid"]
     images = arguments.root / "SceneImages"
     batch, workers = arguments.batch, torch.get_num_threads()
     training_rows = Scenes(images, table[~held], training)
@@ -100,8 +89,7 @@ def main() -> None:
         with torch.no_grad():
             for inputs, targets in held_loader:
                 hits += int((model(inputs.to(device)).argmax(1).cpu() == targets).sum())
-        seconds = time.time() - psutil.Process().create_time()
-        points.append({"seconds": seconds, "accuracy": hits / int(held.sum())})
+        points.append(point(hits / int(held.sum())))
         print(points[-1], flush=True)
     arguments.out.write_text(json.dumps({"points": points}))
 

@@ -22,6 +22,11 @@ def fold_name(fold: int) -> str:
     return "full" if fold == FULL else f"fold{fold}"
 
 
+def folds_text(folds: Sequence[int]) -> str:
+    """What `parse_folds` reads as these folds."""
+    return "full" if FULL in folds else ",".join(map(str, folds))
+
+
 def parse_folds(text: str, folds: int) -> list[int]:
     """Reads ``0``, ``0-4``, ``0,2,4`` or ``full``.
 

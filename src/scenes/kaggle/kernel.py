@@ -21,7 +21,7 @@ from PIL import Image
 
 from scenes.config import Config, load_config
 from scenes.console import UserError, say
-from scenes.data.folds import FULL, fold_name
+from scenes.data.folds import fold_name, folds_text
 from scenes.data.images import BadImageError, decode
 from scenes.environment import unsatisfied
 from scenes.files import write_text
@@ -107,7 +107,7 @@ def infer(bundle: Path, budget_minutes: float) -> Submitted:
         command = ["-m", "scenes.kaggle.worker", "--run", str(source.folder), "--parts", str(ensemble.parts)]
         options = ["--until", str(until), "--set", *settings]
         workers = [
-            _Process([*command, "--folds", _folds_text(dealt), *options], bundle, gpu, scratch)
+            _Process([*command, "--folds", folds_text(dealt), *options], bundle, gpu, scratch)
             for gpu, dealt in _deal(folds)
         ]
         try:
@@ -189,7 +189,7 @@ def train(bundle: Path, budget_minutes: float) -> None:
 
         def command(folds: Sequence[int], *more: str) -> int:
             script = [str(bundle / "src" / "train.py"), str(config_file), "--parallel", "auto", "--submit"]
-            options = ["--folds", _folds_text(folds), "--set", *settings, *more]
+            options = ["--folds", folds_text(folds), "--set", *settings, *more]
             process = _Process([*script, *options], bundle, None, working())
             try:
                 return process.wait()
@@ -280,10 +280,6 @@ def _deal(folds: Sequence[int]) -> list[tuple[int, list[int]]]:
     """Each GPU's folds; without a GPU all go to one process."""
     gpus = max(1, gpu_count())
     return [(gpu, list(folds[gpu::gpus])) for gpu in range(min(gpus, len(folds)))]
-
-
-def _folds_text(folds: Sequence[int]) -> str:
-    return "full" if FULL in folds else ",".join(map(str, folds))
 
 
 class _Process(Process):

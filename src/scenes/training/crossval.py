@@ -94,8 +94,7 @@ def dry_run(config: Config, folds: Sequence[int]) -> None:
             job = prepare(config, folds)
             say(f"dry run of {config.name}: two batches of everything, nothing is kept but the image cache")
             start = time.monotonic()
-            if job.starts_with_probe or job.trains_on_features:
-                job.features  # noqa: B018 - computed here, so that it is timed apart; the full run finds them cached
+            job.compute_features()  # here, so that it is timed apart; the full run finds them cached
             features = time.monotonic() - start
         with tempfile.TemporaryDirectory() as scratch:
             speed = FoldTraining(job, Run(Path(scratch)), folds[0], step_limit=2, processes=processes).fit()

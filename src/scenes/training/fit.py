@@ -174,7 +174,7 @@ class FoldTraining:
 
     def _compute_features(self) -> None:
         with self.watch.stage("features"), self.processes.main_first():
-            self.job.features  # noqa: B018 - kept there
+            self.job.compute_features()
 
     def _start_head_as_probe(self) -> None:
         """Replaces the random head by a logistic regression (LP-FT, Kumar et al. 2022, arXiv:2202.10054)."""

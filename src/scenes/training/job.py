@@ -136,6 +136,11 @@ class Job:
             self.predict_precision,
         )
 
+    def compute_features(self) -> None:
+        """Computes and keeps the frozen body's features, if training asks for them."""
+        if self.starts_with_probe or self.trains_on_features:
+            self.features  # noqa: B018 - kept there
+
     def fold_table(self) -> pd.DataFrame:
         """The content of folds.csv."""
         columns = {

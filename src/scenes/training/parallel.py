@@ -15,7 +15,7 @@ import torch
 
 from scenes.config import Config
 from scenes.console import Problem, StoppedError, StopRequest, UserError, raise_problems, say
-from scenes.data.folds import FULL, fold_name
+from scenes.data.folds import fold_name, folds_text
 from scenes.environment import ROOT
 from scenes.runs import RUNS, Run
 from scenes.training.crossval import open_run
@@ -53,8 +53,7 @@ class Experiment:
 
     def task(self, fold: int, label: str, *options: str, until: float = inf) -> Task:
         """The training of one fold, in a process of its own."""
-        which = "full" if fold == FULL else str(fold)
-        arguments = (str(ROOT / "src/train.py"), str(self.config_file), "--folds", which, *options)
+        arguments = (str(ROOT / "src/train.py"), str(self.config_file), "--folds", folds_text([fold]), *options)
         return Task(label, self.run.fold_folder(fold) / "log.txt", arguments, self.settings, until)
 
 
@@ -191,8 +190,8 @@ def _prepare(experiments: Sequence[Experiment]) -> Iterator[Task]:
     for experiment in experiments:
         job, run = open_run(experiment.config, experiment.folds)
         left = [fold for fold in experiment.folds if not run.is_finished(fold)]
-        if left and (job.starts_with_probe or job.trains_on_features):
-            job.features  # noqa: B018 - here with all cores, else one process would let the others wait
+        if left:
+            job.compute_features()  # here with all cores, else one process would let the others wait
         until = start + 60 * (experiment.config.train.time_budget_minutes or inf)
         prefix = f"{run.name} " if len(experiments) > 1 else ""
         yield from (experiment.task(fold, prefix + fold_name(fold), "--train-only", until=until) for fold in left)

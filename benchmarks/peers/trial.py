@@ -1,0 +1,36 @@
+"""What the peers that train share: their command line, the fold's rows, and the clock."""
+
+import argparse
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+
+
+def make_parser(about: str | None, rate: float) -> argparse.ArgumentParser:
+    """The options of a trial, as benchmarks/time_to_accuracy.py gives them; `rate` is the default one."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, help="the folder of train.csv and SceneImages/")
+    parser.add_argument("folds", type=Path, help="a CSV with image_name and fold")
+    parser.add_argument("fold", type=int)
+    parser.add_argument("epochs", type=int)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--weights", required=True, help="ImageNet weights in timm's names")
+    parser.add_argument("--model", default="tf_efficientnet_lite0")
+    parser.add_argument("--size", type=int, default=150)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=rate)
+    return parser
+
+
+def read_rows(arguments: argparse.Namespace) -> pd.DataFrame:
+    """train.csv with the column `is_valid`: whether the fold holds a row out."""
+    table = pd.read_csv(arguments.root / "train.csv").merge(pd.read_csv(arguments.folds)[["image_name", "fold"]])
+    table["is_valid"] = table["fold"] == arguments.fold
+    return table
+
+
+def point(accuracy: float) -> dict[str, float]:
+    """An accuracy, and how many seconds after this process began it is known."""
+    return {"seconds": time.time() - psutil.Process().create_time(), "accuracy": accuracy}
