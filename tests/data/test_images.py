@@ -52,10 +52,15 @@ def png(width: int, height: int, body: bytes = b"") -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
 
 
+def with_segment(jpeg: bytes, marker: int, content: bytes) -> bytes:
+    """The JPEG with a segment of metadata more."""
+    return jpeg[:2] + bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2, "big") + content + jpeg[2:]
+
+
 def with_thumbnail(jpeg: bytes) -> bytes:
     """The JPEG with a whole smaller JPEG in its EXIF segment."""
-    segment = b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0" + encode(picture(16, 16), "JPEG")
-    return jpeg[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + jpeg[2:]
+    start = b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"
+    return with_segment(jpeg, 0xE1, start + encode(picture(16, 16), "JPEG"))
 
 
 @pytest.fixture
@@ -169,6 +174,14 @@ def test_images_shrink_to_the_short_side_and_never_grow(
     assert abs(pixels.mean((0, 1)) - decoded(file, content).mean((0, 1))).max() < 3
 
 
+def test_colours_are_the_same_without_opencvs_newer_flag(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encode(cv2.resize(picture(), (2048, 1024)), "JPEG")
+    new = [decoded(file, content, side) for side in (None, 100)]
+    monkeypatch.setattr(library, "COLOR", cv2.IMREAD_COLOR)
+    for pixels, side in zip(new, (None, 100), strict=True):
+        assert (decoded(file, content, side) == pixels).all()
+
+
 @pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize(
     ("short_side", "is_reduced"), [(200, False), (161, False), (160, True), (75, True), (20, True)]
@@ -226,7 +239,7 @@ def test_a_download_padded_with_zeros_is_cut_off(file: Path) -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "not an image"),
         (bytes(1000), "not an image"),
         (b"\xff\xd8\xff", "cut off"),
-        (b"\xff\xd8\xff\xd9", "damaged"),
+        (b"\xff\xd8\xff\xd9", "cut off"),
         (png(0, 0), "not an image"),
         (png(10, 10, b"\0" * 50), "damaged"),
         (encode(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "not 8 or 16 bits"),
@@ -283,7 +296,7 @@ def test_any_damage_ends_in_a_picture_or_a_plain_refusal(
 # ---------------------------------------------------------------------------------------------------- hashes
 
 
-def test_the_hash_is_of_the_pixels_and_not_of_the_file(tmp_path: Path) -> None:
+def test_but_for_a_jpeg_the_hash_is_of_the_pixels_and_not_of_the_file(tmp_path: Path) -> None:
     text = PngImagePlugin.PngInfo()
     text.add_text("Author", "someone")
     files = [
@@ -296,6 +309,24 @@ def test_the_hash_is_of_the_pixels_and_not_of_the_file(tmp_path: Path) -> None:
         (tmp_path / str(i)).write_bytes(content)
         hashes |= {decode(tmp_path / str(i)).pixel_hash, decode(tmp_path / str(i), 10).pixel_hash}
     assert len(hashes) == 1
+
+
+@pytest.mark.parametrize("side", [300, 1024])
+def test_a_jpegs_metadata_is_not_in_its_hash_but_how_it_is_turned_is(file: Path, side: int) -> None:
+    def turn(jpeg: bytes, orientation: int) -> bytes:
+        tags = Image.Exif()
+        tags[0x110], tags[0x112] = f"camera {orientation}", orientation
+        return with_segment(jpeg, 0xE1, b"Exif\0\0" + tags.tobytes().removeprefix(b"Exif\0\0"))
+
+    plain = encode(cv2.resize(picture(), (side, side)), "JPEG", quality=60)
+    upright = [plain, with_thumbnail(plain), turn(plain, 1), turn(plain, 9), with_segment(plain, 0xFE, b"a comment")]
+    turned = [turn(plain, orientation) for orientation in range(2, 9)]
+    hashes = []
+    for content in (*upright, *turned, encode(cv2.resize(picture(seed=1), (side, side)), "JPEG", quality=60)):
+        file.write_bytes(content)
+        hashes.append(decode(file, 64).pixel_hash)
+    assert len(set(hashes[: len(upright)])) == 1
+    assert len(set(hashes)) == len(hashes) - len(upright) + 1
 
 
 def test_the_hash_is_the_same_whatever_size_is_wanted(file: Path) -> None:
@@ -495,6 +526,7 @@ def test_on_a_full_disk_images_are_decoded_when_needed(
     capsys: pytest.CaptureFixture[str],
     room_for: int,
 ) -> None:
+    monkeypatch.setattr(library, "CHUNK", 1)
     free = iter([2**40] * room_for)
     usage = type(shutil.disk_usage(tmp_path))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 0, next(free, 2**20)))

@@ -3,8 +3,9 @@
 import os
 import re
 import shutil
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from hashlib import blake2b
 from io import BytesIO
@@ -21,15 +22,23 @@ from scenes.data.competition import Table, problem_for_rows
 from scenes.environment import usable_cores
 from scenes.files import disk_errors, make_folder
 
-FORMAT_VERSION = 4
-CHUNK = 64
+FORMAT_VERSION = 5
+CHUNK = 8  # images a thread decodes at a time
 FREE_DISK_RESERVE = 2**30
 MAX_PIXELS = 178_956_970  # Pillow's own limit: more in one file is an attack, not a picture
 # In a JPEG's pixel data 0xFF stands before 0 or a restart marker; before anything else a new segment begins.
 JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+JPEG_SCAN, JPEG_END = 0xDA, b"\xff\xd9"
+JPEG_METADATA = {*range(0xE0, 0xF0), 0xFE}  # application segments and comments
+EXIF_ORIENTATION = 0x112
 LARGE_JPEG = 1024  # pixels of the shorter side
-# What a large JPEG can be shrunk by while it is decoded, and OpenCV's flag for it.
-REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
+COLOR = getattr(cv2, "IMREAD_COLOR_RGB", cv2.IMREAD_COLOR)  # OpenCV makes RGB from 4.11 on; before it, BGR
+# What a large JPEG can be shrunk by while it is decoded, and OpenCV's flag for it, which is grayscale without COLOR.
+REDUCED = (
+    (8, cv2.IMREAD_REDUCED_GRAYSCALE_8),
+    (4, cv2.IMREAD_REDUCED_GRAYSCALE_4),
+    (2, cv2.IMREAD_REDUCED_GRAYSCALE_2),
+)
 PNG_END = b"IEND\xaeB`\x82"
 MISSING = "no such file"
 
@@ -41,7 +50,8 @@ class BadImageError(Exception):
 class Decoded(NamedTuple):
     """One image: RGB uint8 of shape (height, width, 3), and a hash that no short side changes.
 
-    The hash is of the pixels before any resizing; of a large JPEG, whose pixels are never all made, of its file.
+    The hash is of the pixels before any resizing; of a JPEG, of what they are made from: its data without metadata
+    (but for the orientation), since large ones are never decoded whole.
     """
 
     pixels: np.ndarray
@@ -66,8 +76,7 @@ def decode(path: Path, short_side: int | None = None) -> Decoded:
         raise BadImageError(getattr(error, "strerror", None) or str(error)) from None
     if not data:
         raise BadImageError("empty file")
-    is_jpeg = data[:3] == b"\xff\xd8\xff"
-    pixels, digest = _decode_jpeg(data, short_side) if is_jpeg else _hashed(_decode_other(data))
+    pixels, digest = _decode_jpeg(data, short_side) if data[:3] == b"\xff\xd8\xff" else _decode_other(data)
     height, width = pixels.shape[:2]
     if short_side and min(height, width) > short_side:
         scale = short_side / min(height, width)
@@ -76,31 +85,35 @@ def decode(path: Path, short_side: int | None = None) -> Decoded:
     return Decoded(pixels, digest)
 
 
-def _hashed(pixels: np.ndarray) -> Decoded:
-    height, width = pixels.shape[:2]
-    return Decoded(pixels, blake2b(pixels.data, digest_size=16, person=f"{height}x{width}".encode()).digest())
-
-
 def _decode_jpeg(data: bytes, short_side: int | None) -> Decoded:
     """By OpenCV, the fastest; but some of its versions decode half a file to half a picture."""
-    height, width, is_whole = _scan_jpeg(data)
-    if not is_whole:
-        raise BadImageError("cut off: the JPEG has no end")
+    height, width, start = _scan_jpeg(data)
     _check_size(height, width)
-    is_large = min(height, width) >= LARGE_JPEG
-    scale = min(height, width) // short_side if is_large and short_side else 1
-    flag = next((flag for least, flag in REDUCED if scale >= least), cv2.IMREAD_COLOR)
+    scale = min(height, width) // short_side if short_side and min(height, width) >= LARGE_JPEG else 1
+    reduced = next((flag for least, flag in REDUCED if scale >= least), 0)
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), reduced | COLOR)
     except cv2.error:
         pixels = None
     if pixels is None:
         raise BadImageError("damaged JPEG")
-    pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-    return Decoded(pixels, blake2b(data, digest_size=16).digest()) if is_large else _hashed(pixels)
+    if COLOR == cv2.IMREAD_COLOR:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    turned = _orientation(data) if b"Exif" in data[:start] else 1
+    return Decoded(pixels, blake2b(memoryview(data)[start:], digest_size=16, person=bytes([turned])).digest())
 
 
-def _decode_other(data: bytes) -> np.ndarray:
+def _orientation(data: bytes) -> int:
+    """How the metadata says the picture is turned: 1 to 8, 1 being upright."""
+    try:
+        with Image.open(BytesIO(data)) as opened:
+            turned = opened.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # of many kinds, where the metadata is damaged
+        return 1
+    return int(turned) if turned in range(1, 9) else 1
+
+
+def _decode_other(data: bytes) -> Decoded:
     """By Pillow: OpenCV's versions differ in what they read and in whether they turn it upright."""
     if data.startswith(b"\x89PNG") and PNG_END not in data:
         raise BadImageError("cut off: the PNG has no end")
@@ -112,7 +125,7 @@ def _decode_other(data: bytes) -> np.ndarray:
             image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
         if image.mode == "F":
             raise BadImageError("pixels that are not 8 or 16 bits")
-        return np.asarray(image.convert("RGB"))
+        pixels = np.asarray(image.convert("RGB"))
     except BadImageError:
         raise
     except UnidentifiedImageError:
@@ -121,6 +134,8 @@ def _decode_other(data: bytes) -> np.ndarray:
         raise BadImageError(f"more than {MAX_PIXELS // 10**6} million pixels") from None
     except Exception:  # of many kinds: each of Pillow's readers has its own
         raise BadImageError("damaged or cut off") from None
+    height, width = pixels.shape[:2]
+    return Decoded(pixels, blake2b(pixels.data, digest_size=16, person=f"{height}x{width}".encode()).digest())
 
 
 def _check_size(height: int, width: int) -> None:
@@ -128,23 +143,28 @@ def _check_size(height: int, width: int) -> None:
         raise BadImageError(f"more than {MAX_PIXELS // 10**6} million pixels")
 
 
-def _scan_jpeg(data: bytes) -> tuple[int, int, bool]:
-    """Walks a JPEG's segments; a thumbnail inside a segment cannot be taken for the end.
+def _scan_jpeg(data: bytes) -> tuple[int, int, int]:
+    """Walks a JPEG's segments up to its pixel data; so no thumbnail's end can be taken for the picture's.
 
     Returns:
-        Height, width, and whether the walk came to the end-of-image marker.
+        Height, width, and where the metadata at its beginning ends.
+
+    Raises:
+        BadImageError: If there is no end-of-image marker behind that.
     """
-    height = width = 0
+    height = width = start = 0
     at = 2
     while found := JPEG_MARKER.search(data, at):
         marker, at = data[found.start() + 1], found.end()
-        if marker == 0xD9:
-            return height, width, True
+        if not start and marker not in JPEG_METADATA:
+            start = found.start()
+        if marker == JPEG_SCAN and data.rfind(JPEG_END, at) >= 0:
+            return height, width, start
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height = int.from_bytes(data[at + 3 : at + 5], "big")
             width = int.from_bytes(data[at + 5 : at + 7], "big")
         at += int.from_bytes(data[at : at + 2], "big")
-    return height, width, False
+    raise BadImageError("cut off: the JPEG has no end")
 
 
 class Pictures(Protocol):
@@ -315,32 +335,23 @@ def _decode_all(part: Path, paths: Sequence[Path], short_side: int, label: str) 
     bad: dict[int, str] = {}
     shapes = np.zeros((len(paths), 2), np.int64)
     hashes = np.zeros(len(paths), "U32")
-
-    def attempt(path: Path) -> Decoded | BadImageError:
-        try:
-            return decode(path, short_side)
-        except BadImageError as error:
-            return error
-
-    def results() -> Iterator[Decoded | BadImageError]:
-        with ThreadPoolExecutor(usable_cores()) as pool:
-            # In chunks, so that a slow disk cannot let decoded images pile up in memory.
-            for start in range(0, len(paths), CHUNK):
-                yield from pool.map(attempt, paths[start : start + CHUNK])
-
+    chunks = progress(_chunks(paths, short_side), -(-len(paths) // CHUNK), f"decoding {label} images", "img", CHUNK)
     binary = part / "images.bin"
     fits = True
     with binary.open("wb") as file:
-        for row, result in enumerate(progress(results(), len(paths), f"decoding {label} images", "img")):
-            if isinstance(result, BadImageError):
-                bad[row] = str(result)
-                continue
-            shapes[row], hashes[row] = result.pixels.shape[:2], result.pixel_hash.hex()
+        for number, chunk in enumerate(chunks):
+            whole = []
+            for row, result in enumerate(chunk, number * CHUNK):
+                if isinstance(result, BadImageError):
+                    bad[row] = str(result)
+                    continue
+                shapes[row], hashes[row] = result.pixels.shape[:2], result.pixel_hash.hex()
+                whole.append(result.pixels.data)
             if fits and shutil.disk_usage(part).free < FREE_DISK_RESERVE:
                 fits = False
                 file.truncate(0)
             if fits:
-                file.write(result.pixels.data)
+                file.write(b"".join(whole))
         file.flush()
         os.fsync(file.fileno())
     if not fits:
@@ -351,3 +362,24 @@ def _decode_all(part: Path, paths: Sequence[Path], short_side: int, label: str) 
         np.savez(file, offsets=np.cumsum(sizes) - sizes, shapes=shapes, pixel_hashes=hashes, reasons=reasons)
         os.fsync(file.fileno())
     return bad
+
+
+def _chunks(paths: Sequence[Path], short_side: int) -> Iterator[list[Decoded | BadImageError]]:
+    """Decodes on all cores, in order; a thread has several at a time, else it mostly waits for its turn in Python."""
+
+    def attempt(path: Path) -> Decoded | BadImageError:
+        try:
+            return decode(path, short_side)
+        except BadImageError as error:
+            return error
+
+    threads = usable_cores()
+    begun: deque[Future[list[Decoded | BadImageError]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(paths), CHUNK):
+            begun.append(pool.submit(lambda chunk: [*map(attempt, chunk)], paths[start : start + CHUNK]))
+            # No more than that, so that a slow disk cannot let decoded images pile up in memory.
+            if len(begun) > 2 * threads:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
