@@ -20,7 +20,8 @@ import torch  # noqa: E402
 from results import hardware, write_section  # noqa: E402
 
 from scenes.console import run  # noqa: E402
-from scenes.data.batches import AugmentedImages, EvalImages, Sample  # noqa: E402
+from scenes.data.augment import AugmentedImages  # noqa: E402
+from scenes.data.batches import EvalImages, Sample  # noqa: E402
 from scenes.inference.models import load_folds  # noqa: E402
 from scenes.inference.predict import PLAIN, predict_as_configured  # noqa: E402
 from scenes.metrics import log_losses, percent, standard_error  # noqa: E402

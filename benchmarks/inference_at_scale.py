@@ -52,6 +52,7 @@ from scenes.inference.shards import (  # noqa: E402
 )
 from scenes.model.backbone import Classifier  # noqa: E402
 from scenes.model.device import choose_device  # noqa: E402
+from scenes.model.fusion import fuse_batch_norms  # noqa: E402
 from scenes.model.weights import save_classifier  # noqa: E402
 from scenes.runs import Run, write_json  # noqa: E402
 
@@ -101,6 +102,7 @@ def measure(config: Config, folder: Path, count: int, drawn: int, repeats: int) 
     if device.type == "cuda":
         stages["transfer to the GPU"] = lambda: transfer(config, device)
     model.to(device, memory_format=torch.channels_last)
+    model.body = fuse_batch_norms(model.body, config.predict_size)  # as infer.py has it
     stages["one network under one view"] = lambda: network(config, model, small, device)
     stages["`infer.py --merge`, one core"] = lambda: merging(folder / "merged")
     for stage in stages.values():

@@ -41,11 +41,13 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from scenes.config import load_config  # noqa: E402
 from scenes.console import add_settings_option, run, say  # noqa: E402
-from scenes.data.batches import AugmentedImages, Schedule, StepSampler, train_loader  # noqa: E402
-from scenes.data.images import Images, open_images  # noqa: E402
+from scenes.data.augment import AugmentedImages  # noqa: E402
+from scenes.data.batches import Schedule, StepSampler, train_loader  # noqa: E402
+from scenes.data.images import CHUNK, Images, open_images  # noqa: E402
 from scenes.inference.predict import PLAIN, autocast, predict_as_configured  # noqa: E402
 from scenes.model.backbone import Classifier  # noqa: E402
 from scenes.model.device import choose_precision  # noqa: E402
+from scenes.model.fusion import fuse_batch_norms  # noqa: E402
 from scenes.runs import Run, read_json  # noqa: E402
 from scenes.training import recipe  # noqa: E402
 from scenes.training.fit import FoldTraining  # noqa: E402
@@ -62,7 +64,8 @@ class Bench:
 
     def __init__(self, job: Job, steps: int, scratch: Path) -> None:
         self.job, self.config, self.device, self.scratch, self.steps = job, job.config, job.device, scratch, steps
-        self.model, self.run = job.new_model(), Run(scratch / "run")
+        self.model, self.run = job.new_model().eval(), Run(scratch / "run")
+        self.model.body = fuse_batch_norms(self.model.body, self.config.predict_size)  # as infer.py has it
         self.rows = np.resize(np.arange(len(job.table)), steps * self.config.infer.batch_size)
         self.precision = choose_precision(self.config.infer.precision, self.device)  # of inference
         self.caches = 0
@@ -162,7 +165,6 @@ class Bench:
         """The network on one resident batch."""
         batch = self.config.infer.batch_size
         images = self.random_images(batch, self.config.predict_size)
-        self.model.eval()
 
         def batches(count: int) -> None:
             with torch.inference_mode(), autocast(self.device, self.precision):
@@ -190,16 +192,19 @@ class Bench:
 
     def decode_limit(self) -> float:
         """On all cores, the pixels thrown away."""
+        paths = self.job.table.paths
+        parts = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
 
-        def decode(path: Path) -> None:
-            cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+        def decode(part: Sequence[Path]) -> None:
+            for path in part:
+                cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
 
         def decode_all() -> None:
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-                for _ in pool.map(decode, self.job.table.paths, chunksize=64):
+                for _ in pool.map(decode, parts):
                     pass
 
-        return len(self.job.table) / self.timed(decode_all)
+        return len(paths) / self.timed(decode_all)
 
     def open_warm(self) -> float:
         """Seconds to see that no file has changed, to open the cache that is there, and to look at one image."""
@@ -234,7 +239,6 @@ class Bench:
         Training is three times the way there, the convention, frozen stages included: torch 2.13 counts the way back of
         grouped convolutions as if they had no groups.
         """
-        self.model.eval()
         counts = []
         for size in (self.config.image_size, self.config.predict_size):
             with FlopCounterMode(display=False) as counter, torch.inference_mode():

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 TOP_K = 5
 
@@ -47,6 +46,8 @@ def evaluate(probabilities: np.ndarray, targets: np.ndarray, classes: Sequence[s
         and support, top-5 accuracy where there are more than five classes, and the confusion matrix (rows are
         the truth).
     """
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support  # not where nothing is scored
+
     hit_rate, hit_error = accuracy(probabilities, targets)
     losses = log_losses(probabilities, targets)
     predicted = probabilities.argmax(1)

@@ -6,9 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from scenes.console import Problem, UserError, raise_problems
 from scenes.data.competition import Table, problem_for_rows
@@ -59,6 +56,9 @@ def group_rows(*groupings: Sequence[str] | np.ndarray) -> np.ndarray:
     Returns:
         int64, shape (n,): group numbers from 0, in the order of their first rows.
     """
+    from scipy.sparse import coo_matrix  # here, because predicting has no use for the second this takes
+    from scipy.sparse.csgraph import connected_components
+
     codes = [pd.factorize(np.asarray(values, object))[0] for values in groupings]
     firsts = np.concatenate([np.unique(code, return_index=True)[1][code] for code in codes])
     rows = np.tile(np.arange(len(codes[0])), len(codes))
@@ -82,6 +82,8 @@ def make_folds(targets: np.ndarray, groups: np.ndarray, folds: int, seed: int) -
     Raises:
         UserError: If there are fewer groups than folds, or they are so uneven that a fold stays empty.
     """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
     groups_count = len(np.unique(groups))
     if groups_count < folds:
         raise UserError(f"{groups_count} groups cannot be dealt into {folds} folds: lower data.folds")

@@ -9,6 +9,7 @@ from scenes.console import UserError
 from scenes.data.folds import fold_name
 from scenes.inference.predict import VIEWS, View, share_bodies
 from scenes.model.backbone import Classifier
+from scenes.model.fusion import fuse_batch_norms
 from scenes.model.weights import load_classifier
 from scenes.runs import Run, read_json
 
@@ -25,7 +26,7 @@ def load_folds(
         device: Where to.
 
     Returns:
-        The networks in float32, channels last, in evaluation mode; and their classes.
+        The networks in float32, channels last, in evaluation mode, batch norms fused; and their classes.
 
     Raises:
         UserError: If a fold's weights are damaged or foreign, or the folds disagree on the classes.
@@ -36,6 +37,9 @@ def load_folds(
         raise UserError(f"{run.folder}: {', '.join(strangers)} was trained on other classes than {fold_name(folds[0])}")
     models = [model.to(device, memory_format=torch.channels_last).eval() for model, _ in loaded]
     share_bodies(models)
+    fused = {body: fuse_batch_norms(body, config.predict_size) for body in {model.body for model in models}}
+    for model in models:
+        model.body = fused[model.body]
     return models, classes
 
 

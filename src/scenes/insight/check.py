@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from scenes.config import Config
 from scenes.console import say
-from scenes.data.batches import compose
+from scenes.data.augment import compose
 from scenes.files import check_file, write_result
 from scenes.insight import page, sheets
 from scenes.insight.duplicates import group_pairs

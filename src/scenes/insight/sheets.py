@@ -7,7 +7,8 @@ import numpy as np
 from markupsafe import Markup
 
 from scenes.config import Config
-from scenes.data.batches import AugmentedImages, Sample, resize
+from scenes.data.augment import AugmentedImages
+from scenes.data.batches import Sample, resize
 from scenes.insight import page
 from scenes.insight.readable import Readable
 from scenes.randomness import key

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from scenes.console import Meter, StopRequest, UserError, say
-from scenes.data.batches import AugmentedImages, Schedule, StepSampler, train_loader
+from scenes.data.augment import AugmentedImages
+from scenes.data.batches import Schedule, StepSampler, train_loader
 from scenes.data.folds import FULL, fold_name
 from scenes.files import write_atomic, write_text
 from scenes.inference.predict import PLAIN, VIEWS, predict_as_configured

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scenes.config import Config, DataConfig
 from scenes.console import Problem, UserError, raise_problems, say
-from scenes.data.batches import compose
+from scenes.data.augment import compose
 from scenes.data.competition import (
     Labels,
     Table,
@@ -30,6 +30,7 @@ from scenes.data.soft_targets import JoinedImages, SoftTargets, read_soft_target
 from scenes.inference.predict import VIEWS
 from scenes.model.backbone import Classifier, has_depthwise
 from scenes.model.device import choose_device, choose_precision, use_deterministic_algorithms
+from scenes.model.fusion import fuse_batch_norms
 from scenes.model.weights import pretrained_state
 from scenes.runs import Run
 from scenes.training.probe import body_features
@@ -111,10 +112,14 @@ class Job:
         return body_is_frozen(self.config.train) and self.config.augment == "none"
 
     @cached_property
+    def bf16_pays(self) -> bool:
+        """Whether training is faster in bf16 on a CPU that has it."""
+        return not self.trains_on_features and not has_depthwise(self.new_model())
+
+    @property
     def precision(self) -> str:
         """What training computes in: ``fp32``, ``bf16`` or ``fp16``."""
-        bf16_pays = not self.trains_on_features and not has_depthwise(self.new_model())
-        return choose_precision(self.config.train.precision, self.device, bf16_pays)
+        return choose_precision(self.config.train.precision, self.device, self.bf16_pays)
 
     @property
     def predict_precision(self) -> str:
@@ -124,9 +129,10 @@ class Job:
     @cached_property
     def features(self) -> np.ndarray:
         """The frozen body's features of all rows, float32, shape (n, f)."""
-        config = self.config
+        config, model = self.config, self.new_model()
+        model.body = fuse_batch_norms(model.body, config.image_size)
         return body_features(
-            self.new_model(),
+            model,
             self.images,
             config.image_size,
             config.infer.batch_size,
