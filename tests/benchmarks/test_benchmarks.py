@@ -61,6 +61,18 @@ def test_throughput_has_each_rate_beside_its_limit(load: Any, workspace: Path, m
     assert "memory" in found["peak in training, MiB"][0]
 
 
+def test_settings_multiply_up_to_the_whole_gain(load: Any, workspace: Path) -> None:
+    config = workspace / "tiny.yaml"
+    config.write_text("model: {name: test_efficientnet}\nimage_size: 32\n")
+    load("settings").main([str(config), "--batch", "2", "--seconds", "0.01", "--repeats", "1"])
+    ((name, *cells),) = tables(workspace, "settings")[1:]
+    assert name == "tiny"
+    values = [float(cell.split()[0]) for cell in cells]
+    training, predicting = values[:4], values[4:]
+    for _, *steps, whole in (training, predicting):
+        assert math.prod(steps) == pytest.approx(whole, rel=0.05)
+
+
 def test_inference_counts_files_and_views(load: Any, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inference = load("inference")
     monkeypatch.setattr(inference, "has_fastai", lambda: False)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scenes.console import UserError
-from scenes.model.device import choose_precision
+from scenes.model.device import choose_precision, explain_precision
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -31,6 +31,14 @@ def test_other_cpus_compute_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_older_gpus_compute_in_fp16(native: bool, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
     assert choose_precision("auto", GPU) == chosen
+
+
+def test_the_reason_goes_with_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: True)
+    assert explain_precision("auto", CPU) == "bf16 (auto: this CPU computes in it)"
+    assert explain_precision("auto", CPU, bf16_pays=False) == "fp32 (auto: bf16 would be slower here)"
+    assert explain_precision("fp32", CPU) == "fp32 (as set)"
 
 
 def test_fp16_needs_a_gpu() -> None:

@@ -57,11 +57,23 @@ def choose_precision(wanted: str, device: torch.device, bf16_pays: bool = True) 
     Raises:
         UserError: If the device cannot compute in the precision wanted.
     """
+    return _choose_precision(wanted, device, bf16_pays)[0]
+
+
+def explain_precision(wanted: str, device: torch.device, bf16_pays: bool = True) -> str:
+    """What `choose_precision` chooses and why, as ``fp32 (auto: this CPU has no bf16)``."""
+    precision, reason = _choose_precision(wanted, device, bf16_pays)
+    return f"{precision} ({reason})"
+
+
+def _choose_precision(wanted: str, device: torch.device, bf16_pays: bool) -> tuple[str, str]:
     if wanted == "fp16" and device.type == "cpu":
         raise UserError("train.precision, infer.precision: fp16 needs a GPU; on a CPU use fp32 or auto")
     if wanted != "auto":
-        return wanted
-    if device.type == "cpu":
-        has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return "bf16" if has_bf16 and bf16_pays else "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        return wanted, "as set"
+    if device.type != "cpu":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bf16", "auto: this GPU computes in it") if has_bf16 else ("fp16", "auto: this GPU has no bf16")
+    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return "fp32", "auto: this CPU has no bf16"
+    return ("bf16", "auto: this CPU computes in it") if bf16_pays else ("fp32", "auto: bf16 would be slower here")

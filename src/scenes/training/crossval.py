@@ -24,6 +24,7 @@ from scenes.inference.ensemble import nested_mean, view_weights
 from scenes.inference.predict import VIEWS
 from scenes.metrics import accuracy, evaluate, log_losses, percent
 from scenes.model.backbone import parameter_count
+from scenes.model.device import explain_precision
 from scenes.runs import RUNS, Run, begin, read_json, write_json
 from scenes.training import recipe
 from scenes.training.distributed import together
@@ -216,12 +217,14 @@ def _introduce(job: Job, run: Run, processes: int) -> None:
     say(f"  {len(job.table)} rows, {len(job.labels.classes)} classes, {config.data.folds} folds")
     several = f"{processes} processes, " if processes > 1 else ""
     say(f"  {several}{device[0] if isinstance(device, list) else device}")
-    workers = worker_count(config.loader.workers, job.device)
-    is_auto = "auto" in (config.train.precision, config.infer.precision, config.loader.workers)
-    why = "; auto is what is fastest here" if is_auto else ""
-    say(f"  training in {job.precision}, predicting in {job.predict_precision}, {workers} loader workers{why}")
+    train, infer, loader = config.train, config.infer, config.loader
+    training = explain_precision(train.precision, job.device, job.bf16_pays)
+    say(f"  training in {training}, predicting in {explain_precision(infer.precision, job.device)}")
+    workers = "the network needs all cores" if job.device.type == "cpu" else "one a core, 16 at most"
+    why = f"auto: {workers}" if loader.workers == "auto" else "as set"
+    say(f"  {worker_count(loader.workers, job.device)} loader workers ({why})")
     if recipe.has_batch_norm(model):
-        is_frozen = recipe.freezes_batch_norm(config.train, job.pretrained is not None)
+        is_frozen = recipe.freezes_batch_norm(train, job.pretrained is not None)
         kept = "keeps its pretrained statistics: few epochs under those of batches cost accuracy"
         learns = "learns its statistics" if job.pretrained else "learns its statistics, since none are pretrained"
         say(f"  batch norm {kept if is_frozen else learns}")
