@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -330,8 +331,9 @@ def _name_problems(
     if not os.path.isdir(folder):  # noqa: PTH112 - false where pathlib raises, e.g. for a name that is too long
         return [*problems, Problem(str(folder), "no such image folder", "data.root and data.image_dir say where it is")]
     root = os.path.join(os.path.realpath(folder), "")  # noqa: PTH118
+    real_folder = cache(os.path.realpath)  # of few folders and many files
     skip |= report(
-        lambda row, name: row not in skip and _leaves(root, _on_disk(name + suffix)),
+        lambda row, name: row not in skip and _leaves(root, _on_disk(name + suffix), real_folder),
         f"with a path that leaves {folder}",
         "image names are paths below the image folder",
     )
@@ -352,11 +354,15 @@ def _on_disk(name: str) -> str:
     return os.fsdecode(name.encode(errors="surrogateescape"))
 
 
-def _leaves(root: str, name: str) -> bool:
-    """Whether a name, links followed, is outside the image folder."""
+def _leaves(root: str, name: str, real_folder: Callable[[str], str]) -> bool:
+    """Whether a name, links followed, is outside the image folder; by os.path, which takes half of pathlib's time."""
     if "\0" in name:
         return True
-    return not os.path.realpath(os.path.join(root, name)).startswith(root)  # noqa: PTH118 - half the time of pathlib
+    folder, file = os.path.split(os.path.join(root, name))  # noqa: PTH118
+    path = os.path.join(real_folder(folder), file)  # noqa: PTH118
+    if file in ("", ".", "..") or os.path.islink(path):  # noqa: PTH114
+        path = os.path.realpath(path)
+    return not path.startswith(root)
 
 
 def read_labels(table: Table, config: DataConfig, folds: int | None) -> tuple[Labels, list[Problem]]:
