@@ -22,10 +22,10 @@ from results import hardware, write_section  # noqa: E402
 from scenes.console import run  # noqa: E402
 from scenes.data.augment import AugmentedImages  # noqa: E402
 from scenes.data.batches import EvalImages, Sample  # noqa: E402
-from scenes.inference.models import load_folds  # noqa: E402
 from scenes.inference.predict import PLAIN, predict_as_configured  # noqa: E402
 from scenes.metrics import log_losses, percent, standard_error  # noqa: E402
 from scenes.model.backbone import Classifier  # noqa: E402
+from scenes.model.weights import load_classifier  # noqa: E402
 from scenes.runs import Run  # noqa: E402
 from scenes.training.job import Job, prepare  # noqa: E402
 
@@ -43,7 +43,8 @@ def main() -> None:
     folds = trained.finished_folds(config.data.folds)
     for fold in folds:
         for name in ("those it trained with", "ImageNet's", "estimated on whole images", "estimated on crops"):
-            model = load_folds(trained, config, [fold], job.device)[0][0]
+            model = load_classifier(trained.weights_file(fold), config)[0]  # load_folds would fuse the batch norms
+            model.to(job.device, memory_format=torch.channels_last)
             change(model, name, job, fold)
             scores.setdefault(name, []).append(judge(model, job, fold))
     lines = ["| statistics | accuracy | log loss |", "|---|---|---|"]

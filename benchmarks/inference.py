@@ -4,8 +4,8 @@ Five networks with different weights (time does not depend on what they are) pre
 5 views (none, hflip, five_crop), once with small files and once with large ones. Measured in turn, A B A B …:
 
 - this project: `open_images` with nothing cached, then `predict`: each file is decoded once, and hashed and checked
-- a loop: for each fold, for each view, a DataLoader that decodes with OpenCV; same type and layout; its workers are
-  started, and go through the files once, before the clock, which is in its favour
+- a loop: for each fold, for each view, a DataLoader that decodes with OpenCV; same networks, type, layout; its workers
+  are started, and go through the files once, before the clock, which is in its favour
 - the networks alone, on one resident batch, as often: the limit
 
 Then one network under one view beside fastai's get_preds, and its tta (5 views) beside 5 views, as it does them by

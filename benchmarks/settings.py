@@ -2,10 +2,11 @@
 
     python benchmarks/settings.py [CONFIG …] [--batch 16] [--seconds 2] [--repeats 3]
 
-The plain default is what PyTorch does unasked: NCHW layout, full precision. Then, one after another, what this project
-does: channels last, the precision `auto` chooses on this device, and for predictions batch norms fused into
-convolutions. Measured in turn, A B C A B C …, on a resident random batch, at each config's sizes, with its stages
-trained, and random weights, which take the same time. A factor is the median of the turns' (range).
+The plain default is NCHW layout and full precision (and, here too, freed memory that is kept, see allocator.py). Then,
+one after another, what this project does: channels last, the precision `auto` chooses on this device, and for
+predictions batch norms fused into convolutions. Measured in turn, A B C A B C …, on a resident random batch, at each
+config's sizes, with its stages trained, batch norms frozen, and random weights, which take the same time. A factor is
+the median of the turns' (range).
 Takes about 10 minutes on two cores.
 """
 

@@ -1,14 +1,14 @@
 """Wall-clock time from the CSV to fixed validation accuracies: python benchmarks/time_to_accuracy.py [--folds 0-4].
 
-EfficientNet-Lite0 from the same ImageNet weights, at 150 px, on the same folds: this project's two configs and one
-epoch of the longer; fastai and a plain PyTorch loop (benchmarks/peers/), for as long and for one epoch. Each trial is a
-process of its own that finds nothing cached. Its clock runs from its start until an accuracy on the fold's held-out
-rows is known: start-up, decoding, features, probe, training and judging count, for all of them. Points are fixed: after
-the probe, after each epoch.
+EfficientNet-Lite0 from the same ImageNet weights, at 150 px, on the same folds: this project's probe and one to five
+epochs; fastai's fine_tune(2), as it comes and tuned (frozen statistics, this project's crops, channels last), and for
+one epoch; a plain PyTorch loop for two (benchmarks/peers/). Each trial is a process of its own that finds nothing
+cached. Its clock runs from its start until an accuracy on the fold's held-out rows is known: start-up, decoding,
+features, probe, training and judging count, for all of them. Points are fixed: after the probe, after each epoch.
 
 The time to an accuracy is that of the first point that has it. The table has the median over folds and the range, and
-"never" where half of the folds or more never had it. A peer with several rates uses the one with the best last accuracy
-on the first fold; the search for it is not counted.
+"not reached" where half of the folds or more did not; such a peer is given as slower than its training was long. A peer
+with several rates uses the one with the best last accuracy on the first fold; the search for it is not counted.
 
 fastai: pip install --no-deps --target .cache/peers -r benchmarks/requirements.txt (left out where it is not installed).
 A finished trial is kept in runs/benchmarks/time_to_accuracy/, by what it was asked, and not repeated: delete it there.
@@ -42,7 +42,7 @@ from scenes.files import write_text  # noqa: E402
 LEVELS = (0.88, 0.90, 0.91, 0.92, 0.93)
 KEPT = Path("runs/benchmarks/time_to_accuracy")
 PLAIN_RATES = (3e-4, 1e-3)
-FASTAI_RATES = (5e-4, 1e-3, 2e-3)
+FASTAI_RATES = (1e-3, 2e-3)
 TUNED = ("--tuned", "--channels-last")
 
 
@@ -207,7 +207,7 @@ def peer_inputs(config: Config) -> Path:
 
 def time_to(level: float, points: Sequence[Point]) -> float:
     """When an accuracy was first known; infinite if it never was."""
-    return next((point.seconds for point in points if point.accuracy >= level), math.inf)
+    return next((point.seconds for point in points if round(point.accuracy, 6) >= level), math.inf)  # fastai: float32
 
 
 def table(results: Mapping[str, list[list[Point]]], labels: Mapping[str, str]) -> list[str]:
@@ -226,9 +226,9 @@ def seconds(times: Sequence[float]) -> str:
     """The median and the range; how many folds got there where not all did."""
     reached = [value for value in times if math.isfinite(value)]
     if not reached:
-        return "never"
+        return "not reached"
     middle = statistics.median(times)
-    text = f"{middle:.0f} s" if math.isfinite(middle) else "never"
+    text = f"{middle:.0f} s" if math.isfinite(middle) else "not reached"
     share = f", {len(reached)} of {len(times)}" if len(reached) < len(times) else ""
     return f"{text} ({min(reached):.0f} to {max(reached):.0f}{share})"
 
@@ -236,17 +236,21 @@ def seconds(times: Sequence[float]) -> str:
 def comparison(results: Mapping[str, list[list[Point]]]) -> list[str]:
     """How many times as long as this project's quickest arm each peer takes, by median."""
     lines = []
+    peers = [name for name in results if isinstance(ARMS[name], Peer)]
     for level in LEVELS:
         medians = {name: statistics.median(time_to(level, fold) for fold in folds) for name, folds in results.items()}
         best = min((medians[name] for name in results if isinstance(ARMS[name], Ours)), default=math.inf)
-        peers = [name for name in results if isinstance(ARMS[name], Peer)]
         if math.isfinite(best) and peers:
-            times = {
-                name: f"{medians[name] / best:.1f} ×" if math.isfinite(medians[name]) else "never" for name in peers
-            }
-            told = ", ".join(f"{ARMS[name].label} {text}" for name, text in times.items())
+            told = ", ".join(f"{ARMS[name].label} {multiple(medians[name], results[name], best)}" for name in peers)
             lines.append(f"- {level:.2f}: {best:.0f} s; {told}")
     return ["This project's quickest, and the peers' time as a multiple of it:", "", *lines] if lines else []
+
+
+def multiple(median: float, folds: Sequence[Sequence[Point]], best: float) -> str:
+    """A peer's time over the best; where it did not get there, its whole training's time as the least it can be."""
+    if math.isfinite(median):
+        return f"{median / best:.1f} ×"
+    return f"more than {statistics.median(points[-1].seconds for points in folds) / best:.1f} ×"
 
 
 if __name__ == "__main__":

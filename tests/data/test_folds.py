@@ -296,6 +296,7 @@ def test_any_name_survives_the_file(tmp_path_factory: pytest.TempPathFactory, na
         ({"label": ["1", "nan", "1e3"]}, "row 1: label is '1', was '01'"),
         ({"image_name": ["001", "1.0", ""]}, "row 3: image_name is '', was 'NA'"),
         ({"pixels": ["0" * 32, "2" * 32, "e" * 32]}, "row 2: pixels is '222"),
+        ({"pixels": ["3" * 32, "4" * 32, "5" * 32]}, "an older version of this project"),
         ({"group": [0, 1, 1]}, "row 3: group is '1', was '2'"),
         ({"fold": [1, 1, 0]}, "row 1: fold is '1', was '0'"),
     ],

@@ -258,6 +258,12 @@ def test_pixel_bombs_are_refused_at_once(file: Path) -> None:
     assert time.monotonic() - start < 1
 
 
+def test_many_scans_without_an_end_are_refused_at_once(file: Path) -> None:
+    start = time.monotonic()
+    assert "cut off" in refusal(file, b"\xff\xd8\xff" + b"\xff\xda\0\0" * 10**6)
+    assert time.monotonic() - start < 1
+
+
 def test_a_header_of_many_pixels_without_them_is_refused_quickly(file: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -319,10 +325,11 @@ def test_a_jpegs_metadata_is_not_in_its_hash_but_how_it_is_turned_is(file: Path,
         return with_segment(jpeg, 0xE1, b"Exif\0\0" + tags.tobytes().removeprefix(b"Exif\0\0"))
 
     plain = encode(cv2.resize(picture(), (side, side)), "JPEG", quality=60)
+    camera = with_segment(plain, 0xEE, b"Adobe\0\x64\0\0\0\0\0")  # says that the colours are RGB
     upright = [plain, with_thumbnail(plain), turn(plain, 1), turn(plain, 9), with_segment(plain, 0xFE, b"a comment")]
     turned = [turn(plain, orientation) for orientation in range(2, 9)]
     hashes = []
-    for content in (*upright, *turned, encode(cv2.resize(picture(seed=1), (side, side)), "JPEG", quality=60)):
+    for content in (*upright, *turned, camera, encode(cv2.resize(picture(seed=1), (side, side)), "JPEG", quality=60)):
         file.write_bytes(content)
         hashes.append(decode(file, 64).pixel_hash)
     assert len(set(hashes[: len(upright)])) == 1

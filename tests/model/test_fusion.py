@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from scenes.config import ModelConfig
-from scenes.model.backbone import create_body
+from scenes.inference.models import fuse_bodies
+from scenes.model.backbone import Classifier, create_body
 from scenes.model.fusion import fuse_batch_norms
 
 
@@ -56,11 +57,18 @@ def test_a_body_that_fusing_would_change_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_nfnet"])
-def test_bodies_without_batch_norm_keep_their_features(name: str) -> None:
+def test_a_body_without_batch_norm_stays_as_it_is(name: str) -> None:
     body = create_body(ModelConfig(name=name, weights="none"), 64).eval()
-    images = torch.rand(2, 3, 64, 64)
-    with torch.no_grad():
-        assert torch.equal(fuse_batch_norms(body, 64)(images), body(images))
+    assert fuse_batch_norms(body, 64) is body
+
+
+def test_a_body_that_folds_share_stays_shared() -> None:
+    config = ModelConfig(name="test_efficientnet", weights="none")
+    models = [Classifier(config, 64, 3).eval() for _ in range(3)]
+    models[2].body = models[0].body
+    fuse_bodies(models, 64)
+    assert models[0].body is models[2].body is not models[1].body
+    assert [norms(model.body) for model in models] == [0, 0, 0]
 
 
 def test_it_draws_no_random_numbers() -> None:

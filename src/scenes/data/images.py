@@ -24,13 +24,14 @@ from scenes.files import disk_errors, make_folder
 
 FORMAT_VERSION = 5
 CHUNK = 8  # images a thread decodes at a time
+AHEAD = 2  # chunks that wait for a thread or to be written
 FREE_DISK_RESERVE = 2**30
 MAX_PIXELS = 178_956_970  # Pillow's own limit: more in one file is an attack, not a picture
 # In a JPEG's pixel data 0xFF stands before 0 or a restart marker; before anything else a new segment begins.
 JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 JPEG_SCAN, JPEG_END = 0xDA, b"\xff\xd9"
-JPEG_METADATA = {*range(0xE0, 0xF0), 0xFE}  # application segments and comments
-EXIF_ORIENTATION = 0x112
+JPEG_METADATA = {*range(0xE0, 0xF0), 0xFE} - {0xEE}  # application segments and comments; Adobe's says what colours are
+EXIF, EXIF_ORIENTATION = b"Exif\0\0", 0x112
 LARGE_JPEG = 1024  # pixels of the shorter side
 COLOR = getattr(cv2, "IMREAD_COLOR_RGB", cv2.IMREAD_COLOR)  # OpenCV makes RGB from 4.11 on; before it, BGR
 # What a large JPEG can be shrunk by while it is decoded, and OpenCV's flag for it, which is grayscale without COLOR.
@@ -99,15 +100,18 @@ def _decode_jpeg(data: bytes, short_side: int | None) -> Decoded:
         raise BadImageError("damaged JPEG")
     if COLOR == cv2.IMREAD_COLOR:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-    turned = _orientation(data) if b"Exif" in data[:start] else 1
-    return Decoded(pixels, blake2b(memoryview(data)[start:], digest_size=16, person=bytes([turned])).digest())
+    turned = bytes([_orientation(data[:start])])
+    return Decoded(pixels, blake2b(memoryview(data)[start:], digest_size=16, person=turned).digest())
 
 
-def _orientation(data: bytes) -> int:
-    """How the metadata says the picture is turned: 1 to 8, 1 being upright."""
+def _orientation(metadata: bytes) -> int:
+    """How a JPEG's metadata says the picture is turned: 1 to 8, 1 being upright."""
+    exif, at = Image.Exif(), metadata.find(EXIF)
+    if at < 0:
+        return 1
     try:
-        with Image.open(BytesIO(data)) as opened:
-            turned = opened.getexif().get(EXIF_ORIENTATION, 1)
+        exif.load(metadata[at:])
+        turned = exif.get(EXIF_ORIENTATION, 1)
     except Exception:  # of many kinds, where the metadata is damaged
         return 1
     return int(turned) if turned in range(1, 9) else 1
@@ -158,7 +162,9 @@ def _scan_jpeg(data: bytes) -> tuple[int, int, int]:
         marker, at = data[found.start() + 1], found.end()
         if not start and marker not in JPEG_METADATA:
             start = found.start()
-        if marker == JPEG_SCAN and data.rfind(JPEG_END, at) >= 0:
+        if marker == JPEG_SCAN:
+            if data.rfind(JPEG_END, at) < 0:
+                break
             return height, width, start
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height = int.from_bytes(data[at + 3 : at + 5], "big")
@@ -179,7 +185,7 @@ class Images:
     """Decoded images by position, cheap to send to worker processes.
 
     Attributes:
-        pixel_hashes: (n,) array of 32 hexadecimal digits; equal for images with equal pixels, see `Decoded`.
+        pixel_hashes: (n,) array of 32 hexadecimal digits; equal for identical images, see `Decoded`.
         bad: What is wrong with those that could not be read, by row.
     """
 
@@ -375,11 +381,14 @@ def _chunks(paths: Sequence[Path], short_side: int) -> Iterator[list[Decoded | B
 
     threads = usable_cores()
     begun: deque[Future[list[Decoded | BadImageError]]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
+    pool = ThreadPoolExecutor(threads)
+    try:
         for start in range(0, len(paths), CHUNK):
             begun.append(pool.submit(lambda chunk: [*map(attempt, chunk)], paths[start : start + CHUNK]))
             # No more than that, so that a slow disk cannot let decoded images pile up in memory.
-            if len(begun) > 2 * threads:
+            if len(begun) > threads + AHEAD:
                 yield begun.popleft().result()
         while begun:
             yield begun.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

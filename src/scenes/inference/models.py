@@ -37,10 +37,17 @@ def load_folds(
         raise UserError(f"{run.folder}: {', '.join(strangers)} was trained on other classes than {fold_name(folds[0])}")
     models = [model.to(device, memory_format=torch.channels_last).eval() for model, _ in loaded]
     share_bodies(models)
-    fused = {body: fuse_batch_norms(body, config.predict_size) for body in {model.body for model in models}}
-    for model in models:
-        model.body = fused[model.body]
+    fuse_bodies(models, config.predict_size)
     return models, classes
+
+
+def fuse_bodies(models: Sequence[Classifier], image_size: int) -> None:
+    """Fuses the batch norms of networks that only predict from now on; a body that several share stays shared."""
+    for body in {model.body: None for model in models}:
+        fused = fuse_batch_norms(body, image_size)
+        for model in models:
+            if model.body is body:
+                model.body = fused
 
 
 def chosen_views(run: Run, config: Config) -> list[View]:

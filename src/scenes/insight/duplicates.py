@@ -38,7 +38,7 @@ def find_pairs(
     """Finds the pairs of images that show the same; mirrored copies are not looked for.
 
     Args:
-        pixel_hashes: (n,) strings, equal for equal pixels.
+        pixel_hashes: (n,) strings, equal for identical images.
         hashes: float32, shape (n, 63), see `perceptual_hash`.
         embeddings: float32, shape (n, f), or None: then only very similar hashes count.
         device: Where to compare.

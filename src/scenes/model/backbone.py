@@ -103,9 +103,13 @@ class Classifier(nn.Module):
         layers = [nn.Dropout(config.dropout), nn.Linear(width, hidden), nn.ReLU()] if hidden else []
         self.head = nn.Sequential(*layers, nn.Dropout(config.dropout), nn.Linear(hidden or width, classes))
 
+    def normalise(self, images: Tensor) -> Tensor:
+        """Maps uint8 RGB images (n, 3, s, s) to what the body takes."""
+        return (images.float() - self.mean) / self.std
+
     def features(self, images: Tensor) -> Tensor:
         """Maps uint8 RGB images (n, 3, s, s) to pooled features (n, f)."""
-        return self.body((images.float() - self.mean) / self.std)
+        return self.body(self.normalise(images))
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps uint8 RGB images (n, 3, s, s) to logits (n, classes)."""

@@ -220,7 +220,7 @@ def _introduce(job: Job, run: Run, processes: int) -> None:
     train, infer, loader = config.train, config.infer, config.loader
     training = explain_precision(train.precision, job.device, job.bf16_pays)
     say(f"  training in {training}, predicting in {explain_precision(infer.precision, job.device)}")
-    workers = "the network needs all cores" if job.device.type == "cpu" else "one a core, 16 at most"
+    workers = "the network needs all cores" if job.device.type == "cpu" else "the cores feed the GPU, 16 at most"
     why = f"auto: {workers}" if loader.workers == "auto" else "as set"
     say(f"  {worker_count(loader.workers, job.device)} loader workers ({why})")
     if recipe.has_batch_norm(model):

@@ -30,7 +30,6 @@ from scenes.data.soft_targets import JoinedImages, SoftTargets, read_soft_target
 from scenes.inference.predict import VIEWS
 from scenes.model.backbone import Classifier, has_depthwise
 from scenes.model.device import choose_device, choose_precision, use_deterministic_algorithms
-from scenes.model.fusion import fuse_batch_norms
 from scenes.model.weights import pretrained_state
 from scenes.runs import Run
 from scenes.training.probe import body_features
@@ -129,10 +128,9 @@ class Job:
     @cached_property
     def features(self) -> np.ndarray:
         """The frozen body's features of all rows, float32, shape (n, f)."""
-        config, model = self.config, self.new_model()
-        model.body = fuse_batch_norms(model.body, config.image_size)
+        config = self.config
         return body_features(
-            model,
+            self.new_model(),
             self.images,
             config.image_size,
             config.infer.batch_size,

@@ -19,6 +19,7 @@ from scenes.files import make_folder, write_atomic
 from scenes.inference.predict import InParts, autocast
 from scenes.metrics import log_losses
 from scenes.model.backbone import Classifier
+from scenes.model.fusion import fuse_batch_norms
 from scenes.randomness import key
 
 # Inverse regularisation, from strong to weak; standardised features of a good body want it strong.
@@ -91,7 +92,8 @@ def _compute(
     model.eval()
     loader = eval_loader(EvalImages(images, np.arange(len(images)), [size]), batch_size, workers, device)
     meter = Meter(len(loader), "features of the frozen body", "img", batch_size)
-    body = InParts(model.features)
+    fused = fuse_batch_norms(model.body, size)
+    body = InParts(lambda pictures: fused(model.normalise(pictures)))
     done = []
     with torch.inference_mode(), autocast(device, precision):
         for batch in loader:
