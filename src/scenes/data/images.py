@@ -291,7 +291,7 @@ def open_images(
         The images, None if some cannot be read and `keep_bad` is not set; what is wrong with each of these by row.
     """
     short_side = int(1.5 * largest_size)
-    folder = cache / f"images-{_key(paths, short_side)}"
+    folder = cache / f"images-{cache_key(paths, short_side)}"
     if not (folder / "index.npz").exists():
         make_folder(cache)
         with FileLock(f"{folder}.lock"):
@@ -311,7 +311,7 @@ def open_images(
     return images, images.bad
 
 
-def _key(paths: Sequence[Path], short_side: int) -> str:
+def cache_key(paths: Sequence[Path], short_side: int) -> str:
     """Names a cache by all that decides its content; a changed file changes its size or time."""
     digest = blake2b(f"{FORMAT_VERSION} {short_side} {len(paths)}".encode(), digest_size=12)
     for path in paths:

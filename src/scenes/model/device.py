@@ -51,8 +51,8 @@ def choose_precision(wanted: str, device: torch.device, bf16_pays: bool = True) 
     Args:
         wanted: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         device: Where to compute.
-        bf16_pays: Whether what is to be computed is faster in bf16 on a CPU too: all predictions are (1.1 to 1.9
-            times, over ten backbones), training is not where convolutions are depthwise.
+        bf16_pays: Whether what is to be computed is faster in bf16 on a CPU too: all predictions are (1.4 to 1.8
+            times, benchmarks/settings.py), training is not where convolutions are depthwise.
 
     Raises:
         UserError: If the device cannot compute in the precision wanted.
