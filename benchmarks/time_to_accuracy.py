@@ -92,9 +92,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=2, help="of each peer")
     add_settings_option(parser, "settings of all arms, e.g. data.root=DIR")
     arguments = parser.parse_args(argv)
-    settings = arguments.set
+    root = load_config(ROOT / "configs/effnet_lite0.yaml", arguments.set).data.root.resolve()
+    settings = [*arguments.set, f"data.root={root}"]  # trials run in folders of their own
     config = load_config(ROOT / "configs/effnet_lite0.yaml", settings)
-    settings = [*settings, f"data.root={config.data.root.resolve()}"]  # trials run in folders of their own
     folds = parse_folds(arguments.folds, config.data.folds)
     peer_folds = parse_folds(arguments.peer_folds or arguments.folds, config.data.folds)
     results: dict[str, list[list[Point]]] = {}
@@ -113,9 +113,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             rate = best_rate(arm, config, inputs, peer_folds[0], epochs)
             labels[name] += f", rate {rate:g}"
             results[name] = [peer(arm, config, inputs, fold, epochs, rate) for fold in peer_folds]
-    given = f" --set {' '.join(arguments.set)}" if arguments.set else ""
+    given = " ".join(["python benchmarks/time_to_accuracy.py", *(sys.argv[1:] if argv is None else argv)])
     about = (
-        f"`python benchmarks/time_to_accuracy.py{given}`: seconds since the process began, median over n = {len(folds)} "
+        f"`{given}`: seconds since the process began, median over n = {len(folds)} "
         f"folds, {len(peer_folds)} of a peer (range); peers train {arguments.epochs} epochs or as named. {hardware()}."
     )
     text = "\n".join([about, "", *table(results, labels), "", *comparison(results)]).rstrip()

@@ -290,6 +290,16 @@ def test_help_needs_no_heavy_module(script: str) -> None:
     assert "usage" in done.stdout
 
 
+def test_predicting_imports_nothing_that_only_training_needs() -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import scenes.inference.submission\n"
+        "needless = {'albumentations', 'sklearn', 'scipy', 'accelerate', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'loaded: {needless}' if needless else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_out_of_memory_splits_the_batch_and_trains_the_same(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
