@@ -63,7 +63,6 @@ def main() -> None:
     settings = f" --set {' '.join(arguments.set)}" if arguments.set else ""
     about = f"`python benchmarks/ablations.py {config} --folds {arguments.folds}{settings}`: {len(base)} held-out rows."
     text = "\n".join([about, "", *header, *lines])
-    print(text)
     title = " ".join([f"Ablations: {config.stem}", *arguments.set])
     write_section(title.lower(), title, text)
 

@@ -57,7 +57,6 @@ def main() -> None:
         f"{len(cells[0])} held-out rows, plain view at {config.image_size} px. {hardware()}."
     )
     text = "\n".join([about, "", *lines])
-    print(text)
     write_section(f"batch norm {trained.name}", "Batch norm that trained, under other statistics", text)
 
 

@@ -37,10 +37,10 @@ from scenes.console import add_settings_option, run, say  # noqa: E402
 from scenes.data.batches import resize  # noqa: E402
 from scenes.data.images import open_images  # noqa: E402
 from scenes.data.sample import draw  # noqa: E402
+from scenes.inference.models import fuse_bodies  # noqa: E402
 from scenes.inference.predict import VIEWS, View, autocast, predict_as_configured  # noqa: E402
 from scenes.model.backbone import Classifier  # noqa: E402
 from scenes.model.device import choose_device, choose_precision  # noqa: E402
-from scenes.model.fusion import fuse_batch_norms  # noqa: E402
 
 FOLDS, CLASSES = 5, 6
 VIEW_SETS = ("none", "hflip", "five_crop")
@@ -68,8 +68,7 @@ class Bench:
         self.precision = choose_precision(config.infer.precision, self.device)
         made = [Classifier(config.model, config.predict_size, CLASSES) for _ in range(folds)]
         self.models = [model.to(self.device, memory_format=torch.channels_last).eval() for model in made]
-        for model in self.models:  # the loop's and the limit's too
-            model.body = fuse_batch_norms(model.body, config.predict_size)
+        fuse_bodies(self.models, config.predict_size)  # the loop's and the limit's too
 
     def own(self, paths: Sequence[Path], views: Sequence[View]) -> float:
         """This project's way."""
@@ -150,7 +149,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{bench.precision}; seconds, median (range) of n = {arguments.repeats}. {hardware()}."
     )
     text = "\n".join([about, "", *lines])
-    print(text)
     write_section("inference", "Inference", text)
 
 

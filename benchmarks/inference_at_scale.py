@@ -82,7 +82,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         text = measure(config, Path(folder), arguments.images, arguments.drawn, arguments.repeats)
     given = f" --set {' '.join(arguments.set)}" if arguments.set else ""
     about = f"`python benchmarks/inference_at_scale.py {os.path.relpath(arguments.config, ROOT)}{given}`: {hardware()}."
-    print(f"{about}\n\n{text}")
     write_section(f"inference at scale {config.name}", f"Inference at scale: {config.name}", f"{about}\n\n{text}")
 
 

@@ -69,7 +69,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = load_config(arguments.config, arguments.set)
     command = " ".join(["python benchmarks/relabel.py", str(arguments.config), *(["--set"] if arguments.set else [])])
     text = measure(config, " ".join([command, *arguments.set]))
-    print(text)
     write_section(f"relabel {config.name}", f"Mending labels: {config.name}", text)
 
 

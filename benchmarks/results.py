@@ -14,13 +14,14 @@ T = TypeVar("T")
 
 
 def write_section(name: str, title: str, text: str) -> None:
-    """Writes or replaces a section.
+    """Prints a section, and writes or replaces it in RESULTS.md.
 
     Args:
         name: What the benchmark finds it by again.
         title: Its heading.
         text: Markdown.
     """
+    print(text)
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     section = f"{start}\n## {title}\n\n{text}\n{end}"
     old = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Results\n"

@@ -78,7 +78,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"the process owns; one measurement of each size. {hardware()}."
     )
     text = "\n".join([about, "", *table(found)])
-    print(text)
     write_section("scaling", "Scaling", text)
 
 

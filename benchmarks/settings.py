@@ -80,7 +80,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"each factor is over the column before it. {hardware()}."
     )
     text = "\n".join([about, "", *lines])
-    print(text)
     write_section("settings", "What the automatic settings gain", text)
 
 

@@ -281,7 +281,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"median (range) of n = {arguments.repeats}. {hardware()}."
     )
     text = "\n".join([about, "", *lines])
-    print(text)
     write_section(f"throughput {config.name}", f"Throughput: {config.name}", text)
 
 

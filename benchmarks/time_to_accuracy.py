@@ -119,7 +119,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"folds, {len(peer_folds)} of a peer (range); peers train {arguments.epochs} epochs or as named. {hardware()}."
     )
     text = "\n".join([about, "", *table(results, labels), "", *comparison(results)]).rstrip()
-    print(text)
     write_section("time to accuracy", "Time to accuracy", text)
 
 
