@@ -19,11 +19,11 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from results import hardware, write_section  # noqa: E402
 
+from scenes.competition.metric import log_losses, percent, standard_error  # noqa: E402
 from scenes.console import run  # noqa: E402
 from scenes.data.augment import AugmentedImages  # noqa: E402
 from scenes.data.batches import EvalImages, Sample  # noqa: E402
 from scenes.inference.predict import PLAIN, predict_as_configured  # noqa: E402
-from scenes.metrics import log_losses, percent, standard_error  # noqa: E402
 from scenes.model.backbone import Classifier  # noqa: E402
 from scenes.model.weights import load_classifier  # noqa: E402
 from scenes.runs import Run  # noqa: E402

@@ -32,11 +32,11 @@ import torch  # noqa: E402
 from results import hardware, has_fastai, in_turn, peer_environment, ratios, spread, write_section  # noqa: E402
 from torch.utils.data import DataLoader, Dataset  # noqa: E402
 
+from scenes.competition.sample import draw  # noqa: E402
 from scenes.config import Config, load_config  # noqa: E402
 from scenes.console import add_settings_option, run, say  # noqa: E402
 from scenes.data.batches import resize  # noqa: E402
 from scenes.data.images import open_images  # noqa: E402
-from scenes.data.sample import draw  # noqa: E402
 from scenes.inference.models import fuse_bodies  # noqa: E402
 from scenes.inference.predict import VIEWS, View, autocast, predict_as_configured  # noqa: E402
 from scenes.model.backbone import Classifier  # noqa: E402

@@ -32,16 +32,16 @@ from results import write_section  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 from scipy.special import softmax  # noqa: E402
 
+from scenes.competition.metric import log_losses, percent, standard_error  # noqa: E402
+from scenes.competition.rows import Labels  # noqa: E402
 from scenes.config import Config, dump, load_config  # noqa: E402
 from scenes.console import run, say  # noqa: E402
-from scenes.data.competition import Labels  # noqa: E402
 from scenes.insight.results import HeldOut  # noqa: E402
 from scenes.insight.suspects import label_errors  # noqa: E402
-from scenes.metrics import log_losses, percent, standard_error  # noqa: E402
 from scenes.randomness import key  # noqa: E402
 from scenes.runs import Run  # noqa: E402
-from scenes.training.fit import FoldTraining  # noqa: E402
 from scenes.training.job import Job, prepare  # noqa: E402
+from scenes.training.loop import FoldTraining  # noqa: E402
 from scenes.training.probe import fit_head  # noqa: E402
 
 ARMS = ("keep", "drop", "relabel")

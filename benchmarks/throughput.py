@@ -50,8 +50,8 @@ from scenes.model.device import choose_precision  # noqa: E402
 from scenes.model.fusion import fuse_batch_norms  # noqa: E402
 from scenes.runs import Run, read_json  # noqa: E402
 from scenes.training import recipe  # noqa: E402
-from scenes.training.fit import FoldTraining  # noqa: E402
 from scenes.training.job import Job, prepare, read_data  # noqa: E402
+from scenes.training.loop import FoldTraining  # noqa: E402
 from scenes.training.probe import fit_head  # noqa: E402
 
 WARM_UP = 2  # steps or batches that are not timed

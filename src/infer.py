@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         shard = parse_shard(arguments.shard or "1/1")
         predict_shard(chosen, config, folds, arguments.images, shard, arguments.out)
         return
-    from scenes.inference.submission import submit
+    from scenes.inference.submit import submit
 
     submit(chosen, config, folds, arguments.out)
 

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def prepare_folders(folder: Path, out: Path) -> None:
     """Writes the CSVs of a folder of class folders and says what they hold and how to use them."""
-    from scenes.data.prepare import read_folders, write_csvs
+    from scenes.competition.prepare import read_folders, write_csvs
 
     layout = read_folders(folder)
     written = write_csvs(layout, out)
@@ -78,7 +78,7 @@ def prepare_folders(folder: Path, out: Path) -> None:
 
 def download_competition(slug: str, out: Path) -> None:
     """Gets a competition's files from Kaggle and says what came."""
-    from scenes.data.prepare import download
+    from scenes.competition.prepare import download
 
     placed = download(slug, out)
     say(f"{out} now holds {', '.join(path.relative_to(out).as_posix() for path in placed)}")
@@ -93,7 +93,7 @@ def draw_sample(out: Path, train_rows: int, test_rows: int, seed: int) -> None:
         raise UserError("--train-rows and --test-rows: one row at least")
     if (out / "train.csv").exists():  # maybe drawn with other rows or another seed
         raise UserError(f"{out / 'train.csv'}: exists already and is not overwritten; choose another folder with --out")
-    from scenes.data.sample import draw
+    from scenes.competition.sample import draw
 
     draw(out, train_rows=train_rows, test_rows=test_rows, seed=seed)
     say(f"{out} holds the sample, {train_rows} training and {test_rows} test rows; add to a command")

@@ -76,7 +76,7 @@ def report_and_submit(experiment: "Experiment", trained: "Run", wants_submission
     if not (config.data.root / config.data.test_csv).exists():
         say(f"no {config.data.root / config.data.test_csv}: nothing to predict")
     elif wants_submission:
-        from scenes.inference.submission import submit
+        from scenes.inference.submit import submit
 
         # Folds can be trained one by one; the submission is of all there are.
         path = submit(trained, config, folds if FULL in folds else trained.finished_folds(config.data.folds))

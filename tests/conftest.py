@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import train
-from scenes.data.sample import draw
+from scenes.competition.sample import draw
 from tiny import TINY
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import scenes.inference.submission
+import scenes.inference.submit
 import scenes.training.crossval  # noqa: F401 - loaded here once, not in each of the many children
 import train
 from tiny import TINY

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import train
-from scenes.training.fit import FoldTraining
+from scenes.training.loop import FoldTraining
 from tiny import TINY
 
 EPOCHS = 50

@@ -19,7 +19,7 @@ import infer
 import train
 from scenes.console import StoppedError, UserError
 from scenes.model.backbone import Classifier
-from scenes.training.fit import FoldTraining
+from scenes.training.loop import FoldTraining
 from tiny import TINY
 
 SCRIPT = Path(train.__file__)
@@ -292,7 +292,7 @@ def test_help_needs_no_heavy_module(script: str) -> None:
 
 def test_predicting_imports_nothing_that_only_training_needs() -> None:
     code = (
-        f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import scenes.inference.submission\n"
+        f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import scenes.inference.submit\n"
         "needless = {'albumentations', 'sklearn', 'scipy', 'accelerate', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(f'loaded: {needless}' if needless else 0)"
     )

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
+from scenes.competition.rows import Table, read_near_duplicates
 from scenes.console import UserError
-from scenes.data.competition import Table, read_near_duplicates
 from scenes.data.folds import FULL, fold_name, given_folds, group_rows, make_folds, parse_folds, write_or_compare
 
 few = settings(max_examples=60, derandomize=True, deadline=None)

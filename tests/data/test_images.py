@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 import scenes.data.images as library
-from scenes.data.competition import Table
+from scenes.competition.rows import Table
 from scenes.data.images import BadImageError, Images, decode, open_images, read_images
 
 SOURCE = Path(library.__file__).parents[2]

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scenes.competition.metric import log_losses
 from scenes.inference.ensemble import (
     agreement,
     equal_weights,
@@ -14,7 +15,6 @@ from scenes.inference.ensemble import (
     view_weights,
     weighted_mean,
 )
-from scenes.metrics import log_losses
 
 CLASSES = 3
 

@@ -9,9 +9,9 @@ import pytest
 
 import relabel
 import train
+from scenes.competition.rows import read_train
 from scenes.config import Config, DataConfig, load_config
 from scenes.console import UserError
-from scenes.data.competition import read_train
 from scenes.training.job import Job, prepare
 from tiny import TINY
 

@@ -31,7 +31,7 @@ from scenes.console import UserError, run
 from scenes.model.backbone import Classifier
 from scenes.training import recipe
 from scenes.training.distributed import Processes, together
-from scenes.training.fit import FoldTraining
+from scenes.training.loop import FoldTraining
 from tiny import TINY
 
 SCRIPT = Path(train.__file__)

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from scenes.competition.rows import Table, problem_for_rows
 from scenes.console import Problem, UserError, raise_problems
-from scenes.data.competition import Table, problem_for_rows
 from scenes.files import write_text
 
 FULL = -1  # the fold that trains on every row, for the last submission

@@ -17,8 +17,8 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from scenes.competition.rows import Table, problem_for_rows
 from scenes.console import Problem, progress, say
-from scenes.data.competition import Table, problem_for_rows
 from scenes.environment import usable_cores
 from scenes.files import disk_errors, make_folder
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from scenes.competition.rows import Table, problem_for_rows, read_columns
 from scenes.console import UserError, raise_problems
-from scenes.data.competition import Table, problem_for_rows, read_columns
 from scenes.data.images import Images
 
 ABOUT = ["image_name", "fold"]  # the columns before the classes'

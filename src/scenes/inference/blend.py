@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from scenes.competition.metric import accuracy, log_losses, percent, standard_error
 from scenes.console import UserError, print_table, say
 from scenes.files import check_file
 from scenes.inference.ensemble import (
@@ -17,8 +18,7 @@ from scenes.inference.ensemble import (
     oracle_accuracy,
     weighted_mean,
 )
-from scenes.inference.submission import make_tables, mean_prior, predict_folds, read_inputs, write_table
-from scenes.metrics import accuracy, log_losses, percent, standard_error
+from scenes.inference.submit import make_tables, mean_prior, predict_folds, read_inputs, write_table
 from scenes.runs import Run
 
 ABOUT = ["image_name", "label", "fold"]  # the columns of oof.csv before the classes'

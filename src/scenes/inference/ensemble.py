@@ -5,7 +5,7 @@ from itertools import combinations
 
 import numpy as np
 
-from scenes.metrics import log_losses, standard_error
+from scenes.competition.metric import log_losses, standard_error
 
 # More rounds than these change a weight by less than 1 in 100.
 HILL_CLIMBING_ROUNDS = 100

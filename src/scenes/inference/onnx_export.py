@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scenes.competition.rows import read_train
 from scenes.config import Config
 from scenes.console import UserError, print_table, say
 from scenes.data.batches import resize
-from scenes.data.competition import read_train
 from scenes.data.folds import fold_name
 from scenes.data.images import BadImageError, decode
 from scenes.files import check_file, keep_different, write_atomic

@@ -43,7 +43,7 @@ def check(config: Config, out: Path) -> None:
     check_file(out)
     compose(config.augment, config.image_size)  # a wrong transform is found here, not after the work
     if config.data.sample:
-        from scenes.data.sample import draw
+        from scenes.competition.sample import draw
 
         draw(config.data.root)
     known = survey(config)

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scenes.competition.metric import percent, standard_error
 from scenes.console import UserError
 from scenes.data.folds import FULL, fold_name
 from scenes.files import check_file
 from scenes.insight import figures, page, sections
 from scenes.insight.results import HeldOut, read_held_out, read_histories, read_metrics
-from scenes.metrics import percent, standard_error
 from scenes.runs import Run
 
 

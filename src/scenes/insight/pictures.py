@@ -6,9 +6,9 @@ from contextlib import suppress
 import numpy as np
 from markupsafe import Markup
 
+from scenes.competition.rows import read_train
 from scenes.config import Config
 from scenes.console import UserError
-from scenes.data.competition import read_train
 from scenes.data.images import BadImageError, decode
 from scenes.insight import page
 from scenes.insight.results import HeldOut

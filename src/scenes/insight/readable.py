@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from scenes.competition.rows import Labels, Table, overlap, read_labels, read_test, read_train
 from scenes.config import Config, DataConfig
 from scenes.console import Problem, UserError, raise_problems
-from scenes.data.competition import Labels, Table, overlap, read_labels, read_test, read_train
 from scenes.data.images import Images, read_good_images
 
 

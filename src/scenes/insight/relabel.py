@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 
 from scenes import strict_yaml
+from scenes.competition.rows import read_train
 from scenes.config import Config, validate
 from scenes.console import Problem, UserError, raise_problems, say
-from scenes.data.competition import read_train
 from scenes.files import check_file, write_result
 from scenes.insight import page, pictures, suspects
 from scenes.insight.results import read_held_out, read_metrics

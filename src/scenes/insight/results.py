@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scenes.competition.metric import log_losses
 from scenes.config import Config
 from scenes.console import UserError
 from scenes.data.folds import FULL, fold_name
-from scenes.metrics import log_losses
 from scenes.runs import Run, read_json
 from scenes.training.crossval import gather
 

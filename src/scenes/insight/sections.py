@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from scenes.competition.metric import evaluate, log_losses, percent, standard_error
 from scenes.config import Config, differences, dump
 from scenes.insight import figures
 from scenes.insight.results import HeldOut, read_times
-from scenes.metrics import evaluate, log_losses, percent, standard_error
 from scenes.runs import Run, read_json
 
 PAIRS = 10

@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from scenes.competition.metric import accuracy
 from scenes.config import Config, DataConfig, dump
 from scenes.console import Problem, UserError, raise_problems, say
 from scenes.data.folds import FULL, fold_name
@@ -23,7 +24,6 @@ from scenes.inference.models import chosen_views
 from scenes.inference.predict import predict_as_configured
 from scenes.kaggle.bootstrap import sha256
 from scenes.kaggle.notebook import Cell, as_notebook, as_script, inference_cells, training_cells
-from scenes.metrics import accuracy
 from scenes.model.weights import find, load_classifier, read_metadata, read_state
 from scenes.runs import Run, write_json
 from scenes.training.job import reopen

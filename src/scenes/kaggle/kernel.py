@@ -125,7 +125,7 @@ class _Ensemble:
     """Turns the folds' files, as they appear, into the submission of all so far."""
 
     def __init__(self, source: Run, config: Config, folds: Sequence[int], parts: Path) -> None:
-        from scenes.inference.submission import read_inputs
+        from scenes.inference.submit import read_inputs
 
         self.source, self.config, self.folds, self.parts = source, config, folds, parts
         self.inputs = read_inputs(config)  # decodes all images before the workers start, which open the cache
@@ -148,7 +148,7 @@ class _Ensemble:
 
     def write(self, ready: list[int]) -> Submitted:
         """Averages and checks as infer.py does, and writes both files anew."""
-        from scenes.inference.submission import average, make_tables, mean_prior
+        from scenes.inference.submit import average, make_tables, mean_prior
 
         loaded = [np.load(part_file(self.parts, fold), allow_pickle=False) for fold in ready]
         classes = loaded[0]["classes"].tolist()

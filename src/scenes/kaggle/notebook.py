@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from scenes.competition.metric import percent
 from scenes.config import Config
 from scenes.data.folds import FULL, fold_name
-from scenes.metrics import percent
 
 BOOTSTRAP = Path(__file__).with_name("bootstrap.py")
 

@@ -35,7 +35,7 @@ def predict_parts(source: Run, config: Config, folds: list[int], parts: Path, un
 
     The first fold is always predicted; a later one only if the time is enough for as long as the one before took.
     """
-    from scenes.inference.submission import predict_each, read_inputs
+    from scenes.inference.submit import predict_each, read_inputs
 
     inputs = read_inputs(config)
     took = 0.0

@@ -14,6 +14,7 @@ import pandas as pd
 from filelock import FileLock
 from safetensors import safe_open
 
+from scenes.competition.metric import accuracy, evaluate, log_losses, percent
 from scenes.config import Config
 from scenes.console import UserError, print_table, say
 from scenes.data.batches import worker_count
@@ -22,14 +23,13 @@ from scenes.environment import describe
 from scenes.files import make_folder, write_text
 from scenes.inference.ensemble import nested_mean, view_weights
 from scenes.inference.predict import VIEWS
-from scenes.metrics import accuracy, evaluate, log_losses, percent
 from scenes.model.backbone import parameter_count
 from scenes.model.device import explain_precision
 from scenes.runs import RUNS, Run, begin, read_json, write_json
 from scenes.training import recipe
 from scenes.training.distributed import together
-from scenes.training.fit import FoldTraining
 from scenes.training.job import Job, prepare
+from scenes.training.loop import FoldTraining
 
 
 def cross_validate(config: Config, folds: Sequence[int], scores: bool = True) -> Run:

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from scenes.competition.rows import read_test
 from scenes.console import UserError, say
-from scenes.data.competition import read_test
 from scenes.data.folds import fold_name, write_or_compare
 from scenes.data.images import Pictures, read_images
 from scenes.data.soft_targets import ABOUT, JoinedImages
 from scenes.inference.models import chosen_views, load_folds
 from scenes.inference.predict import predict_as_configured
-from scenes.inference.submission import write_table
+from scenes.inference.submit import write_table
 from scenes.model.device import choose_device
 from scenes.runs import Run
 from scenes.training.job import reopen

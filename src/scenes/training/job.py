@@ -10,10 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from scenes.config import Config, DataConfig
-from scenes.console import Problem, UserError, raise_problems, say
-from scenes.data.augment import compose
-from scenes.data.competition import (
+from scenes.competition.rows import (
     Labels,
     Table,
     bad_image_rows,
@@ -24,6 +21,9 @@ from scenes.data.competition import (
     read_test,
     read_train,
 )
+from scenes.config import Config, DataConfig
+from scenes.console import Problem, UserError, raise_problems, say
+from scenes.data.augment import compose
 from scenes.data.folds import FULL, fold_name, given_folds, group_rows, make_folds, write_or_compare
 from scenes.data.images import Images, read_good_images, read_images, unreadable_rows
 from scenes.data.soft_targets import JoinedImages, SoftTargets, read_soft_targets
@@ -170,7 +170,7 @@ def prepare(config: Config, folds: Sequence[int]) -> Job:
     _check_options(config, folds)
     compose(config.augment, config.image_size)  # a wrong transform is found here, not in a worker
     if config.data.sample:
-        from scenes.data.sample import draw
+        from scenes.competition.sample import draw
 
         draw(config.data.root)
     table, labels, images, skipped = read_data(config)

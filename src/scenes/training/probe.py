@@ -12,12 +12,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
+from scenes.competition.metric import log_losses
 from scenes.console import Meter
 from scenes.data.batches import EvalImages, eval_loader
 from scenes.data.images import Images
 from scenes.files import make_folder, write_atomic
 from scenes.inference.predict import InParts, autocast
-from scenes.metrics import log_losses
 from scenes.model.backbone import Classifier
 from scenes.model.fusion import fuse_batch_norms
 from scenes.randomness import key

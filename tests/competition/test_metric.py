@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn
 
-from scenes.metrics import accuracy, evaluate, log_losses, percent, standard_error
+from scenes.competition.metric import accuracy, evaluate, log_losses, percent, standard_error
 
 
 def guesses(count: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scenes.competition.rows import Labels, Table, overlap, read_test, read_train, sort_labels
 from scenes.config import DataConfig
 from scenes.console import UserError
-from scenes.data.competition import Labels, Table, overlap, read_test, read_train, sort_labels
 
 GOOD = "image_name,label\na.jpg,0\nb.jpg,0\nc.jpg,1\nd.jpg,1\n"
 

@@ -14,10 +14,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from scenes.competition.rows import Table
 from scenes.config import Config, DataConfig, InferConfig, ModelConfig
 from scenes.console import UserError
-from scenes.data.competition import Table
-from scenes.inference import submission
+from scenes.inference import submit as submission
 from scenes.inference.predict import VIEWS, predict
 from scenes.model.backbone import Classifier
 from scenes.model.weights import load_classifier, save_classifier

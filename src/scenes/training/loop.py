@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
+from scenes.competition.metric import accuracy, log_losses
 from scenes.console import Meter, StopRequest, UserError, say
 from scenes.data.augment import AugmentedImages
 from scenes.data.batches import Schedule, StepSampler, train_loader
 from scenes.data.folds import FULL, fold_name
 from scenes.files import write_atomic, write_text
 from scenes.inference.predict import PLAIN, VIEWS, predict_as_configured
-from scenes.metrics import accuracy, log_losses
 from scenes.model.backbone import Classifier
 from scenes.model.weights import save_classifier
 from scenes.randomness import key, seed_all

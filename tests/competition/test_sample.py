@@ -8,8 +8,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from scenes.competition.sample import CLASS_NAMES, _labels, _split, draw
 from scenes.console import UserError
-from scenes.data.sample import CLASS_NAMES, _labels, _split, draw
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -80,7 +80,7 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path: Path, monkeypatch: pyte
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("scenes.data.sample.cv2.imencode", interrupt)
+    monkeypatch.setattr("scenes.competition.sample.cv2.imencode", interrupt)
     with pytest.raises(KeyboardInterrupt):
         draw(tmp_path / "sample", 6, 6)
     assert not list(tmp_path.iterdir())

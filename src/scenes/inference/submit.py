@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from scenes.competition.rows import Table, bad_image_rows, read_test
 from scenes.config import Config
 from scenes.console import Problem, UserError, raise_problems, say
-from scenes.data.competition import Table, bad_image_rows, read_test
 from scenes.data.folds import fold_name
 from scenes.data.images import Images, read_good_images, read_images
 from scenes.files import check_folder, write_result

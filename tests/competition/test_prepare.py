@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import prepare
-import scenes.data.prepare as library
+import scenes.competition.prepare as library
 from scenes.console import UserError
 
 SCRIPT = Path(prepare.__file__)
