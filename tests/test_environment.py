@@ -13,11 +13,11 @@ from scenes.environment import OPENCV, unsatisfied
 PYPROJECT = """
 [project]
 requires-python = "{python}"
-dependencies = ["torch>=2.10,<2.14", "PyYAML>=6", "never-on-this-system>=1; sys_platform == 'no-such-system'"]
+dependencies = ["torch>=2.10,<2.14", "ruamel.yaml>=0.18", "never-on-this-system>=1; sys_platform == 'no-such-system'"]
 [project.optional-dependencies]
 dev = ["ruff>=0.17"]
 """
-GOOD = {"torch": "2.13.0+cpu", "PyYAML": "6.0.3", "opencv-python": "4.10.0.84"}
+GOOD = {"torch": "2.13.0+cpu", "ruamel.yaml": "0.19.1", "opencv-python": "4.10.0.84"}
 
 
 def check(
@@ -42,16 +42,16 @@ def test_satisfied_when_all_versions_are_within_their_ranges(tmp_path: Path, mon
 
 @pytest.mark.parametrize("name", OPENCV)
 def test_any_opencv_distribution_counts(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert check(tmp_path, monkeypatch, {"torch": "2.10.0", "PyYAML": "6.0", name: "4.9.0.80"}) == []
+    assert check(tmp_path, monkeypatch, {"torch": "2.10.0", "ruamel.yaml": "0.18", name: "4.9.0.80"}) == []
 
 
 def test_opencv_is_needed_though_no_range_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert check(tmp_path, monkeypatch, {"torch": "2.10.0", "PyYAML": "6.0"}) == [f"{OPENCV[0]}: not installed"]
+    assert check(tmp_path, monkeypatch, {"torch": "2.10.0", "ruamel.yaml": "0.18"}) == [f"{OPENCV[0]}: not installed"]
 
 
 def test_missing_and_too_old_and_too_new_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = check(tmp_path, monkeypatch, {"torch": "2.9.1", "opencv-python": "4.9"})
-    assert lines == ["torch>=2.10,<2.14: found 2.9.1", "PyYAML>=6: not installed"]
+    assert lines == ["torch>=2.10,<2.14: found 2.9.1", "ruamel.yaml>=0.18: not installed"]
     (tmp_path / "again").mkdir()
     assert check(tmp_path / "again", monkeypatch, {**GOOD, "torch": "2.14.0"}) == ["torch>=2.10,<2.14: found 2.14.0"]
 

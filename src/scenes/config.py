@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from scenes import strict_yaml
+from scenes import plain_yaml
 from scenes.console import Problem, UserError, raise_problems
 
 Stages = Literal["all"] | Annotated[int, Field(ge=0)]
@@ -216,12 +216,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a YAML file ({error}); save it as UTF-8") from None
-    values = strict_yaml.parse(text, str(path))
+    values, lines = plain_yaml.parse(text, str(path))
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise UserError(f"{path}: a config is made of `key: value` lines, this is a {type(values).__name__}")
     values.setdefault("name", path.stem)
-    places = {key: f"{path}, line {line}" for key, line in strict_yaml.key_lines(text).items()}
+    places = {key: f"{path}, line {line}" for key, line in lines.items()}
     for pair in overrides:
         key = _apply(values, pair)
         below = [place for place in places if place.startswith(f"{key}.")]
@@ -267,7 +267,7 @@ def validate(values: Mapping[str, Any], source: str, places: Mapping[str, str] |
 
 def dump(config: Config) -> str:
     """Writes a resolved config as YAML that `load_config` reads back."""
-    return strict_yaml.dump(config.model_dump(mode="json"))
+    return plain_yaml.dump(config.model_dump(mode="json"))
 
 
 def differences(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
@@ -287,7 +287,7 @@ def _apply(values: dict[str, Any], pair: str) -> str:
         target = target.setdefault(section, {})
         if not isinstance(target, dict):
             raise UserError(f"--set {pair}: {section} is {_short(target)}, which has nothing below it to set")
-    target[last] = strict_yaml.parse(text, f"--set {pair}")
+    target[last] = plain_yaml.parse(text, f"--set {pair}").values
     return key.strip()
 
 

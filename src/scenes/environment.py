@@ -16,7 +16,18 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-NEEDED = ("torch", "timm", "cv2", "pandas", "pydantic", "albumentations", "accelerate", "sklearn", "safetensors")
+NEEDED = (
+    "torch",
+    "timm",
+    "cv2",
+    "pandas",
+    "pydantic",
+    "albumentations",
+    "accelerate",
+    "sklearn",
+    "safetensors",
+    "ruamel",
+)
 # Four distributions of one module: any of them will do, and two at once overwrite each other.
 OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python")
 RECORDED = (

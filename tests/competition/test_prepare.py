@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 
 import prepare
 import scenes.competition.prepare as library
+from scenes import plain_yaml
 from scenes.console import UserError
 
 SCRIPT = Path(prepare.__file__)
@@ -122,10 +122,11 @@ def test_odd_names_survive_the_csv_and_the_config(tmp_path: Path, capsys: pytest
     lines = capsys.readouterr().out.splitlines()
     start = lines.index("  data:")
     expected = {"root": str(tmp_path / "in put"), "image_dir": str(root)}
-    assert yaml.safe_load("\n".join(lines[start : start + 3])) == {"data": expected}
+    assert plain_yaml.parse("\n".join(lines[start : start + 3]), "printed").values == {"data": expected}
     words = subprocess.run(["bash", "-c", f"printf '%s\\0' {lines[-1].strip()}"], capture_output=True, text=True).stdout
     pairs = [word.split("=", 1) for word in words.split("\0")[1:-1]]
-    assert {key: yaml.safe_load(text) for key, text in pairs} == {f"data.{k}": v for k, v in expected.items()}
+    printed = {key: plain_yaml.parse(text, key).values for key, text in pairs}
+    assert printed == {f"data.{k}": v for k, v in expected.items()}
 
 
 @pytest.mark.parametrize(

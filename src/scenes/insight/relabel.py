@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from scenes import strict_yaml
+from scenes import plain_yaml
 from scenes.competition.rows import read_train
 from scenes.config import Config, validate
 from scenes.console import Problem, UserError, raise_problems, say
@@ -110,7 +110,7 @@ def apply_sheet(run: Run, config: Config, out: Path | None = None) -> Path:
     values.pop("name", None)
     values["data"] = values.get("data", {}) | {"drop": list(drop), "relabel": relabel}
     validate(values | {"name": out.stem}, str(out))
-    text = f"# {run.name} with the decisions of {sheet_file(run)}, written by relabel.py.\n{strict_yaml.dump(values)}"
+    text = f"# {run.name} with the decisions of {sheet_file(run)}, written by relabel.py.\n{plain_yaml.dump(values)}"
     write_result(out, text)
     say(f"wrote {out}: {len(drop)} images dropped, {len(relabel)} relabelled")
     return out

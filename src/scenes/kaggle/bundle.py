@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from scenes.training.job import reopen
 SLUG = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 OWNER = re.compile(r"[a-z0-9]+(?:[-_][a-z0-9]+)*")
 SLUG_LENGTH = 50  # of datasets; kernels follow
+NOT_ON_KAGGLE = ("ruamel.yaml",)  # pure Python, so a copy works there
 TWO_T4 = "NvidiaTeslaT4"  # Kaggle's name of a machine with two of them
 
 
@@ -180,6 +182,8 @@ class _Build:
         self.dataset, self.kernel = (Path(self._scratch.name) / name for name in ("dataset", "kernel"))
         for path in sorted(_sources()):
             _copy(ROOT / path, self.dataset / path)
+        for name in NOT_ON_KAGGLE:
+            _copy_package(name, self.dataset / "src")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -230,6 +234,13 @@ def _sources() -> list[Path]:
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
+
+
+def _copy_package(name: str, folder: Path) -> None:
+    """Copies an installed package of pure Python, with its licence and metadata."""
+    for file in distribution(name).files or []:
+        if file.parts[0] != ".." and file.suffix != ".pyc" and file.name not in ("RECORD", "INSTALLER", "REQUESTED"):
+            _copy(Path(str(file.locate())), folder / file)
 
 
 def _hashes(folder: Path) -> dict[str, str]:

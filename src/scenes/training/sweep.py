@@ -11,7 +11,7 @@ import optuna
 from optuna.importance import get_param_importances
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from scenes import strict_yaml
+from scenes import plain_yaml
 from scenes.config import Config, dump, load_config
 from scenes.console import Problem, StoppedError, UserError, print_table, raise_problems, say
 from scenes.data.folds import fold_name
@@ -82,7 +82,7 @@ def read_space(path: Path) -> dict[str, Any]:
         UserError: If it is anything else.
     """
     try:
-        space = strict_yaml.parse(path.read_text(encoding="utf-8-sig"), str(path))
+        space = plain_yaml.parse(path.read_text(encoding="utf-8-sig"), str(path)).values
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a readable YAML file ({error}); see configs/sweeps/finetune.yaml") from None
     if not isinstance(space, dict) or not space:
