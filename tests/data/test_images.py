@@ -1,6 +1,5 @@
 """An image is decoded rightly or refused with a reason; the cache holds what was decoded and nothing else."""
 
-import multiprocessing
 import os
 import pickle
 import shutil
@@ -520,8 +519,13 @@ def test_images_pickle_small_and_open_in_another_process(tmp_path: Path) -> None
     images = opened([path] * 20, tmp_path / "cache", 400)
     expected = _sums(images)  # the map is open now
     assert len(pickle.dumps(images)) < 10_000
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply(_sums, [images]) == expected
+    program = (
+        f"import pickle, sys; sys.path.insert(0, {str(SOURCE)!r}); images = pickle.load(sys.stdin.buffer); "
+        "print(sum(int(images[row].sum()) for row in range(20)))"
+    )
+    command = [sys.executable, "-c", program]
+    printed = subprocess.run(command, input=pickle.dumps(images), capture_output=True, check=True)
+    assert int(printed.stdout) == sum(expected)
     assert _sums(pickle.loads(pickle.dumps(images))) == expected
 
 
