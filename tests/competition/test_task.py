@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from scenes.competition.task import Classes, Labels, Number, Task, class_task, predictions_of, task_from_dict
+
+CLASSES = class_task(["a", "b", "c"])
+LABELS = Labels(["x", "y"], ["x", "y"])
+NUMBER = Number.of("age", np.array([2.0, 4.0, 9.0], np.float32))
+RNG = np.random.default_rng(0)
+
+
+def _targets(task: Task, rows: int) -> np.ndarray:
+    if isinstance(task, Classes):
+        return np.arange(rows) % 3
+    if isinstance(task, Labels):
+        return RNG.integers(0, 2, (rows, 2)).astype(np.float32)
+    return RNG.normal(5, 3, rows).astype(np.float32)
+
+
+@pytest.mark.parametrize("task", [CLASSES, LABELS, NUMBER], ids=lambda task: task.kind)
+def test_a_task_survives_being_written_as_plain_values(task: Task) -> None:
+    assert task_from_dict(task.to_dict()) == task
+
+
+@pytest.mark.parametrize("task", [CLASSES, LABELS, NUMBER], ids=lambda task: task.kind)
+def test_the_loss_falls_towards_the_targets_and_predictions_meet_them(task: Task) -> None:
+    targets = _targets(task, 12)
+    outputs = torch.from_numpy(task.as_outputs(targets))
+    logits = torch.zeros(12, task.outputs, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.3)
+    first = task.loss(logits, outputs).detach()
+    assert first.shape == (12,)
+    for _ in range(300):
+        optimizer.zero_grad()
+        task.loss(logits, outputs).sum().backward()
+        optimizer.step()
+    assert task.loss(logits, outputs).sum() < 0.05 * first.sum()
+    predicted = task.activate(logits.detach()).numpy()
+    wanted = targets[:, None] if isinstance(task, Number) else task.as_outputs(targets)
+    assert np.abs(predicted - wanted).max() < 0.1
+
+
+def test_cross_entropy_is_the_same_for_positions_and_probabilities() -> None:
+    logits, targets = torch.randn(9, 3, generator=torch.Generator().manual_seed(1)), np.arange(9) % 3
+    weights = torch.tensor([1.0, 2.0, 0.5])
+    expected = functional.cross_entropy(
+        logits, torch.from_numpy(targets), weights, reduction="none", label_smoothing=0.1
+    )
+    found = CLASSES.loss(logits, torch.from_numpy(CLASSES.as_outputs(targets)), 0.1, weights)
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp16"])
+def test_predictions_are_made_in_full_precision(kind: str) -> None:
+    half = torch.tensor([[8.0, 8.0, 0.0]]).to({"bf16": torch.bfloat16, "fp16": torch.float16}[kind])
+    assert CLASSES.activate(half).dtype == torch.float32
+    assert abs(float(CLASSES.activate(half).sum()) - 1) < 1e-6
+
+
+@pytest.mark.parametrize("task", [CLASSES, LABELS, NUMBER], ids=lambda task: task.kind)
+def test_a_linear_head_finds_what_features_say(task: Task) -> None:
+    targets = _targets(task, 200)
+    wanted = targets[:, None] if isinstance(task, Number) else task.as_outputs(targets)
+    features = (wanted @ RNG.normal(size=(wanted.shape[1], 20)) + 0.05 * RNG.normal(size=(200, 20))).astype(np.float32)
+    head = task.fit_head(features, targets, 0)
+    assert head.weights.shape == (task.outputs, 20) and head.weights.dtype == np.float32
+    predicted = predictions_of(task, head.logits(features))
+    if isinstance(task, Number):
+        assert np.abs(predicted - wanted).mean() < 0.3 * np.abs(wanted - wanted.mean()).mean()
+    else:
+        assert ((predicted > 0.5) == (wanted > 0.5)).mean() > 0.97
+
+
+def test_a_class_without_rows_is_never_predicted() -> None:
+    targets = np.arange(40) % 2
+    features = (targets[:, None] + 0.1 * RNG.normal(size=(40, 4))).astype(np.float32)
+    predicted = predictions_of(CLASSES, CLASSES.fit_head(features, targets, 0).logits(features))
+    assert predicted[:, 2].max() < 1e-3
+    assert (predicted.argmax(1) == targets).all()
+
+
+def test_classes_of_one_row_do_not_stop_the_head() -> None:
+    targets = np.array([0] * 20 + [1] * 20 + [2])
+    features = RNG.normal(size=(41, 6)).astype(np.float32)
+    assert np.isfinite(CLASSES.fit_head(features, targets, 0).weights).all()
+
+
+def test_a_label_that_never_changes_keeps_its_share() -> None:
+    targets = np.stack([np.ones(30), np.arange(30) % 2], 1).astype(np.float32)
+    features = RNG.normal(size=(30, 6)).astype(np.float32)
+    predicted = predictions_of(LABELS, LABELS.fit_head(features, targets, 0).logits(features))
+    assert (predicted[:, 0] > 0.9).all()
+
+
+@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=2, max_size=60))
+def test_number_strata_are_ordered_like_the_numbers(numbers: list[float]) -> None:
+    targets = np.array(numbers, np.float32)
+    strata = Number.of("n", targets).strata(targets)
+    order = np.argsort(targets, kind="stable")
+    assert (np.diff(strata[order]) >= 0).all()
+    assert len(np.unique(strata)) <= 10
+
+
+def test_a_number_that_never_changes_can_be_scaled() -> None:
+    targets = np.full(5, 3.0, np.float32)
+    assert (Number.of("n", targets).as_outputs(targets) == 0).all()
+
+
+def test_the_prior_is_what_is_known_without_an_image() -> None:
+    assert CLASSES.prior(np.array([0, 0, 1, 2])).tolist() == [0.5, 0.25, 0.25]
+    assert LABELS.prior(np.array([[1, 0], [1, 1]], np.float32)).tolist() == [1.0, 0.5]
+    assert NUMBER.prior(np.array([2.0, 4.0], np.float32)).tolist() == [3.0]
