@@ -1,4 +1,4 @@
-"""What benchmarks share: sections of RESULTS.md, each written by one of them, and how they time and tell."""
+"""What benchmarks share: their sections of RESULTS.md, timing in turn, and the peers' environment."""
 
 import os
 import re
@@ -10,6 +10,7 @@ from typing import TypeVar
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 PEERS = Path(__file__).resolve().parents[1] / ".cache/peers"  # where benchmarks/requirements.txt is installed
+MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 T = TypeVar("T")
 
 
@@ -17,7 +18,7 @@ def write_section(name: str, title: str, text: str) -> None:
     """Prints a section, and writes or replaces it in RESULTS.md.
 
     Args:
-        name: What the benchmark finds it by again.
+        name: Marks the section in the file; unique.
         title: Its heading.
         text: Markdown.
     """
@@ -31,7 +32,7 @@ def write_section(name: str, title: str, text: str) -> None:
 
 
 def in_turn(repeats: int, measures: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
-    """Measures A B A B …, so that what is compared meets the same machine, whose speed drifts."""
+    """Measures A B A B …, because a machine's speed drifts."""
     found: dict[str, list[T]] = {name: [] for name in measures}
     for _ in range(repeats):
         for name, measure in measures.items():
@@ -46,12 +47,12 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
 
 
 def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
-    """The ratio of each pair of what was measured in turn."""
+    """The ratio of each pair of measurements."""
     return [a / b for a, b in zip(over, under, strict=True)]
 
 
 def hardware() -> str:
-    """The machine, and the versions that decide its speed; says so where it was not at rest."""
+    """The machine, the versions that decide its speed, the commit, and whether other programs were running."""
     from scenes.environment import describe, usable_cores
 
     about = describe()
@@ -59,16 +60,22 @@ def hardware() -> str:
     assert isinstance(devices, list) and isinstance(packages, dict)
     names = " ".join(f"{name} {packages[name]}" for name in ("torch", "timm") if name in packages)
     busy, cores = os.getloadavg()[0], usable_cores()
-    rest = f"; load {busy:.1f} on {cores} cores, so not at rest" if busy > cores + 1 else ""
-    return f"{devices[0].strip()}, {about['cpu_threads']} threads, {names}{rest}"
+    rest = f"; busy machine, load {busy:.1f} on {cores} cores" if busy > cores + 1 else ""
+    commit = f", commit {str(about['commit'])[:7]}" if about["commit"] else ""
+    return f"{devices[0].strip()}, {about['cpu_threads']} threads, {names}{commit}{rest}"
 
 
 def has_fastai() -> bool:
-    """Whether a peer's process will find it."""
+    """Whether a peer's process will find fastai."""
     return find_spec("fastai") is not None or (PEERS / "fastai").is_dir()
 
 
-def peer_environment() -> dict[str, str]:
-    """The environment in which a script of benchmarks/peers finds its packages."""
+def peer_environment(keeps_memory: bool) -> dict[str, str]:
+    """The environment in which a script of benchmarks/peers finds its packages.
+
+    Args:
+        keeps_memory: Whether glibc keeps freed memory, as this project makes it do (scenes/model/device.py).
+    """
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(PEERS)]))
-    return {**os.environ, "PYTHONPATH": path}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    return {**inherited, "PYTHONPATH": path, **(MALLOC if keeps_memory else {})}

@@ -1,17 +1,25 @@
 """Wall-clock time from the CSV to fixed validation accuracies: python benchmarks/time_to_accuracy.py [--folds 0-4].
 
-EfficientNet-Lite0 from the same ImageNet weights, at 150 px, on the same folds: this project's probe and one to five
-epochs; fastai's fine_tune(2), as it comes and tuned (frozen statistics, this project's crops, channels last), and for
-one epoch; a plain PyTorch loop for two (benchmarks/peers/). Each trial is a process of its own that finds nothing
-cached. Its clock runs from its start until an accuracy on the fold's held-out rows is known: start-up, decoding,
-features, probe, training and judging count, for all of them. Points are fixed: after the probe, after each epoch.
+EfficientNet-Lite0 is trained from the same ImageNet weights, at 150 px, on the same folds by
 
-The time to an accuracy is that of the first point that has it. The table has the median over folds and the range, and
-"not reached" where half of the folds or more did not; such a peer is given as slower than its training was long. A peer
-with several rates uses the one with the best last accuracy on the first fold; the search for it is not counted.
+- this project: the probe, and one, three and five epochs,
+- fastai's fine_tune: with its defaults, and tuned (frozen batch norm statistics, this project's crops, channels last),
+- a plain PyTorch loop (benchmarks/peers/).
 
-fastai: pip install --no-deps --target .cache/peers -r benchmarks/requirements.txt (left out where it is not installed).
-A finished trial is kept in runs/benchmarks/time_to_accuracy/, by what it was asked, and not repeated: delete it there.
+This project tells glibc to keep freed memory, which doubles the speed of training on a CPU. So each peer is measured
+twice: as it comes, and with the environment variables that do the same (arms that end in "-malloc").
+
+Each trial is a process of its own that finds nothing cached. The clock runs from its start until an accuracy on the
+fold's held-out rows is known: start-up, decoding, features, probe, training and validation count, for all of them.
+Accuracies are taken after the probe and after each epoch.
+
+The time to an accuracy is that of the first point that reaches it. The table has the median over folds and the range,
+and "not reached" where half of the folds or more did not; such a peer is listed as slower than its training was long.
+A peer with several learning rates uses the one with the best last accuracy on the first fold; the search is not timed.
+
+fastai: pip install --no-deps --target .cache/peers -r benchmarks/requirements.txt (skipped where it is not installed).
+A finished trial is kept in runs/benchmarks/time_to_accuracy/ and not repeated, so an interrupted benchmark resumes.
+Delete the folder to measure again.
 """
 
 import argparse
@@ -43,6 +51,7 @@ LEVELS = (0.88, 0.90, 0.91, 0.92, 0.93)
 KEPT = Path("runs/benchmarks/time_to_accuracy")
 FASTAI_RATES = (1e-3, 2e-3)
 TUNED = ("--tuned", "--channels-last")
+KEEPS_MEMORY = "-malloc"  # ends the name of a peer that runs with the allocator setting
 
 
 class Ours(NamedTuple):
@@ -54,26 +63,33 @@ class Ours(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """A script of benchmarks/peers, with options; the first fold chooses among the rates; by default --epochs."""
+    """A script of benchmarks/peers with its options; the first fold chooses among the learning rates."""
 
     label: str
     script: str
     rates: tuple[float, ...]
     options: tuple[str, ...] = ()
-    epochs: int | None = None
+    epochs: int | None = None  # --epochs where it is None
+    keeps_memory: bool = False
 
 
 Arm = Ours | Peer
-ARMS: dict[str, Arm] = {
+OURS = {
     "probe": Ours("this project, the probe", ROOT / "configs/effnet_lite0_probe.yaml"),
     "one-epoch": Ours("this project, 1 epoch", ROOT / "configs/effnet_lite0.yaml", ("train.epochs=1",)),
     "three-epochs": Ours("this project, 3 epochs", ROOT / "configs/effnet_lite0.yaml", ("train.epochs=3",)),
     "five-epochs": Ours("this project, 5 epochs", ROOT / "configs/effnet_lite0.yaml"),
+}
+PEERS = {
     "plain-loop": Peer("plain PyTorch loop", "plain_loop.py", (1e-3,)),
     "fastai": Peer("fastai, defaults", "fastai_peer.py", (2e-3,)),
     "fastai-tuned": Peer("fastai, tuned", "fastai_peer.py", FASTAI_RATES, TUNED),
     "fastai-one": Peer("fastai, tuned, 1 epoch", "fastai_peer.py", FASTAI_RATES, TUNED, epochs=1),
 }
+ARMS: dict[str, Arm] = {**OURS}
+for name, plain in PEERS.items():
+    ARMS[name] = plain._replace(label=f"{plain.label}, as it comes")
+    ARMS[name + KEEPS_MEMORY] = plain._replace(label=f"{plain.label}, with the allocator setting", keeps_memory=True)
 
 
 class Point(NamedTuple):
@@ -87,9 +103,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the trials that have not been run and writes their section of RESULTS.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folds", default="0-4", help="as in train.py")
-    parser.add_argument("--peer-folds", help="those of the peers, which take an hour and more; by default the same")
+    parser.add_argument("--peer-folds", help="folds of the peers, which take over an hour; by default the same")
     parser.add_argument("--only", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
-    parser.add_argument("--epochs", type=int, default=2, help="of each peer")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of each peer")
     add_settings_option(parser, "settings of all arms, e.g. data.root=DIR")
     arguments = parser.parse_args(argv)
     root = load_config(ROOT / "configs/effnet_lite0.yaml", arguments.set).data.root.resolve()
@@ -102,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in arguments.only:
         arm = ARMS[name]
         if isinstance(arm, Peer) and "fastai" in arm.script and not has_fastai():
-            say(f"{arm.label}: left out, fastai is not installed; see benchmarks/requirements.txt")
+            say(f"{arm.label}: skipped because fastai is not installed; see benchmarks/requirements.txt")
             continue
         labels[name] = arm.label
         if isinstance(arm, Ours):
@@ -139,7 +155,7 @@ def ours(arm: Ours, settings: list[str], fold: int) -> list[Point]:
         if process.returncode:
             sys.exit(process.returncode)
         history = pd.read_csv(scratch / f"runs/trial/fold{fold}/history.csv")
-        if history["epoch"].iloc[-1] > 0:  # the last epoch is judged by the final prediction
+        if history["epoch"].iloc[-1] > 0:  # the final prediction validates the last epoch
             times[-1] = time.time() - started
         return [Point(*pair) for pair in zip(times, history["val_accuracy"].tolist(), strict=True)]
 
@@ -151,29 +167,34 @@ def peer(arm: Peer, config: Config, inputs: Path, fold: int, epochs: int, rate: 
     model = ["--model", config.model.name.partition(".")[0], "--size", str(config.image_size)]
     model += ["--batch", str(config.train.batch_size), "--rate", str(rate), *arm.options]
     asked = [arm.script, str(config.data.root.resolve()), inputs.name, f"fold {fold}", f"{epochs} epochs", *model]
+    asked += ["with the allocator setting"] if arm.keeps_memory else []
 
     def measure(scratch: Path) -> list[Point]:
         out = scratch / "points.json"
         given = [config.data.root.resolve(), inputs / "folds.csv", fold, epochs, out]
         command = [sys.executable, str(ROOT / "benchmarks/peers" / arm.script), *map(str, given), *model]
         command += ["--weights", str(inputs / "weights.safetensors")]
-        subprocess.run(command, cwd=scratch, check=True, env=peer_environment())
+        subprocess.run(command, cwd=scratch, check=True, env=peer_environment(arm.keeps_memory))
         return [Point(**point) for point in json.loads(out.read_text())["points"]]
 
     return kept(f"{Path(arm.script).stem}-fold{fold}", asked, measure)
 
 
 def best_rate(arm: Peer, config: Config, inputs: Path, fold: int, epochs: int) -> float:
-    """The rate with the best last accuracy on a fold."""
+    """The learning rate with the best last accuracy on a fold.
+
+    Always searched with the allocator setting, which changes no accuracy and takes half the time.
+    """
     if len(arm.rates) == 1:
         return arm.rates[0]
+    arm = arm._replace(keeps_memory=True)
     last = {rate: peer(arm, config, inputs, fold, epochs, rate)[-1].accuracy for rate in arm.rates}
     say(f"{arm.label}: " + ", ".join(f"rate {rate:g} → {accuracy:.4f}" for rate, accuracy in last.items()))
     return max(last, key=lambda rate: last[rate])
 
 
 def kept(name: str, asked: list[str], measure: Callable[[Path], list[Point]]) -> list[Point]:
-    """The points of a trial, measured where that has not been done."""
+    """The points of a trial, which is run unless its result is there."""
     digest = blake2b("\n".join(asked).encode(), digest_size=4).hexdigest()
     file = KEPT / f"{name}-{digest}.json"
     if not file.exists():
@@ -186,7 +207,7 @@ def kept(name: str, asked: list[str], measure: Callable[[Path], list[Point]]) ->
 
 
 def peer_inputs(config: Config) -> Path:
-    """Makes what peers are given, once: the folds and the weights to start from."""
+    """Writes the folds and the initial weights that peers are given, once."""
     from safetensors.torch import save_file
 
     from scenes.model.backbone import create_body
@@ -211,7 +232,7 @@ def time_to(level: float, points: Sequence[Point]) -> float:
 
 
 def table(results: Mapping[str, list[list[Point]]], labels: Mapping[str, str]) -> list[str]:
-    """A line for each arm: the time to each accuracy, the last accuracy and when it was known."""
+    """One row an arm: the time to each accuracy, the last accuracy and when it was known."""
     header = f"| | {' | '.join(f'{level:.2f}' for level in LEVELS)} | last accuracy | after |"
     lines = [header, "|" + "---|" * (len(LEVELS) + 3)]
     for name, folds in results.items():
@@ -223,7 +244,7 @@ def table(results: Mapping[str, list[list[Point]]], labels: Mapping[str, str]) -
 
 
 def seconds(times: Sequence[float]) -> str:
-    """The median and the range; how many folds got there where not all did."""
+    """The median and the range, and how many folds got there if not all did."""
     reached = [value for value in times if math.isfinite(value)]
     if not reached:
         return "not reached"
@@ -241,13 +262,13 @@ def comparison(results: Mapping[str, list[list[Point]]]) -> list[str]:
         medians = {name: statistics.median(time_to(level, fold) for fold in folds) for name, folds in results.items()}
         best = min((medians[name] for name in results if isinstance(ARMS[name], Ours)), default=math.inf)
         if math.isfinite(best) and peers:
-            told = ", ".join(f"{ARMS[name].label} {multiple(medians[name], results[name], best)}" for name in peers)
-            lines.append(f"- {level:.2f}: {best:.0f} s; {told}")
-    return ["This project's quickest, and the peers' time as a multiple of it:", "", *lines] if lines else []
+            others = ", ".join(f"{ARMS[name].label} {multiple(medians[name], results[name], best)}" for name in peers)
+            lines.append(f"- {level:.2f}: {best:.0f} s; {others}")
+    return ["The quickest arm of this project, and the peers' times as multiples of it:", "", *lines] if lines else []
 
 
 def multiple(median: float, folds: Sequence[Sequence[Point]], best: float) -> str:
-    """A peer's time over the best; where it did not get there, its whole training's time as the least it can be."""
+    """A peer's time over the best; if it did not get there, the time of its whole training is a lower bound."""
     if math.isfinite(median):
         return f"{median / best:.1f} ×"
     return f"more than {statistics.median(points[-1].seconds for points in folds) / best:.1f} ×"

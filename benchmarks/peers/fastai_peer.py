@@ -1,4 +1,4 @@
-"""fastai on one fold, as its documentation has it: vision_learner(…).fine_tune(…).
+"""fastai on one fold, as in its documentation: vision_learner(…).fine_tune(…).
 
     PYTHONPATH=.cache/peers python benchmarks/peers/fastai_peer.py input folds.csv 0 3 out.json --weights FILE
 
@@ -33,7 +33,7 @@ RATE = 2e-3  # fine_tune's own base_lr
 
 
 class Points(Callback):
-    """Notes the time and the accuracy once an epoch is judged."""
+    """Notes the time and the accuracy after each epoch."""
 
     order = 60  # after fastai's Recorder
 
@@ -56,7 +56,7 @@ class FrozenStatistics(Callback):
 
 
 def main() -> None:
-    """Trains and judges."""
+    """Trains and validates."""
     parser = make_parser(__doc__, RATE)
     parser.add_argument("--tuned", action="store_true", help="frozen statistics, this project's augmentation")
     parser.add_argument("--channels-last", action="store_true", help="the layout convolutions are fastest in")

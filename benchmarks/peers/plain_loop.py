@@ -45,7 +45,7 @@ class Scenes(Dataset):
 
 
 def main() -> None:
-    """Trains and judges."""
+    """Trains and validates."""
     arguments = make_parser(__doc__, 1e-3).parse_args()
 
     size = arguments.size
@@ -57,7 +57,7 @@ def main() -> None:
             NORMALIZE,
         ]
     )
-    judging = transforms.Compose([transforms.Resize((size, size)), transforms.ToTensor(), NORMALIZE])
+    validation = transforms.Compose([transforms.Resize((size, size)), transforms.ToTensor(), NORMALIZE])
     table = read_rows(arguments)
     table["target"] = pd.factorize(table["label"], sort=True)[0]
     held = table["is_valid"]
@@ -65,7 +65,7 @@ def main() -> None:
     batch, workers = arguments.batch, torch.get_num_threads()
     training_rows = Scenes(images, table[~held], training)
     train_loader = DataLoader(training_rows, batch, shuffle=True, drop_last=True, num_workers=workers)
-    held_loader = DataLoader(Scenes(images, table[held], judging), batch, num_workers=workers)
+    held_loader = DataLoader(Scenes(images, table[held], validation), batch, num_workers=workers)
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     overlay = {"file": arguments.weights}

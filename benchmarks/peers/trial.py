@@ -32,5 +32,5 @@ def read_rows(arguments: argparse.Namespace) -> pd.DataFrame:
 
 
 def point(accuracy: float) -> dict[str, float]:
-    """An accuracy, and how many seconds after this process began it is known."""
+    """An accuracy, and how many seconds ago this process began."""
     return {"seconds": time.time() - psutil.Process().create_time(), "accuracy": accuracy}
