@@ -62,17 +62,17 @@ def main() -> None:
 
 def change(model: Classifier, name: str, job: Job, fold: int) -> None:
     """Gives a trained model other running statistics, in place."""
-    rows = np.random.default_rng(0).choice(job.rows(fold)[0], ROWS)
+    rows = np.random.default_rng(0).choice(job.data.rows(fold)[0], ROWS)
     size = job.config.image_size
     batches = rows.reshape(-1, BATCH)
     if name == "ImageNet's":
         known = {key: value for key, value in (job.pretrained or {}).items() if "running" in key}
         model.body.load_state_dict(model.body.state_dict() | known)
     elif name == "estimated on whole images":
-        whole = EvalImages(job.images, rows, [size])
+        whole = EvalImages(job.data.images, rows, [size])
         estimate(model, (whole.__getitems__(range(at, at + BATCH)).canvases[size] for at in range(0, ROWS, BATCH)))
     elif name == "estimated on crops":
-        crops = AugmentedImages(job.images, job.config.augment, size, 0, fold)
+        crops = AugmentedImages(job.data.images, job.config.augment, size, 0, fold)
         estimate(model, (crops.__getitems__([Sample(int(row), 0) for row in batch]).images for batch in batches))
 
 
@@ -91,9 +91,9 @@ def estimate(model: Classifier, batches: Iterable[torch.Tensor]) -> None:
 
 def judge(model: Classifier, job: Job, fold: int) -> tuple[np.ndarray, np.ndarray]:
     """Whether each held-out row is right, and its log loss."""
-    held = job.rows(fold)[1]
-    probabilities = predict_as_configured(job.config, [model], job.images, held, [PLAIN], job.device)[0, 0]
-    targets = job.labels.targets[held]
+    held = job.data.rows(fold)[1]
+    probabilities = predict_as_configured(job.config, [model], job.data.images, held, [PLAIN], job.device)[0, 0]
+    targets = job.data.labels.targets[held]
     return (probabilities.argmax(1) == targets).astype(float), log_losses(probabilities, targets)
 
 

@@ -36,6 +36,7 @@ from scenes.competition.metric import log_losses, percent, standard_error  # noq
 from scenes.competition.rows import Labels  # noqa: E402
 from scenes.config import Config, dump, load_config  # noqa: E402
 from scenes.console import run, say  # noqa: E402
+from scenes.data.dataset import Dataset  # noqa: E402
 from scenes.insight.results import HeldOut  # noqa: E402
 from scenes.insight.suspects import label_errors  # noqa: E402
 from scenes.randomness import key  # noqa: E402
@@ -49,8 +50,8 @@ PROBE_VIEWS = {"none": 1, "hflip": 2}  # how many of the features' two views a c
 
 
 @dataclasses.dataclass(frozen=True)
-class Trial(Job):
-    """A job whose one fold trains on and predicts exactly these rows."""
+class Trial(Dataset):
+    """Data whose one fold trains on and predicts exactly these rows."""
 
     train: np.ndarray = dataclasses.field(kw_only=True)
     held: np.ndarray = dataclasses.field(kw_only=True)
@@ -76,35 +77,39 @@ def measure(config: Config, command: str) -> str:
     """Trains all models and returns the section as Markdown."""
     folds = config.data.folds
     job = prepare(config, range(folds))
-    digest = blake2b(f"{dump(config)}{job.fold_table().to_csv()}".encode(), digest_size=8).hexdigest()
+    digest = blake2b(f"{dump(config)}{job.data.fold_table().to_csv()}".encode(), digest_size=8).hexdigest()
     place = config.data.cache / f"relabel-{digest}"  # what is trained already is not trained again
     opinions = pair_opinions(job, place, folds)
-    suspected = {fold: suspects(job, opinions[fold], job.fold_of != fold) for fold in range(folds)}
-    classes = len(job.labels.classes)
-    scored = {arm: np.zeros((len(job.table), classes), np.float32) for arm in ARMS}
+    suspected = {fold: suspects(job, opinions[fold], job.data.fold_of != fold) for fold in range(folds)}
+    classes = len(job.data.labels.classes)
+    scored = {arm: np.zeros((len(job.data.table), classes), np.float32) for arm in ARMS}
     for fold in range(folds):
         doubted, better = suspected[fold]
-        rows, held = job.rows(fold)
+        rows, held = job.data.rows(fold)
         say(f"fold {fold}: {len(doubted)} suspects among {len(rows)} training rows")
-        changed = job.labels.targets.copy()
+        changed = job.data.labels.targets.copy()
         changed[doubted] = better
         for arm in ARMS:
             train = np.setdiff1d(rows, doubted) if arm == "drop" else rows
-            targets = changed if arm == "relabel" else job.labels.targets
+            targets = changed if arm == "relabel" else job.data.labels.targets
             scored[arm][held] = predict(job, Run(place / f"{arm}{fold}"), fold, train, held, targets)
     mean = (
         np.mean([opinions[fold] for fold in range(folds)], axis=0) * folds / (folds - 1)
     )  # of those that did not see it
-    clean = np.setdiff1d(np.arange(len(job.table)), suspects(job, mean, np.ones(len(job.table), bool))[0])
+    clean = np.setdiff1d(np.arange(len(job.data.table)), suspects(job, mean, np.ones(len(job.data.table), bool))[0])
+    count = len(job.data.table)
     counts = [len(doubted) for doubted, _ in suspected.values()]
     about = (
-        f"`{command}`: {len(job.table)} rows, {folds} folds; {np.mean(counts):.0f} suspects in a fold's training rows "
-        f"({min(counts)} to {max(counts)}), {len(job.table) - len(clean)} among the scored rows."
+        f"`{command}`: {count} rows, {folds} folds; {np.mean(counts):.0f} suspects in a fold's training rows "
+        f"({min(counts)} to {max(counts)}), {count - len(clean)} among the scored rows."
     )
     header = ["| scored on | arm | accuracy | − keep | log loss | − keep |", "|---|---|---|---|---|---|"]
     lines = [
-        line(name, arm, scored, job.labels.targets, rows)
-        for name, rows in ((f"all {len(job.table)}", np.arange(len(job.table))), (f"{len(clean)} unsuspected", clean))
+        line(name, arm, scored, job.data.labels.targets, rows)
+        for name, rows in (
+            (f"all {len(job.data.table)}", np.arange(len(job.data.table))),
+            (f"{len(clean)} unsuspected", clean),
+        )
         for arm in ARMS
     ]
     return "\n".join([about, "", *header, *lines])
@@ -116,13 +121,13 @@ def pair_opinions(job: Job, place: Path, folds: int) -> dict[int, np.ndarray]:
     Returns:
         Per fold float32, shape (n, classes); rows of the fold itself are 0.
     """
-    shape = (len(job.table), len(job.labels.classes))
+    shape = (len(job.data.table), len(job.data.labels.classes))
     opinions = {fold: np.zeros(shape, np.float32) for fold in range(folds)}
     for first, second in combinations(range(folds), 2):
-        in_first, in_second = job.fold_of == first, job.fold_of == second
+        in_first, in_second = job.data.fold_of == first, job.data.fold_of == second
         held = np.flatnonzero(in_first | in_second)
         train = np.flatnonzero(~(in_first | in_second))
-        probabilities = predict(job, Run(place / f"pair{first}-{second}"), first, train, held, job.labels.targets)
+        probabilities = predict(job, Run(place / f"pair{first}-{second}"), first, train, held, job.data.labels.targets)
         opinions[second][in_first] = probabilities[in_first[held]]
         opinions[first][in_second] = probabilities[in_second[held]]
     return opinions
@@ -135,13 +140,14 @@ def predict(job: Job, run: Run, fold: int, train: np.ndarray, held: np.ndarray, 
         say(f"{run.name}: a probe of {len(train)} rows")
         seed = key("probe", job.config.seed, fold)
         features, views = job.features, PROBE_VIEWS[job.config.infer.tta]
-        weights, biases, _ = fit_head(features[:, train], targets[train], len(job.labels.classes), seed)
+        weights, biases, _ = fit_head(features[:, train], targets[train], len(job.data.labels.classes), seed)
         return softmax(features[:views, held] @ weights.T + biases, -1).mean(0)
     if not run.is_finished(fold):
         say(f"{run.name}: {len(train)} rows to train on, {len(held)} held out")
-        shared = {field.name: getattr(job, field.name) for field in dataclasses.fields(Job)}
-        labels = Labels(targets, job.labels.classes, job.labels.class_names)
-        FoldTraining(Trial(**shared | {"labels": labels}, train=train, held=held), run, fold).fit()
+        shared = {field.name: getattr(job.data, field.name) for field in dataclasses.fields(Dataset)}
+        labels = Labels(targets, job.data.labels.classes, job.data.labels.class_names)
+        data = Trial(**shared | {"labels": labels}, train=train, held=held)
+        FoldTraining(dataclasses.replace(job, data=data), run, fold).fit()
     return load_file(run.fold_oof_file(fold))["probabilities"].mean(0)
 
 
@@ -149,14 +155,14 @@ def suspects(job: Job, opinion: np.ndarray, asked: np.ndarray) -> tuple[np.ndarr
     """The rows among those asked about whose label is doubted, and the most probable class of each."""
     rows = np.flatnonzero(asked)
     held = HeldOut(
-        [job.table.names[row] for row in rows],
-        job.labels.targets[rows],
-        job.fold_of[rows],
+        [job.data.table.names[row] for row in rows],
+        job.data.labels.targets[rows],
+        job.data.fold_of[rows],
         opinion[rows],
         opinion[None, rows],
         ["mean"],
-        job.labels.classes,
-        job.labels.class_names,
+        job.data.labels.classes,
+        job.data.labels.class_names,
     )
     found = label_errors(held)[0]
     return rows[found], held.predicted[found]

@@ -121,7 +121,7 @@ def measure(config: Config, count: int) -> Measured:
         job = timed(STAGES[1], lambda: prepare(config, [0]))
         timed(STAGES[2], lambda: all_batches(job))
         model, rows = job.new_model(), np.arange(count)
-        timed(STAGES[3], lambda: predict_as_configured(config, [model], job.images, rows, [PLAIN], job.device))
+        timed(STAGES[3], lambda: predict_as_configured(config, [model], job.data.images, rows, [PLAIN], job.device))
     finally:
         ended.set()
         watcher.join()
@@ -130,9 +130,9 @@ def measure(config: Config, count: int) -> Measured:
 
 def all_batches(job: Job) -> None:
     """One epoch of augmented batches of all rows."""
-    config, rows = job.config, np.arange(len(job.table))
+    config, rows = job.config, np.arange(len(job.data.table))
     schedule = Schedule(rows, 1, config.train.batch_size, config.seed, 0)
-    pictures = AugmentedImages(job.images, config.augment, config.image_size, config.seed, 0)
+    pictures = AugmentedImages(job.data.images, config.augment, config.image_size, config.seed, 0)
     for _ in train_loader(pictures, StepSampler(schedule, 0), config.loader.workers, job.device):
         pass
 

@@ -43,6 +43,7 @@ from scenes.config import load_config  # noqa: E402
 from scenes.console import add_settings_option, run, say  # noqa: E402
 from scenes.data.augment import AugmentedImages  # noqa: E402
 from scenes.data.batches import Schedule, StepSampler, train_loader  # noqa: E402
+from scenes.data.dataset import read_rows_and_images  # noqa: E402
 from scenes.data.images import CHUNK, Images, cache_key, open_images  # noqa: E402
 from scenes.inference.predict import PLAIN, autocast, predict_as_configured  # noqa: E402
 from scenes.model.backbone import Classifier  # noqa: E402
@@ -50,7 +51,7 @@ from scenes.model.device import choose_precision  # noqa: E402
 from scenes.model.fusion import fuse_batch_norms  # noqa: E402
 from scenes.runs import Run, read_json  # noqa: E402
 from scenes.training import recipe  # noqa: E402
-from scenes.training.job import Job, prepare, read_data  # noqa: E402
+from scenes.training.job import Job, prepare  # noqa: E402
 from scenes.training.loop import FoldTraining  # noqa: E402
 from scenes.training.probe import fit_head  # noqa: E402
 
@@ -66,7 +67,7 @@ class Bench:
         self.job, self.config, self.device, self.scratch, self.steps = job, job.config, job.device, scratch, steps
         self.model, self.run = job.new_model().eval(), Run(scratch / "run")
         self.model.body = fuse_batch_norms(self.model.body, self.config.predict_size)  # as infer.py has it
-        self.rows = np.resize(np.arange(len(job.table)), steps * self.config.infer.batch_size)
+        self.rows = np.resize(np.arange(len(job.data.table)), steps * self.config.infer.batch_size)
         self.precision = choose_precision(self.config.infer.precision, self.device)  # of inference
         self.caches = 0
         self.busy: list[float] = []
@@ -123,7 +124,7 @@ class Bench:
 
     def training_step(self, model: Classifier) -> Callable[[], None]:
         """Forward and backward of one resident batch."""
-        config, classes = self.config.train, len(self.job.labels.classes)
+        config, classes = self.config.train, len(self.job.data.labels.classes)
         images = self.random_images(config.batch_size, self.config.image_size)
         targets = torch.randint(0, classes, (config.batch_size,), device=self.device)
 
@@ -142,8 +143,8 @@ class Bench:
     def batches(self) -> float:
         """Augmented batches alone, without a network."""
         config = self.config
-        schedule = Schedule(self.job.rows(0)[0], 1000, config.train.batch_size, config.seed, 0)
-        pictures = AugmentedImages(self.job.images, config.augment, config.image_size, config.seed, 0)
+        schedule = Schedule(self.job.data.rows(0)[0], 1000, config.train.batch_size, config.seed, 0)
+        pictures = AugmentedImages(self.job.data.images, config.augment, config.image_size, config.seed, 0)
         loader = iter(train_loader(pictures, StepSampler(schedule, 0), config.loader.workers, self.device))
         for _ in range(WARM_UP):
             next(loader)
@@ -153,11 +154,11 @@ class Bench:
 
     def predict(self) -> float:
         """The plain view of cached images."""
-        return len(self.rows) / self.timed(lambda: self._predict(self.job.images))
+        return len(self.rows) / self.timed(lambda: self._predict(self.job.data.images))
 
     def predict_cold(self) -> float:
         """The same from files."""
-        paths = [self.job.table.paths[row] for row in self.rows]
+        paths = [self.job.data.table.paths[row] for row in self.rows]
         cache = self.fresh_cache()
         return len(self.rows) / self.timed(lambda: self._predict(self._open(paths, cache), np.arange(len(paths))))
 
@@ -188,11 +189,11 @@ class Bench:
     def decode(self) -> float:
         """Into a new cache."""
         cache = self.fresh_cache()
-        return len(self.job.table) / self.timed(lambda: self._open(self.job.table.paths, cache))
+        return len(self.job.data.table) / self.timed(lambda: self._open(self.job.data.table.paths, cache))
 
     def decode_limit(self) -> float:
         """On all cores, the pixels thrown away."""
-        paths = self.job.table.paths
+        paths = self.job.data.table.paths
         parts = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
 
         def decode(part: Sequence[Path]) -> None:
@@ -208,15 +209,15 @@ class Bench:
 
     def check_key(self) -> float:
         """Seconds to see that no file has changed."""
-        return self.timed(lambda: cache_key(self.job.table.paths, self.config.largest_size))
+        return self.timed(lambda: cache_key(self.job.data.table.paths, self.config.largest_size))
 
     def open_warm(self) -> float:
         """Seconds to do so, to open the cache that is there, and to look at one image."""
-        return self.timed(lambda: self._open(self.job.table.paths, self.config.data.cache)[0])
+        return self.timed(lambda: self._open(self.job.data.table.paths, self.config.data.cache)[0])
 
     def read(self) -> float:
         """Seconds to read and check the CSVs, and to open the caches of all images."""
-        return self.timed(lambda: read_data(self.config))
+        return self.timed(lambda: read_rows_and_images(self.config))
 
     def start_up(self) -> float:
         """Seconds a process needs before it looks at the data."""
@@ -227,14 +228,15 @@ class Bench:
         """The frozen body's features, which a probe is fitted to."""
         data = self.config.data.model_copy(update={"cache": self.fresh_cache()})
         config = self.config.model_copy(update={"data": data})
-        job = dataclasses.replace(self.job, config=config, images=self.job.images.take(self.rows.tolist()))
+        data = dataclasses.replace(self.job.data, images=self.job.data.images.take(self.rows.tolist()))
+        job = dataclasses.replace(self.job, config=config, data=data)
         seconds = self.timed(lambda: job.features)
         self.computed = job.features
         return len(self.rows) / seconds
 
     def probe(self) -> float:
         """Seconds of the logistic regression on these features."""
-        targets, classes = np.unique(self.job.labels.targets[self.rows], return_inverse=True)[::-1]
+        targets, classes = np.unique(self.job.data.labels.targets[self.rows], return_inverse=True)[::-1]
         return self.timed(lambda: fit_head(self.computed, targets, len(classes), 0))
 
     def flops(self) -> tuple[float, float]:
@@ -324,7 +326,7 @@ def utilisation(bench: Bench, training: dict[str, list[float]], inference: dict[
 
 def stages(bench: Bench, repeats: int, needed: dict[str, dict[str, int]]) -> list[str]:
     """What each stage costs by itself."""
-    rows = len(bench.job.table)
+    rows = len(bench.job.data.table)
     measures = {
         "start-up: imports, s": (bench.start_up, 1, 1),
         "reading and checking the CSVs, all caches there, ms": (bench.read, 1000, 0),

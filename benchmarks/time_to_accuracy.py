@@ -222,7 +222,7 @@ def peer_inputs(config: Config) -> Path:
         state = job.pretrained or create_body(config.model, config.image_size).state_dict()
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "weights.safetensors")
-        write_text(folder / "folds.csv", job.fold_table().to_csv(index=False))
+        write_text(folder / "folds.csv", job.data.fold_table().to_csv(index=False))
     return folder
 
 

@@ -680,23 +680,23 @@ def spoil_two() -> tuple[str, str]:
 
 def test_skipped_rows_are_named_and_in_no_fold(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from scenes.config import load_config
-    from scenes.training.job import prepare
+    from scenes.data.dataset import read_dataset
 
     gone, damaged = spoil_two()
     command = ["data.on_bad_image=skip", *TINY]
-    job = prepare(load_config(Path("tiny.yaml"), command), [0, 1])
-    assert job.skipped == [(gone, "no such file"), (damaged, "cut off: the JPEG has no end")]
+    data = read_dataset(load_config(Path("tiny.yaml"), command))
+    assert data.skipped == [(gone, "no such file"), (damaged, "cut off: the JPEG has no end")]
     printed = capsys.readouterr().out
     assert f"2 rows left out of training and scoring, the image cannot be read: line 5 ('{gone}: no such" in printed
-    assert len(job.table) == len(job.images) == len(job.fold_of) == len(job.labels.targets) == 94
-    assert not {gone, damaged} & set(job.table.names)
-    assert set(job.fold_of) == {0, 1}
-    again = prepare(load_config(Path("tiny.yaml"), command), [0, 1])  # now from the cache
-    assert again.skipped == job.skipped
-    whole = prepare(load_config(Path("tiny.yaml"), [*TINY, f"data.train_csv={without(gone, damaged)}"]), [0, 1])
+    assert len(data.table) == len(data.images) == len(data.fold_of) == len(data.labels.targets) == 94
+    assert not {gone, damaged} & set(data.table.names)
+    assert set(data.fold_of) == {0, 1}
+    again = read_dataset(load_config(Path("tiny.yaml"), command))  # now from the cache
+    assert again.skipped == data.skipped
+    whole = read_dataset(load_config(Path("tiny.yaml"), [*TINY, f"data.train_csv={without(gone, damaged)}"]))
     assert whole.skipped == []
-    assert whole.fold_table().equals(job.fold_table())
-    assert all(np.array_equal(whole.images[row], job.images[row]) for row in range(94))
+    assert whole.fold_table().equals(data.fold_table())
+    assert all(np.array_equal(whole.images[row], data.images[row]) for row in range(94))
     assert run((*TRAIN, "data.on_bad_image=skip"), capsys).code == 0
     assert len(Path("runs/tiny/folds.csv").read_text().splitlines()) == 95
 

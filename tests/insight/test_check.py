@@ -92,13 +92,13 @@ def test_what_is_planted_is_found_and_the_remedy_works(
     assert test["image_name"][3] not in groups
     assert groups.value_counts().min() >= 2
 
-    from scenes.training.job import prepare
+    from scenes.data.dataset import read_dataset
 
     remedy = re.search(r"--set (data\.near_duplicates=\S+)", printed)
     assert remedy
     for seed in range(3):
-        job = prepare(load_config(Path("tiny.yaml"), [*TINY, remedy[1], f"data.fold_seed={seed}"]), [0])
-        fold = dict(zip(job.table.names, job.fold_of.tolist(), strict=True))
+        data = read_dataset(load_config(Path("tiny.yaml"), [*TINY, remedy[1], f"data.fold_seed={seed}"]))
+        fold = dict(zip(data.table.names, data.fold_of.tolist(), strict=True))
         assert all(len({fold[name] for name in group.index}) == 1 for _, group in groups.groupby(groups))
 
 

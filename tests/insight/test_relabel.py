@@ -12,7 +12,7 @@ import train
 from scenes.competition.rows import read_train
 from scenes.config import Config, DataConfig, load_config
 from scenes.console import UserError
-from scenes.training.job import Job, prepare
+from scenes.data.dataset import Dataset, read_dataset
 from tiny import TINY
 
 pytest.importorskip("cleanlab")
@@ -23,10 +23,8 @@ def read(path: Path | str) -> pd.DataFrame:
     return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
-def job(**data: Any) -> Job:
-    values = {"folds": 2, **data}
-    model = {"name": "test_efficientnet", "weights": "none"}
-    return prepare(Config(name="x", image_size=32, data=values, model=model), [0])
+def dataset(**data: Any) -> Dataset:
+    return read_dataset(Config(name="x", image_size=32, data={"folds": 2, **data}))
 
 
 def decide(*decisions: str) -> pd.DataFrame:
@@ -138,11 +136,11 @@ def test_a_sheet_that_cannot_be_used_is_refused_with_its_rows(reviewed: Path) ->
 
 
 def test_no_decision_moves_another_row_to_another_fold(workspace: Path) -> None:
-    plain = job()
+    plain = dataset()
     names = plain.table.names
     target = plain.labels.targets[5]
     other = plain.labels.classes[(target + 1) % 6]
-    changed = job(drop=names[10:14], relabel={names[5]: other, names[90]: "0"})
+    changed = dataset(drop=names[10:14], relabel={names[5]: other, names[90]: "0"})
     kept = [row for row in range(len(names)) if row not in range(10, 14)]
     assert changed.table.names == [names[row] for row in kept]
     np.testing.assert_array_equal(changed.fold_of, plain.fold_of[kept])
@@ -190,8 +188,8 @@ def test_a_dropped_row_needs_no_readable_image(workspace: Path) -> None:
         path = Path("input/SceneImages", name)
         path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(UserError, match=f"1 problem\n.*1 row with an unreadable image.*line 22 \\('{other}'\\)"):
-        job(drop=[gone, cut])
-    dropped, skipped = job(drop=[gone, cut, other, names[40]]), job(on_bad_image="skip")
+        dataset(drop=[gone, cut])
+    dropped, skipped = dataset(drop=[gone, cut, other, names[40]]), dataset(on_bad_image="skip")
     kept = [name for name in names if name not in (gone, cut, other)]
     assert skipped.table.names == kept
     kept.remove(names[40])
@@ -204,7 +202,7 @@ def test_a_dropped_row_needs_no_readable_image(workspace: Path) -> None:
 def test_a_class_must_not_vanish(workspace: Path) -> None:
     rows = read("input/train.csv")
     with pytest.raises(UserError, match="leaves the class '3' without a row"):
-        job(drop=rows["image_name"][rows["label"] == "3"].tolist())
+        dataset(drop=rows["image_name"][rows["label"] == "3"].tolist())
 
 
 def problems(**data: Any) -> str:

@@ -11,7 +11,7 @@ import distill
 import train
 from scenes.config import load_config
 from scenes.console import UserError
-from scenes.training.job import prepare
+from scenes.data.dataset import read_dataset
 from tiny import TINY
 
 SOFT = Path("runs/tiny/soft_targets.csv")
@@ -51,16 +51,16 @@ def test_each_fold_is_taught_by_models_that_never_saw_its_rows(taught: Path) -> 
 
 
 def test_a_student_trains_on_them_and_on_the_test_images(taught: Path) -> None:
-    job = prepare(load_config(Path("tiny.yaml"), [*TINY, *STUDENT]), [0])
-    rows, targets = job.training_targets(0)
-    held = job.rows(0)[1]
+    data = read_dataset(load_config(Path("tiny.yaml"), [*TINY, *STUDENT]))
+    rows, targets = data.training_targets(0)
+    held = data.rows(0)[1]
     assert len(rows) == 48 + 24
     assert not set(rows) & set(held)
     soft = read(SOFT).query("fold == 0").set_index("image_name")
     for row in rows[[0, 20, 47, 48, 71]]:
-        name = [*job.table.names, *pd.read_csv("input/test.csv", dtype=str)["image_name"]][row]
+        name = [*data.table.names, *pd.read_csv("input/test.csv", dtype=str)["image_name"]][row]
         np.testing.assert_allclose(targets[row], soft.loc[name].to_numpy()[1:].astype(float), atol=1e-6)
-        assert job.pictures[row].shape == (48, 48, 3)
+        assert data.training_images[row].shape == (48, 48, 3)
     fit(*STUDENT)
     fit("name=alone")
     student, alone = (pd.read_csv(f"runs/{name}/oof.csv").iloc[:, 3:].to_numpy() for name in ("student", "alone"))

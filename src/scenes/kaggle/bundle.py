@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from scenes.competition.metric import accuracy
 from scenes.config import Config, DataConfig, dump
 from scenes.console import Problem, UserError, raise_problems, say
+from scenes.data.dataset import reopen_dataset
 from scenes.data.folds import FULL, fold_name
 from scenes.environment import ROOT, describe
 from scenes.files import keep_old, make_folder, write_atomic, write_text
@@ -25,9 +26,9 @@ from scenes.inference.models import chosen_views
 from scenes.inference.predict import predict_as_configured
 from scenes.kaggle.bootstrap import sha256
 from scenes.kaggle.notebook import Cell, as_notebook, as_script, inference_cells, training_cells
+from scenes.model.device import choose_device
 from scenes.model.weights import find, load_classifier, read_metadata, read_state
 from scenes.runs import Run, write_json
-from scenes.training.job import reopen
 
 SLUG = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 OWNER = re.compile(r"[a-z0-9]+(?:[-_][a-z0-9]+)*")
@@ -307,17 +308,17 @@ def _measure_half(run: Run, halved: Run, config: Config, folds: Sequence[int]) -
         say("half precision: its effect is not known, a model trained on every row holds none out")
         return None
     say(f"half precision: predicting the rows that {', '.join(map(fold_name, judged))} held out, with both")
-    job = reopen(run, config)
+    data, device = reopen_dataset(run, config), choose_device()
     rows, predicted = [], []
     for fold in judged:
         with safe_open(run.fold_oof_file(fold), "np") as saved:
             rows.append(saved.get_tensor("rows"))
-        models = [load_classifier(place.weights_file(fold), config)[0].to(job.device) for place in (run, halved)]
+        models = [load_classifier(place.weights_file(fold), config)[0].to(device) for place in (run, halved)]
         views = chosen_views(run, config)
-        both = predict_as_configured(config, models, job.images, rows[-1], views, job.device, fold_name(fold))
+        both = predict_as_configured(config, models, data.images, rows[-1], views, device, fold_name(fold))
         predicted.append(both.mean(1))
     full, half = np.concatenate(predicted, 1)
-    targets = job.labels.targets[np.concatenate(rows)]
+    targets = data.labels.targets[np.concatenate(rows)]
     (before, error), (after, _) = accuracy(full, targets), accuracy(half, targets)
     changed = int((full.argmax(1) != half.argmax(1)).sum())
     say(

@@ -55,7 +55,7 @@ def cross_validate(config: Config, folds: Sequence[int], scores: bool = True) ->
             if processes.from_main(lambda: run.is_finished(fold)):  # noqa: B023 - called at once
                 say(f"{fold_name(fold)}: finished before")
                 continue
-            rows, held = job.rows(fold)
+            rows, held = job.data.rows(fold)
             say(f"{fold_name(fold)}: {len(rows)} rows to train on, {len(held)} held out")
             start = time.monotonic()
             with run.lock(fold) if processes.is_main else nullcontext():
@@ -79,9 +79,9 @@ def open_run(config: Config, folds: Sequence[int]) -> tuple[Job, Run]:
         begin(config)
         if not run.folds_file.exists():  # later sessions find all in the cache
             write_json(run.folder / "time.json", {"preparing": round(time.monotonic() - start, 1)})
-        write_or_compare(run.folds_file, job.fold_table())
-        if job.skipped:
-            skipped = pd.DataFrame(job.skipped, columns=["image_name", "reason"])
+        write_or_compare(run.folds_file, job.data.fold_table())
+        if job.data.skipped:
+            skipped = pd.DataFrame(job.data.skipped, columns=["image_name", "reason"])
             write_text(run.folder / "skipped.csv", skipped.to_csv(index=False, lineterminator="\n"))
         if not all(run.is_finished(fold) for fold in folds):  # else it says what trained them
             write_json(run.folder / "environment.json", describe())
@@ -99,7 +99,7 @@ def dry_run(config: Config, folds: Sequence[int]) -> None:
             features = time.monotonic() - start
         with tempfile.TemporaryDirectory() as scratch:
             speed = FoldTraining(job, Run(Path(scratch)), folds[0], step_limit=2, processes=processes).fit()
-    rows, held = (len(part) for part in job.rows(folds[0]))
+    rows, held = (len(part) for part in job.data.rows(folds[0]))
     train, views = config.train, len(VIEWS[config.infer.tta])
     seconds = {"features, once (kept)": features} if features >= 1 else {}
     if train.epochs:
@@ -117,11 +117,11 @@ def summarise(job: Job, run: Run) -> dict[str, Any]:
     Returns:
         What metrics.json holds.
     """
-    config, classes = job.config, job.labels.classes
+    config, classes = job.config, job.data.labels.classes
     oof = gather(run, config.data.folds)
-    targets, fold_of = job.labels.targets[oof.rows], job.fold_of[oof.rows]
+    targets, fold_of = job.data.labels.targets[oof.rows], job.data.fold_of[oof.rows]
     about = {
-        "image_name": [job.table.names[row] for row in oof.rows],
+        "image_name": [job.data.table.names[row] for row in oof.rows],
         "label": [classes[target] for target in targets],
         "fold": fold_of,
     }
@@ -152,7 +152,7 @@ def summarise(job: Job, run: Run) -> dict[str, Any]:
             }
             for fold, at in ((fold, fold_of == fold) for fold in folds)
         },
-        "class_names": job.labels.class_names,
+        "class_names": job.data.labels.class_names,
     } | evaluate(mean, targets, classes)
     write_json(run.metrics_file, metrics)
     _print_scores(run, metrics)
@@ -214,7 +214,7 @@ def _introduce(job: Job, run: Run, processes: int) -> None:
     say(
         f"{run.folder}: {config.model.name}, {parameter_count(model) / 1e6:.1f} million weights, {config.image_size} px"
     )
-    say(f"  {len(job.table)} rows, {len(job.labels.classes)} classes, {config.data.folds} folds")
+    say(f"  {len(job.data.table)} rows, {len(job.data.labels.classes)} classes, {config.data.folds} folds")
     several = f"{processes} processes, " if processes > 1 else ""
     say(f"  {several}{device[0] if isinstance(device, list) else device}")
     train, infer, loader = config.train, config.infer, config.loader

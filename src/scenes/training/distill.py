@@ -8,6 +8,7 @@ import pandas as pd
 
 from scenes.competition.rows import read_test
 from scenes.console import UserError, say
+from scenes.data.dataset import reopen_dataset
 from scenes.data.folds import fold_name, write_or_compare
 from scenes.data.images import Pictures, read_images
 from scenes.data.soft_targets import ABOUT, JoinedImages
@@ -16,7 +17,6 @@ from scenes.inference.predict import predict_as_configured
 from scenes.inference.submit import write_table
 from scenes.model.device import choose_device
 from scenes.runs import Run
-from scenes.training.job import reopen
 
 LABEL_SHARE = 0.5  # of a training row's target; the rest is the teachers' (Hinton et al. 2015, arXiv:1503.02531)
 
@@ -40,26 +40,26 @@ def write_soft_targets(runs: Sequence[Run], out: Path) -> None:
     for run in runs:
         if missing := [fold_name(fold) for fold in folds if not run.is_finished(fold)]:
             raise UserError(f"{run.folder}: {', '.join(missing)} not trained; a teacher needs all folds")
-    job = reopen(runs[0], config)
+    data = reopen_dataset(runs[0], config)
     for run in runs[1:]:
-        write_or_compare(run.folds_file, job.fold_table())
-    images: Pictures = job.images
+        write_or_compare(run.folds_file, data.fold_table())
+    images: Pictures = data.images
     test = None
     if (config.data.root / config.data.test_csv).exists():
         test, _ = read_test(config.data)
         test_images, _ = read_images(test, config.largest_size, config.data.cache, "test")
-        assert test_images is not None  # prepare has looked
-        images = JoinedImages(job.images, test_images)
-    names = np.array([*job.table.names, *(test.names if test else [])], object)
-    one_hot = np.eye(len(job.labels.classes), dtype=np.float32)[job.labels.targets]
+        assert test_images is not None  # reopen_dataset has read them
+        images = JoinedImages(data.images, test_images)
+    names = np.array([*data.table.names, *(test.names if test else [])], object)
+    one_hot = np.eye(len(data.labels.classes), dtype=np.float32)[data.labels.targets]
     tables = []
     for fold in folds:
-        train = job.rows(fold)[0]
-        rows = np.concatenate([train, np.arange(len(job.table), len(names))])
-        taught = np.mean([_teach(run, fold, images, rows, job.labels.classes) for run in runs], axis=0)
+        train = data.rows(fold)[0]
+        rows = np.concatenate([train, np.arange(len(data.table), len(names))])
+        taught = np.mean([_teach(run, fold, images, rows, data.labels.classes) for run in runs], axis=0)
         taught[: len(train)] = LABEL_SHARE * one_hot[train] + (1 - LABEL_SHARE) * taught[: len(train)]
         about = pd.DataFrame(dict(zip(ABOUT, (names[rows], fold), strict=True)))
-        tables.append(pd.concat([about, pd.DataFrame(taught, columns=job.labels.classes)], axis=1))
+        tables.append(pd.concat([about, pd.DataFrame(taught, columns=data.labels.classes)], axis=1))
     write_table(out, pd.concat(tables))
 
 

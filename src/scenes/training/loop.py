@@ -72,14 +72,14 @@ class FoldTraining:
         self.job, self.run, self.fold, self.deadline, self.step_limit = job, run, fold, deadline, step_limit
         self.config, self.train = job.config, job.config.train
         self.name, self.folder = fold_name(fold), run.fold_folder(fold)
-        self.train_rows, self.held_rows = job.rows(fold)
+        self.train_rows, self.held_rows = job.data.rows(fold)
         if step_limit is not None:
             self.held_rows = self.held_rows[: step_limit * self.config.infer.batch_size]
-        rows, targets = job.training_targets(fold)
+        rows, targets = job.data.training_targets(fold)
         self.schedule = Schedule(rows, self.train.epochs, self.train.batch_size, self.config.seed, fold)
-        self.targets = targets.to(job.device)
+        self.targets = torch.from_numpy(targets).to(job.device)
         self.class_weights = recipe.class_weights(
-            self.train, job.labels.targets[self.train_rows], len(job.labels.classes)
+            self.train, job.data.labels.targets[self.train_rows], len(job.data.labels.classes)
         )
         # What a checkpoint holds, beside the networks and the optimiser.
         self.step = 0
@@ -179,7 +179,7 @@ class FoldTraining:
 
     def _start_head_as_probe(self) -> None:
         """Replaces the random head by a logistic regression (LP-FT, Kumar et al. 2022, arXiv:2202.10054)."""
-        labels, rows, seed = self.job.labels, self.train_rows, key("probe", self.config.seed, self.fold)
+        labels, rows, seed = self.job.data.labels, self.train_rows, key("probe", self.config.seed, self.fold)
         self._compute_features()
         features = self.job.features
         with self.watch.stage("probe"):
@@ -256,7 +256,7 @@ class FoldTraining:
     @property
     def _identity(self) -> str:
         """What a checkpoint must belong to; the config itself is compared when a run begins."""
-        return f"{self.config.name} {self.name} {self.config.model.name} {len(self.job.labels.classes)} classes"
+        return f"{self.config.name} {self.name} {self.config.model.name} {len(self.job.data.labels.classes)} classes"
 
     @property
     def _micro_batches(self) -> dict[int, np.ndarray]:
@@ -283,7 +283,7 @@ class FoldTraining:
                 yield features[rows], rows
             return
         pictures = AugmentedImages(
-            job.pictures, config.augment, config.image_size, config.seed, self.fold, config.train.sizes
+            job.data.training_images, config.augment, config.image_size, config.seed, self.fold, config.train.sizes
         )
         for batch in train_loader(pictures, sampler, config.loader.workers, job.device):
             yield batch.images.permute(0, 3, 1, 2), batch.rows
@@ -346,7 +346,7 @@ class FoldTraining:
         targets = self.targets[rows.to(device, non_blocking=True)]
         if train.mixup or train.cutmix:
             if targets.ndim == 1:
-                targets = functional.one_hot(targets, len(self.job.labels.classes)).float()
+                targets = functional.one_hot(targets, len(self.job.data.labels.classes)).float()
             inputs, targets = recipe.mix(inputs, targets, train)
         with self.accelerator.autocast():
             logits = self.network(inputs)
@@ -428,7 +428,7 @@ class FoldTraining:
         return scores
 
     def _scores(self, probabilities: np.ndarray, rows: np.ndarray) -> dict[str, float]:
-        targets = self.job.labels.targets[rows]
+        targets = self.job.data.labels.targets[rows]
         loss = float(log_losses(probabilities, targets).mean())
         return {"val_loss": loss, "val_accuracy": accuracy(probabilities, targets)[0]}
 
@@ -449,7 +449,11 @@ class FoldTraining:
         job, config = self.job, self.config
         label = f"predicting {self.name}" if len(views) > 1 else ""
         rows = self.held_rows[self.processes.share(len(self.held_rows), config.infer.batch_size)]
-        own = predict_as_configured(config, [model], job.images, rows, views, job.device, label) if len(rows) else None
+        own = (
+            predict_as_configured(config, [model], job.data.images, rows, views, job.device, label)
+            if len(rows)
+            else None
+        )
         return np.concatenate([part[0] for part in self.processes.gather(own) if part is not None], 1)
 
     def _finish(self, trackers: Trackers | None) -> float:
@@ -459,8 +463,10 @@ class FoldTraining:
         if self.best:
             model.load_state_dict(self.best["model"])
             say(f"  {self.name}: restored epoch {self.best['epoch']}, the best on its held-out rows")
-        classes = self.job.labels.classes
-        prior = np.bincount(self.job.labels.targets[self.train_rows], minlength=len(classes)) / len(self.train_rows)
+        classes = self.job.data.labels.classes
+        prior = np.bincount(self.job.data.labels.targets[self.train_rows], minlength=len(classes)) / len(
+            self.train_rows
+        )
         if self.processes.is_main:
             save_classifier(model, self.run.weights_file(self.fold), classes, self.config.name, prior.tolist())
         if self.fold == FULL:

@@ -1,0 +1,208 @@
+"""All data of a run, read and checked once: rows, labels, decoded images, folds, decisions, soft targets."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from scenes.competition.rows import (
+    Labels,
+    Table,
+    bad_image_rows,
+    decide,
+    overlap,
+    read_labels,
+    read_near_duplicates,
+    read_test,
+    read_train,
+)
+from scenes.config import Config, DataConfig
+from scenes.console import Problem, raise_problems, say
+from scenes.data.folds import FULL, fold_name, given_folds, group_rows, make_folds, write_or_compare
+from scenes.data.images import Images, read_good_images, read_images, unreadable_rows
+from scenes.data.soft_targets import JoinedImages, SoftTargets, read_soft_targets
+from scenes.runs import Run
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A run's training data, the same for every fold.
+
+    Attributes:
+        table: The n training rows.
+        labels: Their targets and the classes.
+        images: Their images.
+        groups: int64, shape (n,): rows of one group share a fold.
+        fold_of: int64, shape (n,): each row's fold.
+        skipped: Image name and reason of each row left out because its image cannot be read.
+        soft: By fold, probabilities to train on in place of labels.
+        test_images: The test rows' images, if some soft targets are for them.
+    """
+
+    table: Table
+    labels: Labels
+    images: Images
+    groups: np.ndarray
+    fold_of: np.ndarray
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    soft: Mapping[int, SoftTargets] = field(default_factory=dict)
+    test_images: Images | None = None
+
+    def rows(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
+        """The rows a fold trains on and those it holds out (none for the full model), int64."""
+        everything = np.arange(len(self.table))
+        if fold == FULL:
+            return everything, everything[:0]
+        return everything[self.fold_of != fold], everything[self.fold_of == fold]
+
+    def training_targets(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
+        """What a fold trains on.
+
+        Returns:
+            The rows, test images with soft targets numbered after those of train.csv; and the targets of all rows:
+            int64, shape (n,), or with soft targets float32, shape (n + test rows, classes).
+        """
+        rows, targets = self.rows(fold)[0], self.labels.targets
+        if fold not in self.soft:
+            return rows, targets
+        soft, count = self.soft[fold], len(self.table)
+        shares = np.zeros((count + len(self.test_images or ()), len(self.labels.classes)), np.float32)
+        shares[np.arange(count), targets] = 1
+        shares[soft.rows] = soft.probabilities
+        return np.concatenate([rows, soft.rows[soft.rows >= count]]), shares
+
+    @property
+    def training_images(self) -> Images | JoinedImages:
+        """The images training draws from, by row as in `training_targets`."""
+        return JoinedImages(self.images, self.test_images) if self.test_images else self.images
+
+    def fold_table(self) -> pd.DataFrame:
+        """The content of folds.csv."""
+        columns = {
+            "image_name": self.table.names,
+            "label": [self.labels.classes[target] for target in self.labels.targets],
+            "pixels": self.images.pixel_hashes,
+            "group": self.groups,
+            "fold": self.fold_of,
+        }
+        return pd.DataFrame(columns)
+
+
+def read_dataset(config: Config) -> Dataset:
+    """Reads and checks the data, decodes all images, splits the rows into folds.
+
+    Raises:
+        UserError: With the list of all that is wrong.
+    """
+    data = config.data
+    if data.sample:
+        from scenes.competition.sample import draw
+
+        draw(data.root)
+    table, labels, images, skipped = read_rows_and_images(config)
+    groups = group_rows(*_groupings(data, table, images, skipped))
+    if data.fold_column:
+        fold_of = given_folds(table, data.fold_column, data.folds, groups)
+    else:
+        fold_of = make_folds(labels.targets, groups, data.folds, data.fold_seed)
+    rows, labels = decide(table, labels, data)  # after the split, so that dropping a row moves no other row
+    table, images, groups, fold_of = table.take(rows), images.take(rows), groups[rows], fold_of[rows]
+    _check_classes(labels, fold_of)
+    soft, test_images = _read_soft_targets(config, table, labels, fold_of) if data.soft_targets else ({}, None)
+    return Dataset(table, labels, images, groups, fold_of, skipped, soft, test_images)
+
+
+def reopen_dataset(run: Run, config: Config) -> Dataset:
+    """Reads a trained run's data again, without soft targets.
+
+    Args:
+        run: The run.
+        config: Its config, perhaps with other data paths.
+
+    Raises:
+        UserError: If the data cannot be used, or is not what the run was trained on.
+    """
+    data = config.data.model_copy(update={"soft_targets": None})
+    dataset = read_dataset(config.model_copy(update={"data": data}))
+    write_or_compare(run.folds_file, dataset.fold_table())
+    return dataset
+
+
+def read_rows_and_images(config: Config) -> tuple[Table, Labels, Images, list[tuple[str, str]]]:
+    """Reads the CSVs and decodes all images, also the test images, so that bad ones are found before training.
+
+    Returns:
+        The training rows, their labels, their images; and (name, reason) of each row left out for its image.
+
+    Raises:
+        UserError: With the list of all that is wrong.
+    """
+    data, size = config.data, config.largest_size
+    folds = None if data.fold_column else data.folds
+    table, labels, problems = read_train(data, folds)
+    test = None
+    if (data.root / data.test_csv).exists():
+        test, test_problems = read_test(data, may_lack_images=config.infer.on_bad_image == "prior")
+        problems += test_problems + overlap(table, test)
+    reasons: dict[int, str] = {}
+    # A dropped row needs no readable image; without one it is left out of the split, as on_bad_image: skip does.
+    spared = set(table.names if data.on_bad_image == "skip" else data.drop)
+    if spared:
+        images, reasons = read_good_images(table, size, data.cache, "training")
+        problems += unreadable_rows(table, {row: why for row, why in reasons.items() if table.names[row] not in spared})
+    else:
+        images, image_problems = read_images(table, size, data.cache, "training")
+        problems += image_problems
+    if test and config.infer.on_bad_image == "error":
+        problems += read_images(test, size, data.cache, "test")[1]
+    skipped = [(table.names[row], why) for row, why in reasons.items()]
+    if reasons and not problems:  # the remaining rows must suffice for all folds
+        say(bad_image_rows(table, reasons, "left out of training and scoring, the image cannot be read"))
+        table = table.take([row for row in range(len(table)) if row not in reasons])
+        labels, problems = read_labels(table, data, folds)
+        if not len(table):
+            problems.append(Problem(str(table.csv), "no row has an image that can be read", f"see {data.image_dir}"))
+    raise_problems(problems)
+    assert images is not None
+    return table, labels, images, skipped
+
+
+def _groupings(
+    data: DataConfig, table: Table, images: Images, skipped: list[tuple[str, str]]
+) -> Iterator[Sequence[str] | np.ndarray]:
+    """What rows can have in common that must not be split between folds."""
+    yield images.pixel_hashes
+    if data.group_column:
+        yield table.columns[data.group_column].tolist()
+    if data.near_duplicates:
+        yield read_near_duplicates(data.root / data.near_duplicates, table.names, [name for name, _ in skipped])
+
+
+def _check_classes(labels: Labels, fold_of: np.ndarray) -> None:
+    """Refuses folds that hold out all rows of a class together, as a group can force them to."""
+    problems = []
+    for target, name in enumerate(labels.classes):
+        folds = np.unique(fold_of[labels.targets == target])
+        if len(folds) == 1:
+            what = f"would train without the class {name!r}, whose rows are all in it"
+            remedy = "split its group, or choose other folds"
+            problems.append(Problem(fold_name(int(folds[0])), what, remedy))
+    raise_problems(problems, "The folds cannot be used")
+
+
+def _read_soft_targets(
+    config: Config, table: Table, labels: Labels, fold_of: np.ndarray
+) -> tuple[dict[int, SoftTargets], Images | None]:
+    """Reads the soft targets, and the test images if some are for them."""
+    data, test, images = config.data, None, None
+    if (data.root / data.test_csv).exists():
+        test, problems = read_test(data)
+        images, image_problems = read_images(test, config.largest_size, data.cache, "test")
+        raise_problems(problems + image_problems)
+    assert data.soft_targets
+    soft = read_soft_targets(data.root / data.soft_targets, table, test, labels.classes, fold_of)
+    extra = sum(int((targets.rows >= len(table)).sum()) for targets in soft.values())
+    listed = sum(len(targets.rows) for targets in soft.values())
+    say(f"soft targets, per fold: {(listed - extra) // len(soft)} training rows, {extra // len(soft)} test images")
+    return soft, images if extra else None
