@@ -18,7 +18,7 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 from results import write_section  # noqa: E402
 
-from scenes.competition.metric import log_losses, percent, standard_error  # noqa: E402
+from scenes.competition.metric import log_losses, standard_error, with_error  # noqa: E402
 
 BASE = "the config itself"
 VARIANTS: dict[str, list[str]] = {
@@ -81,7 +81,7 @@ def line(variant: str, table: pd.DataFrame, base: pd.DataFrame) -> str:
     cells = []
     for scores, others in zip(rowwise(table), rowwise(base), strict=True):
         difference = scores - others
-        cells.append(percent(float(scores.mean()), standard_error(scores)))
+        cells.append(with_error(float(scores.mean()), standard_error(scores)))
         cells.append(f"{difference.mean():+.4f} ± {standard_error(difference):.4f}" if difference.any() else "")
     return f"| {variant} | {' | '.join(cells)} |"
 

@@ -19,7 +19,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from results import hardware, write_section  # noqa: E402
 
-from scenes.competition.metric import log_losses, percent, standard_error  # noqa: E402
+from scenes.competition.metric import log_losses, standard_error, with_error  # noqa: E402
 from scenes.console import run  # noqa: E402
 from scenes.data.augment import AugmentedImages  # noqa: E402
 from scenes.data.batches import EvalImages, Sample  # noqa: E402
@@ -50,7 +50,7 @@ def main() -> None:
     lines = ["| statistics | accuracy | log loss |", "|---|---|---|"]
     for name, parts in scores.items():
         cells = [np.concatenate(values) for values in zip(*parts, strict=True)]
-        told = " | ".join(percent(float(cell.mean()), standard_error(cell)) for cell in cells)
+        told = " | ".join(with_error(float(cell.mean()), standard_error(cell)) for cell in cells)
         lines.append(f"| {name} | {told} |")
     about = (
         f"`python benchmarks/batch_norm.py {trained.folder}`: folds {', '.join(map(str, folds))}, "

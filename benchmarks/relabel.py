@@ -32,7 +32,7 @@ from results import write_section  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 from scipy.special import softmax  # noqa: E402
 
-from scenes.competition.metric import log_losses, percent, standard_error  # noqa: E402
+from scenes.competition.metric import log_losses, standard_error, with_error  # noqa: E402
 from scenes.competition.rows import Labels  # noqa: E402
 from scenes.config import Config, dump, load_config  # noqa: E402
 from scenes.console import run, say  # noqa: E402
@@ -175,7 +175,7 @@ def line(name: str, arm: str, scored: dict[str, np.ndarray], targets: np.ndarray
     cells = []
     for values in (hits, losses):
         difference = values[arm] - values["keep"]
-        cells.append(percent(float(values[arm].mean()), standard_error(values[arm])))
+        cells.append(with_error(float(values[arm].mean()), standard_error(values[arm])))
         cells.append("" if arm == "keep" else f"{difference.mean():+.4f} ± {standard_error(difference):.4f}")
     return f"| {name} | {arm} | {' | '.join(cells)} |"
 

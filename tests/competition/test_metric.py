@@ -1,126 +1,182 @@
-"""Scores against scikit-learn and against a pencil."""
+"""Metrics against scikit-learn, their standard errors against a bootstrap."""
 
-import math
+import warnings
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn import metrics as sklearn
 
-from scenes.competition.metric import accuracy, evaluate, log_losses, percent, standard_error
+from scenes.competition.metric import DEFAULT, METRICS, metric_named
+from scenes.competition.task import KINDS, Labels, Number, Task, class_task
+from scenes.console import UserError
+
+LABELS = Labels(["x", "y", "z"], ["x", "y", "z"])
+NUMBER = Number.of("age", np.array([0.0, 10.0], np.float32))
+TASKS: dict[str, Task] = {"labels": LABELS, "number": NUMBER}
 
 
-def guesses(count: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def draw(task: Task, rows: int, seed: int, coarse: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions that know something; coarse ones have many ties."""
     generator = np.random.default_rng(seed)
-    targets = generator.integers(0, classes, count)
-    logits = generator.normal(size=(count, classes)) + 1.5 * np.eye(classes)[targets]
-    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    return probabilities.astype(np.float32), targets
+    if isinstance(task, Number):
+        targets = generator.integers(0, 6, rows).astype(np.float32)
+        predictions = targets[:, None] + generator.normal(size=(rows, 1)).astype(np.float32)
+        return (predictions.round() if coarse else predictions), targets
+    if isinstance(task, Labels):
+        actual = (generator.random((rows, task.outputs)) < 0.4).astype(np.float32)
+    else:
+        numbers = generator.integers(0, task.outputs, rows)
+        actual = task.as_outputs(numbers)
+    scores = (actual + generator.normal(size=actual.shape)).astype(np.float32)
+    scores = scores.round() if coarse else scores
+    if isinstance(task, Labels):
+        return 1 / (1 + np.exp(-scores)), actual
+    exponents = np.exp(scores)
+    return exponents / exponents.sum(1, keepdims=True), numbers
 
 
-@pytest.mark.parametrize("classes", [2, 3, 5, 6, 9])
-def test_scores_are_scikit_learns(classes: int) -> None:
-    probabilities, targets = guesses(200, classes)
-    names = [f"class {number}" for number in range(classes)]
-    scores = evaluate(probabilities, targets, names)
-    predicted, exact = probabilities.argmax(1), probabilities.astype(np.float64)
-    assert scores["n"] == 200
-    assert scores["accuracy"] == pytest.approx(sklearn.accuracy_score(targets, predicted))
-    assert scores["log_loss"] == pytest.approx(
-        sklearn.log_loss(targets, exact / exact.sum(1, keepdims=True), labels=range(classes)), rel=1e-5
-    )
-    assert scores["macro_f1"] == pytest.approx(sklearn.f1_score(targets, predicted, average="macro"))
-    assert scores["macro_precision"] == pytest.approx(sklearn.precision_score(targets, predicted, average="macro"))
-    assert scores["macro_recall"] == pytest.approx(sklearn.recall_score(targets, predicted, average="macro"))
-    assert scores["confusion"] == sklearn.confusion_matrix(targets, predicted).tolist()
-    for number, name in enumerate(names):
-        own = scores["per_class"][name]
-        assert own["recall"] == pytest.approx((predicted[targets == number] == number).mean())
-        assert own["precision"] == pytest.approx((targets[predicted == number] == number).mean())
-        assert own["support"] == (targets == number).sum()
-    assert ("top_5_accuracy" in scores) == (classes > 5)
-    if classes > 5:
-        expected = sklearn.top_k_accuracy_score(targets, probabilities, k=5, labels=range(classes))
-        assert scores["top_5_accuracy"] == pytest.approx(expected)
+def one_hot(targets: np.ndarray, classes: int) -> np.ndarray:
+    return np.eye(classes)[targets]
 
 
-def test_by_hand() -> None:
-    probabilities = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.5, 0.4, 0.1], [0.2, 0.3, 0.5]], np.float32)
-    targets = np.array([0, 1, 1, 2])
-    scores = evaluate(probabilities, targets, ["a", "b", "c"])
-    assert scores["accuracy"] == 0.75
-    # hits 1 1 0 1: variance 1/4, by n - 1; the mean of four has half its root
-    assert scores["accuracy_se"] == pytest.approx(math.sqrt(0.25) / 2)
-    losses = [-math.log(p) for p in (0.7, 0.8, 0.4, 0.5)]
-    assert scores["log_loss"] == pytest.approx(sum(losses) / 4)
-    mean = sum(losses) / 4
-    assert scores["log_loss_se"] == pytest.approx(math.sqrt(sum((x - mean) ** 2 for x in losses) / 3 / 4))
-    assert scores["confusion"] == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]  # rows are the truth
-    assert scores["per_class"]["a"] == {"precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "support": 1}
-    assert scores["per_class"]["b"] == {"precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "support": 2}
+def auc(predictions: np.ndarray, targets: np.ndarray) -> float:
+    actual = targets if targets.ndim == 2 else one_hot(targets, predictions.shape[1])
+    if targets.ndim == 1 and predictions.shape[1] == 2:
+        return float(sklearn.roc_auc_score(targets, predictions[:, 1]))
+    return float(np.mean([sklearn.roc_auc_score(a, p) for a, p in zip(actual.T, predictions.T, strict=True)]))
 
 
-def test_standard_error() -> None:
-    assert standard_error(np.array([1.0, 2.0, 3.0, 4.0])) == pytest.approx(math.sqrt(5 / 3) / 2)
-    assert standard_error(np.array([3.0])) == 0.0
-    hits = np.array([1.0] * 95 + [0.0] * 5)
-    assert standard_error(hits) == pytest.approx(math.sqrt(0.95 * 0.05 / 99))
+def log_loss(predictions: np.ndarray, targets: np.ndarray) -> float:
+    if targets.ndim == 2:
+        return float(np.mean([sklearn.log_loss(a, p) for a, p in zip(targets.T, predictions.T, strict=True)]))
+    return float(sklearn.log_loss(targets, predictions.astype(np.float64), labels=range(predictions.shape[1])))
 
 
-def test_certain_and_wrong_is_a_large_but_finite_loss() -> None:
-    probabilities = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
-    losses = log_losses(probabilities, np.array([1, 1]))
-    assert losses.dtype == np.float64
-    assert losses[1] == 0.0
-    assert 80 < losses[0] < 100
-    assert np.isfinite(evaluate(probabilities, np.array([1, 0]), ["a", "b"])["log_loss"])
+def mean_precision(predictions: np.ndarray, targets: np.ndarray) -> float:
+    ranked = np.argsort(-predictions, axis=1, kind="stable")[:, :3]
+    return float(((ranked == targets[:, None]) / np.arange(1, 1 + ranked.shape[1])).sum(1).mean())
 
 
-def test_ties_in_the_top_five_are_broken_as_in_accuracy() -> None:
-    generator = np.random.default_rng(0)
-    coarse = generator.integers(1, 4, (300, 40)).astype(np.float32)  # many classes with each of three values
-    coarse /= coarse.sum(1, keepdims=True)
-    targets = generator.integers(0, 40, 300)
-    best = [sorted(range(40), key=lambda c, row=row: (-row[c], c))[:5] for row in coarse]
-    scores = evaluate(coarse, targets, [str(number) for number in range(40)])
-    assert scores["top_5_accuracy"] == pytest.approx(
-        np.mean([t in five for t, five in zip(targets, best, strict=True)])
-    )
-    own = evaluate(coarse, coarse.argmax(1), [str(number) for number in range(40)])
-    assert own["accuracy"] == own["top_5_accuracy"] == 1.0
+def kappa(true: np.ndarray, given: np.ndarray) -> float:
+    grades = range(min(true.min(), given.min()), max(true.max(), given.max()) + 1)
+    return float(sklearn.cohen_kappa_score(true, given, labels=list(grades), weights="quadratic"))
 
 
-def test_a_class_nobody_has() -> None:
-    probabilities, targets = guesses(60, 3)
-    wider = np.concatenate([probabilities, np.zeros((60, 1), np.float32)], 1)
-    scores = evaluate(wider, targets, ["a", "b", "c", "d"])
-    assert scores["per_class"]["d"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
-    assert [row[3] for row in scores["confusion"]] == scores["confusion"][3] == [0, 0, 0, 0]
-    assert scores["accuracy"] == evaluate(probabilities, targets, ["a", "b", "c"])["accuracy"]
+Reference = Callable[[np.ndarray, np.ndarray], Any]
+CLASS_REFERENCES: dict[str, Reference] = {
+    "accuracy": lambda p, t: sklearn.accuracy_score(t, p.argmax(1)),
+    "balanced_accuracy": lambda p, t: sklearn.balanced_accuracy_score(t, p.argmax(1)),
+    "f1_macro": lambda p, t: sklearn.f1_score(t, p.argmax(1), average="macro"),
+    "f1_micro": lambda p, t: sklearn.f1_score(t, p.argmax(1), average="micro"),
+    "log_loss": log_loss,
+    "roc_auc": auc,
+    "quadratic_kappa": lambda p, t: kappa(t, p.argmax(1)),
+    "map@3": mean_precision,
+    "top_2": lambda p, t: float((np.argsort(-p, 1, "stable")[:, :2] == t[:, None]).any(1).mean()),
+}
+LABEL_REFERENCES: dict[str, Reference] = {
+    "accuracy": lambda p, t: sklearn.accuracy_score(t >= 0.5, p >= 0.5),
+    "log_loss": log_loss,
+    "roc_auc": auc,
+    "labels_f1_micro": lambda p, t: sklearn.f1_score(t >= 0.5, p >= 0.5, average="micro", zero_division=0),
+    "labels_f1_macro": lambda p, t: sklearn.f1_score(t >= 0.5, p >= 0.5, average="macro", zero_division=0),
+}
+NUMBER_REFERENCES: dict[str, Reference] = {
+    "rmse": lambda p, t: sklearn.root_mean_squared_error(t, p[:, 0]),
+    "mae": lambda p, t: sklearn.mean_absolute_error(t, p[:, 0]),
+    "quadratic_kappa": lambda p, t: kappa(np.rint(t).astype(int), np.rint(p[:, 0]).astype(int)),
+}
+CASES = [
+    *((class_task("abcd"), name, reference) for name, reference in CLASS_REFERENCES.items()),
+    *((class_task("ab"), name, CLASS_REFERENCES[name]) for name in ("roc_auc", "f1_macro", "log_loss")),
+    *((LABELS, name, reference) for name, reference in LABEL_REFERENCES.items()),
+    *((NUMBER, name, reference) for name, reference in NUMBER_REFERENCES.items()),
+]
+every_case = pytest.mark.parametrize(
+    ("task", "name", "reference"), CASES, ids=[f"{task.kind}{task.outputs}-{name}" for task, name, _ in CASES]
+)
 
 
-def test_one_row() -> None:
-    scores = evaluate(np.array([[0.9, 0.1]], np.float32), np.array([0]), ["a", "b"])
-    assert (scores["n"], scores["accuracy"], scores["accuracy_se"], scores["log_loss_se"]) == (1, 1.0, 0.0, 0.0)
+@every_case
+@settings(max_examples=25, deadline=None)
+@given(rows=st.integers(2, 60), seed=st.integers(0, 10_000), coarse=st.booleans())
+def test_values_are_scikit_learns(
+    task: Task, name: str, reference: Reference, rows: int, seed: int, coarse: bool
+) -> None:
+    predictions, targets = draw(task, rows, seed, coarse)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            expected = reference(predictions, targets)
+        except ValueError:  # no AUC, or no log loss, of a column of one kind
+            return
+    if np.isnan(expected):
+        return
+    value, error = metric_named(name, task).score(predictions, targets)
+    assert value == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    assert np.isfinite(error)
 
 
-def test_accuracy_is_a_share_with_its_error() -> None:
-    probabilities, targets = guesses(500, 4)
-    share, error = accuracy(probabilities, targets)
-    assert share == (probabilities.argmax(1) == targets).mean()
-    assert error == pytest.approx(math.sqrt(share * (1 - share) / 499))
+@every_case
+def test_standard_errors_are_those_of_a_bootstrap(task: Task, name: str, reference: Reference) -> None:
+    predictions, targets = draw(task, 600, 1)
+    other, _ = draw(task, 600, 2)
+    other = (predictions + other) / 2
+    metric, generator = metric_named(name, task), np.random.default_rng(0)
+    values, gains = [], []
+    for _ in range(300):
+        rows = generator.integers(0, 600, 600)
+        values.append(metric.score(predictions[rows], targets[rows])[0])
+        gains.append(metric.gain(predictions[rows], other[rows], targets[rows])[0])
+    assert metric.score(predictions, targets)[1] == pytest.approx(np.std(values), rel=0.2, abs=1e-9)
+    assert metric.gain(predictions, other, targets)[1] == pytest.approx(np.std(gains), rel=0.2, abs=1e-9)
 
 
-def test_metrics_are_plain_values() -> None:
-    def kinds(value: object) -> set[type]:
-        if isinstance(value, dict):
-            return set().union(*(kinds(inner) for inner in value.values())) | {type(key) for key in value}
-        if isinstance(value, list):
-            return set().union(*(kinds(inner) for inner in value))
-        return {type(value)}
+@every_case
+def test_the_direction_is_that_of_knowing_more(task: Task, name: str, reference: Reference) -> None:
+    predictions, targets = draw(task, 300, 3)
+    perfect = targets[:, None] if isinstance(task, Number) else task.as_outputs(targets)
+    metric = metric_named(name, task)
+    assert metric.gain(predictions, perfect, targets)[0] > 0
+    assert metric.gain(perfect, predictions, targets)[0] < 0
+    assert metric.is_better(metric.score(perfect, targets)[0], metric.score(predictions, targets)[0])
 
-    assert kinds(evaluate(*guesses(30, 6), [str(number) for number in range(6)])) == {int, float, str}
+
+@pytest.mark.parametrize("name", ["roc_auc", "f1_macro", "balanced_accuracy", "quadratic_kappa", "log_loss", "map@5"])
+def test_rows_of_one_class_have_a_score(name: str) -> None:
+    task = class_task("abc")
+    value, error = metric_named(name, task).score(np.full((4, 3), 1 / 3, np.float32), np.zeros(4, np.int64))
+    assert np.isfinite(value) and np.isfinite(error)
 
 
-def test_percent() -> None:
-    assert percent(0.93124, 0.00361) == "0.9312 ± 0.0036"
-    assert percent(1.0) == "1.0000"
+def test_a_label_nobody_has_leaves_the_others_their_auc() -> None:
+    targets = np.array([[0, 1, 0], [0, 0, 1], [0, 1, 1], [0, 0, 0]], np.float32)
+    predictions = np.stack([np.linspace(0, 1, 4), targets[:, 1], targets[:, 2]], 1).astype(np.float32)
+    assert metric_named("roc_auc", LABELS).score(predictions, targets)[0] == 1
+
+
+def test_a_misspelt_metric_gets_the_nearest_name() -> None:
+    with pytest.raises(UserError, match="roc_auc"):
+        metric_named("roc_acu", LABELS)
+
+
+@pytest.mark.parametrize("name", ["map@0", "top_", "map@k", "map@-1", "", "rmse5"])
+def test_what_is_no_metric_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="metric"):
+        metric_named(name, class_task("ab"))
+
+
+def test_a_metric_of_another_task_is_refused_with_those_that_fit() -> None:
+    with pytest.raises(UserError, match=r"rmse.*labels.*labels_f1_micro"):
+        metric_named("rmse", LABELS)
+
+
+def test_every_task_has_a_default_that_fits() -> None:
+    tasks: dict[str, Task] = {"classes": class_task("ab"), **TASKS}
+    assert set(DEFAULT) == set(KINDS) == set(tasks)
+    for kind, task in tasks.items():
+        assert metric_named(DEFAULT[kind], task).name in METRICS

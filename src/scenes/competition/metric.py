@@ -1,9 +1,279 @@
-"""Scores with the number of rows and the standard error beside them."""
+"""What predictions are scored by: one entry a metric, each with a standard error.
 
-from collections.abc import Sequence
+A metric is a function of predictions and targets that returns its value and each row's influence on it: by how much
+the value would change, times n, if the row weighed a little more. The standard error of the value is that of the mean
+of the influences (the infinitesimal jackknife, Efron 1982, chapter 6; for the AUC DeLong et al. 1988), and the standard
+error of the difference between two predictions is that of the mean of their differences.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from scenes.competition.task import Task
+from scenes.console import UserError
+
+# From predictions (n, outputs) and targets to the value and the influences, float64, shape (n,).
+Function = Callable[[np.ndarray, np.ndarray], tuple[float, np.ndarray]]
+
+DEFAULT = {"classes": "accuracy", "labels": "roc_auc", "number": "rmse"}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How predictions are scored.
+
+    Attributes:
+        name: As the config has it.
+        wants: What a submission is made of: ``labels``, ``probabilities``, ``ranking``, ``sets`` or ``number``.
+        larger_is_better: The direction.
+        function: The value and the influences.
+        k: How many labels of a ranking count; 1 for all other metrics.
+    """
+
+    name: str
+    wants: str
+    larger_is_better: bool
+    function: Function
+    k: int = 1
+
+    def score(self, predictions: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
+        """Scores predictions.
+
+        Args:
+            predictions: float32, shape (n, outputs).
+            targets: In the task's form.
+
+        Returns:
+            The value and its standard error.
+        """
+        value, influences = self.function(predictions, targets)
+        return value, standard_error(influences)
+
+    def gain(self, before: np.ndarray, after: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
+        """By how much `after` is better than `before` on the same rows, positive if it is, and the standard error."""
+        sign = 1 if self.larger_is_better else -1
+        (old, old_influences), (new, new_influences) = (self.function(each, targets) for each in (before, after))
+        return sign * (new - old), standard_error(new_influences - old_influences)
+
+    def is_better(self, value: float, than: float) -> bool:
+        """Whether one value is better than another."""
+        return value > than if self.larger_is_better else value < than
+
+
+def metric_named(name: str, task: Task) -> Metric:
+    """Finds a metric.
+
+    Args:
+        name: One of `METRICS`, with a number in place of k, as ``map@5``.
+        task: What is predicted.
+
+    Raises:
+        UserError: If there is no such metric, or it does not fit the task.
+    """
+    number = re.search(r"(?<=[@_])[1-9]\d{0,3}$", name)
+    key = f"{name[: number.start()]}k" if number else name
+    entry = None if name.endswith("k") else METRICS.get(key)
+    if not entry:
+        near = difflib.get_close_matches(name, METRICS, 1, 0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"metric: there is no {name!r}; {hint}there are {', '.join(METRICS)}, with a number for k")
+    tasks, wants, larger_is_better, function = entry
+    if task.kind not in tasks:
+        fitting = [other for other, (kinds, *_) in METRICS.items() if task.kind in kinds]
+        raise UserError(f"metric: {name} does not fit task {task.kind}; these do: {', '.join(fitting)}")
+    if task.kind == "labels" and wants == "labels":
+        wants = "sets"
+    k = int(number[0]) if number else 1
+    if number:
+        return Metric(name, wants, larger_is_better, lambda predictions, targets: function(predictions, targets, k), k)
+    return Metric(name, wants, larger_is_better, function)
+
+
+def _mean(values: np.ndarray) -> tuple[float, np.ndarray]:
+    """A mean of rows, and each row's influence on it."""
+    mean = float(values.mean(dtype=np.float64))
+    return mean, values - mean
+
+
+def _hits(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Which rows are all right: the most probable class, or every label at 0.5; float64, shape (n,)."""
+    if targets.ndim == 2:
+        return ((predictions >= 0.5) == (targets >= 0.5)).all(1).astype(np.float64)
+    return (predictions.argmax(1) == targets).astype(np.float64)
+
+
+def _accuracy(predictions: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
+    return _mean(_hits(predictions, targets))
+
+
+def _balanced_accuracy(predictions: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
+    """The mean recall of the classes that have rows."""
+    hits = _hits(predictions, targets)
+    counts = np.bincount(targets, minlength=predictions.shape[1])
+    recalls = np.bincount(targets, hits, predictions.shape[1]) / np.maximum(counts, 1)
+    present = counts > 0
+    influences = (hits - recalls[targets]) * len(targets) / (counts[targets] * present.sum())
+    return float(recalls[present].mean()), influences
+
+
+def _f1(predicted: np.ndarray, actual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """F1 of each column of 0 and 1; 0 where nothing is predicted and nothing is there.
+
+    Returns:
+        The values, shape (columns,), and the influences, shape (n, columns).
+    """
+    twice_right, both = 2.0 * predicted * actual, predicted + actual.astype(np.float64)
+    weight = both.mean(0)
+    values = twice_right.mean(0) / np.where(weight > 0, weight, 1)
+    return values, (twice_right - values * both) / np.where(weight > 0, weight, 1)
+
+
+def _f1_macro(predictions: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
+    """The mean F1 of the classes that are predicted or there."""
+    predicted = predictions.argmax(1)
+    values, influences = _f1_by_class(predicted, targets, predictions.shape[1])
+    present = np.zeros(predictions.shape[1], bool)
+    present[predicted] = present[targets] = True
+    return float(values[present].mean()), influences / present.sum()
+
+
+def _f1_by_class(predicted: np.ndarray, targets: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """F1 of each class and each row's influence on their sum, without a table of rows and classes."""
+    right = np.bincount(targets[predicted == targets], minlength=classes)
+    both = np.bincount(predicted, minlength=classes) + np.bincount(targets, minlength=classes)
+    values, weight = 2 * right / np.maximum(both, 1), np.maximum(both, 1) / len(targets)
+    hit = predicted == targets
+    influences = np.where(hit, 2 * (1 - values[targets]) / weight[targets], 0.0)
+    missed = -values[targets] / weight[targets] - values[predicted] / weight[predicted]
+    return values, np.where(hit, influences, missed)
+
+
+def _labels_f1_micro(predictions: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
+    """F1 over all pairs of a row and a label; a label is predicted from 0.5 on."""
+    predicted, actual = predictions >= 0.5, targets >= 0.5
+    twice_right, both = 2.0 * (predicted & actual).sum(1), predicted.sum(1) + actual.sum(1, dtype=np.float64)
+    weight = both.mean() or 1.0
+    value = float(twice_right.mean() / weight)
+    return value, (twice_right - value * both) / weight
+
+
+def _labels_f1_macro(predictions: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
+    """The mean of the labels' F1."""
+    values, influences = _f1(predictions >= 0.5, targets >= 0.5)
+    return float(values.mean()), influences.mean(1)
+
+
+def _log_loss(predictions: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
+    """Of the true class in nats; for labels the mean over them."""
+    if targets.ndim == 1:
+        return _mean(log_losses(predictions, targets))
+    chances = np.where(targets >= 0.5, predictions, 1 - predictions.astype(np.float64))
+    return _mean(-np.log(np.clip(chances, np.finfo(np.float32).tiny, 1.0)).mean(1))
+
+
+def _roc_auc(predictions: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
+    """The mean over labels, or over classes against the rest; of two classes the second one's.
+
+    A column whose rows are all of one kind has no AUC and is left out; if all are, nothing can be told apart: 0.5.
+    """
+    actual = targets >= 0.5 if targets.ndim == 2 else targets[:, None] == np.arange(predictions.shape[1])
+    if targets.ndim == 1 and predictions.shape[1] == 2:
+        predictions, actual = predictions[:, 1:], actual[:, 1:]
+    columns = [
+        _column_auc(scores, is_positive)
+        for scores, is_positive in zip(predictions.T, actual.T, strict=True)
+        if 0 < is_positive.sum() < len(is_positive)
+    ]
+    if not columns:
+        return 0.5, np.zeros(len(targets))
+    return float(np.mean([value for value, _ in columns])), np.mean([influences for _, influences in columns], axis=0)
+
+
+def _column_auc(scores: np.ndarray, is_positive: np.ndarray) -> tuple[float, np.ndarray]:
+    """The chance that a positive row is above a negative one, ties counted half."""
+    from scipy.stats import rankdata
+
+    positives, negatives = int(is_positive.sum()), int((~is_positive).sum())
+    among_own = np.empty(len(scores))
+    among_own[is_positive], among_own[~is_positive] = rankdata(scores[is_positive]), rankdata(scores[~is_positive])
+    below = rankdata(scores) - among_own  # how many of the other kind are below
+    wins = np.where(is_positive, below / negatives, 1 - below / positives)
+    value = float(wins[is_positive].mean())
+    share = np.where(is_positive, positives, negatives) / len(scores)
+    return value, (wins - value) / share
+
+
+def _quadratic_kappa(predictions: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
+    """Agreement of grades beyond chance, weighted by the squared distance (Cohen 1968); numbers are rounded.
+
+    1 - (mean squared distance) / (that of independent draws from both); 0 where all are one and the same grade.
+    """
+    grades = predictions.argmax(1) if targets.dtype.kind in "iu" else np.rint(predictions[:, 0])
+    given, true = grades.astype(np.float64), np.rint(targets).astype(np.float64)
+    distances, (given_off, true_off) = (given - true) ** 2, (given - given.mean(), true - true.mean())
+    shift = given.mean() - true.mean()
+    observed, expected = distances.mean(), given.var() + true.var() + shift**2
+    if expected == 0:
+        return 0.0, np.zeros(len(targets))
+    by_row = given_off**2 - given.var() + true_off**2 - true.var() + 2 * shift * (given_off - true_off)
+    return float(1 - observed / expected), -(distances - observed) / expected + observed / expected**2 * by_row
+
+
+def _ranks(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """The place of each row's true class among its predictions, from 1; ties go to the first class."""
+    chosen = predictions[np.arange(len(targets)), targets][:, None]
+    is_earlier = np.arange(predictions.shape[1]) < targets[:, None]
+    return 1 + (predictions > chosen).sum(1) + ((predictions == chosen) & is_earlier).sum(1)
+
+
+def _map_at_k(predictions: np.ndarray, targets: np.ndarray, k: int) -> tuple[float, np.ndarray]:
+    """Mean average precision of the k best classes, of which one is right: 1 / its place."""
+    ranks = _ranks(predictions, targets)
+    return _mean(np.where(ranks <= k, 1 / ranks, 0.0))
+
+
+def _top_k(predictions: np.ndarray, targets: np.ndarray, k: int) -> tuple[float, np.ndarray]:
+    """The share of rows whose true class is among the k best."""
+    return _mean((_ranks(predictions, targets) <= k).astype(np.float64))
+
+
+def _rmse(predictions: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
+    mean, influences = _mean((predictions[:, 0].astype(np.float64) - targets) ** 2)
+    value = mean**0.5
+    return value, influences / (2 * value) if value else influences
+
+
+def _mae(predictions: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
+    return _mean(np.abs(predictions[:, 0].astype(np.float64) - targets))
+
+
+# Name: the tasks it fits, what a submission is made of, whether larger is better, how it is computed.
+METRICS: dict[str, tuple[tuple[str, ...], str, bool, Callable[..., tuple[float, np.ndarray]]]] = {
+    "accuracy": (("classes", "labels"), "labels", True, _accuracy),
+    "balanced_accuracy": (("classes",), "labels", True, _balanced_accuracy),
+    "f1_macro": (("classes",), "labels", True, _f1_macro),
+    "f1_micro": (("classes",), "labels", True, _accuracy),  # with one class a row they are the same
+    "log_loss": (("classes", "labels"), "probabilities", False, _log_loss),
+    "roc_auc": (("classes", "labels"), "probabilities", True, _roc_auc),
+    "quadratic_kappa": (("classes", "number"), "labels", True, _quadratic_kappa),
+    "map@k": (("classes",), "ranking", True, _map_at_k),
+    "top_k": (("classes",), "ranking", True, _top_k),
+    "labels_f1_micro": (("labels",), "sets", True, _labels_f1_micro),
+    "labels_f1_macro": (("labels",), "sets", True, _labels_f1_macro),
+    "rmse": (("number",), "number", False, _rmse),
+    "mae": (("number",), "number", False, _mae),
+}
+
+
+def standard_error(values: np.ndarray) -> float:
+    """The standard error of the mean of n values (0 for one value)."""
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+
 
 TOP_K = 5
 
@@ -20,11 +290,6 @@ def log_losses(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """
     chosen = probabilities[np.arange(len(targets)), targets].astype(np.float64)
     return -np.log(np.clip(chosen, np.finfo(np.float32).tiny, 1.0))
-
-
-def standard_error(values: np.ndarray) -> float:
-    """The standard error of the mean of n values (0 for one value)."""
-    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
 def accuracy(probabilities: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
@@ -75,6 +340,6 @@ def evaluate(probabilities: np.ndarray, targets: np.ndarray, classes: Sequence[s
     return scores
 
 
-def percent(value: float, error: float | None = None) -> str:
-    """Formats an accuracy as ``0.9312 ± 0.0036``."""
+def with_error(value: float, error: float | None = None) -> str:
+    """Formats a value and its standard error as ``0.9312 ± 0.0036``."""
     return f"{value:.4f}" + (f" ± {error:.4f}" if error is not None else "")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from scenes.competition.metric import accuracy, log_losses, percent, standard_error
+from scenes.competition.metric import accuracy, log_losses, standard_error, with_error
 from scenes.console import UserError, print_table, say
 from scenes.files import check_file
 from scenes.inference.ensemble import (
@@ -118,7 +118,7 @@ def judge(members: Members) -> np.ndarray:
     ]
     print_table(
         ["out of fold", "n", "accuracy ± s.e.", "log loss"],
-        [(n, len(targets), percent(*accuracy(p, targets)), f"{log_losses(p, targets).mean():.4f}") for n, p in rows],
+        [(n, len(targets), with_error(*accuracy(p, targets)), f"{log_losses(p, targets).mean():.4f}") for n, p in rows],
     )
     print_table(
         ["same class", *names],

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scenes.competition.metric import percent, standard_error
+from scenes.competition.metric import standard_error, with_error
 from scenes.console import UserError
 from scenes.data.folds import FULL, fold_name
 from scenes.files import check_file
@@ -85,7 +85,7 @@ def _scores(held: Mapping[str, HeldOut], rows: Mapping[str, np.ndarray]) -> dict
         table.append(
             [
                 name,
-                percent(float(hits[name].mean()), standard_error(hits[name])),
+                with_error(float(hits[name].mean()), standard_error(hits[name])),
                 sections.difference(hits[name] - hits[first]),
                 f"{losses[name].mean():.4f} ± {standard_error(losses[name]):.4f}",
                 sections.difference(losses[name] - losses[first]),

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from scenes.competition.metric import evaluate, log_losses, percent, standard_error
+from scenes.competition.metric import evaluate, log_losses, standard_error, with_error
 from scenes.config import Config, differences, dump
 from scenes.insight import figures
 from scenes.insight.results import HeldOut, read_times
@@ -27,7 +27,7 @@ def scores(held: HeldOut, metrics: dict[str, Any]) -> dict[str, Any]:
         for name, one in zip(held.class_names, judged["per_class"].values(), strict=True)
     ]
     key_numbers = [
-        (percent(judged["accuracy"], judged["accuracy_se"]), "accuracy ± s.e."),
+        (with_error(judged["accuracy"], judged["accuracy_se"]), "accuracy ± s.e."),
         (f"{judged['log_loss']:.4f} ± {judged['log_loss_se']:.4f}", "log loss ± s.e."),
         (f"{judged['macro_f1']:.4f}", "macro F1"),
         (f"{judged['n']:,}", "held-out images"),
@@ -46,7 +46,7 @@ def _score(name: str, held: HeldOut, chosen: np.ndarray) -> list[Any]:
     return [
         name,
         int(chosen.sum()),
-        percent(float(hits.mean()), standard_error(hits)),
+        with_error(float(hits.mean()), standard_error(hits)),
         f"{losses.mean():.4f} ± {standard_error(losses):.4f}",
     ]
 
@@ -82,7 +82,7 @@ def calibration(held: HeldOut) -> dict[str, Any]:
     """How far confidence can be believed."""
     bins, error = figures.calibration(held.probabilities, held.hits)
     rows = [
-        [f"{one.low:.1f} to {one.high:.1f}", one.n, f"{one.confidence:.3f}", percent(one.accuracy, one.error)]
+        [f"{one.low:.1f} to {one.high:.1f}", one.n, f"{one.confidence:.3f}", with_error(one.accuracy, one.error)]
         for one in bins
     ]
     return {
@@ -103,7 +103,7 @@ def views(held: HeldOut, metrics: dict[str, Any]) -> Table:
         rows.append(
             [
                 name if is_kept else f"{name} (dropped)",
-                percent(float(hit.mean()), standard_error(hit)),
+                with_error(float(hit.mean()), standard_error(hit)),
                 difference(hit - hits[0]),
                 f"{loss.mean():.4f} ± {standard_error(loss):.4f}",
                 difference(loss - losses[0]),

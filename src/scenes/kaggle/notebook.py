@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scenes.competition.metric import percent
+from scenes.competition.metric import with_error
 from scenes.config import Config
 from scenes.data.folds import FULL, fold_name
 
@@ -116,7 +116,8 @@ def _scores(manifest: dict[str, Any], metrics: dict[str, Any]) -> str:
     kept = [(fold_name(fold), metrics["per_fold"].get(str(fold))) for fold in manifest["folds"] if fold != FULL]
     rows = [(name, scores) for name, scores in kept if scores] + [(f"all {len(metrics['folds'])} folds", metrics)]
     lines = [
-        f"| {name} | {scores['n']} | {percent(scores['accuracy'], scores['accuracy_se'])} | {scores['log_loss']:.4f} |"
+        f"| {name} | {scores['n']} | {with_error(scores['accuracy'], scores['accuracy_se'])} "
+        f"| {scores['log_loss']:.4f} |"
         for name, scores in rows
     ]
     notes = [f"\nOptimistic: {metrics['optimistic']}."] if metrics["optimistic"] else []

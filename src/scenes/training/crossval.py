@@ -14,7 +14,7 @@ import pandas as pd
 from filelock import FileLock
 from safetensors import safe_open
 
-from scenes.competition.metric import accuracy, evaluate, log_losses, percent
+from scenes.competition.metric import accuracy, evaluate, log_losses, with_error
 from scenes.config import Config
 from scenes.console import UserError, print_table, say
 from scenes.data.batches import worker_count
@@ -232,11 +232,16 @@ def _introduce(job: Job, run: Run, processes: int) -> None:
 
 def _print_scores(run: Run, metrics: dict[str, Any]) -> None:
     rows = [
-        (f"fold {fold}", scores["n"], percent(scores["accuracy"], scores["accuracy_se"]), f"{scores['log_loss']:.4f}")
+        (
+            f"fold {fold}",
+            scores["n"],
+            with_error(scores["accuracy"], scores["accuracy_se"]),
+            f"{scores['log_loss']:.4f}",
+        )
         for fold, scores in metrics["per_fold"].items()
     ]
     rows.append(
-        ("all", metrics["n"], percent(metrics["accuracy"], metrics["accuracy_se"]), f"{metrics['log_loss']:.4f}")
+        ("all", metrics["n"], with_error(metrics["accuracy"], metrics["accuracy_se"]), f"{metrics['log_loss']:.4f}")
     )
     print_table(["out of fold", "n", "accuracy ± s.e.", "log loss"], rows)
     names = metrics["class_names"]
@@ -246,7 +251,7 @@ def _print_scores(run: Run, metrics: dict[str, Any]) -> None:
     ]
     print_table(["class", "n", "precision", "recall", "F1"], per_class[:20])
     part = "" if len(metrics["folds"]) == metrics["of"] else f" ({len(metrics['folds'])} of {metrics['of']} folds)"
-    score = percent(metrics["accuracy"], metrics["accuracy_se"])
+    score = with_error(metrics["accuracy"], metrics["accuracy_se"])
     say(
         f"CV accuracy{part}: {score} (n = {metrics['n']}), log loss {metrics['log_loss']:.4f}, "
         f"macro F1 {metrics['macro_f1']:.4f}"
