@@ -34,8 +34,9 @@ from results import hardware, in_turn, spread, write_section  # noqa: E402
 from inference import draw_files  # noqa: E402
 from scenes.config import Config, dump, load_config  # noqa: E402
 from scenes.console import add_settings_option, run  # noqa: E402
+from scenes.data.decode import decode  # noqa: E402
 from scenes.data.folds import FULL  # noqa: E402
-from scenes.data.images import decode  # noqa: E402
+from scenes.data.images import kept_short_side  # noqa: E402
 from scenes.files import write_text  # noqa: E402
 from scenes.inference.files import walk_images  # noqa: E402
 from scenes.inference.predict import PLAIN, VIEWS, predict_as_configured  # noqa: E402
@@ -161,7 +162,7 @@ def rate(count: int, work: Callable[[], object]) -> float:
 def decoding(config: Config, paths: Sequence[Path]) -> float:
     """One thread reading and decoding files that are in memory already."""
     cv2.setNumThreads(1)
-    return rate(len(paths), lambda: [decode(path, int(1.5 * config.predict_size)) for path in paths])
+    return rate(len(paths), lambda: [decode(path, kept_short_side(config.predict_size)) for path in paths])
 
 
 def transfer(config: Config, device: torch.device) -> float:
@@ -179,7 +180,7 @@ def transfer(config: Config, device: torch.device) -> float:
 
 def network(config: Config, model: Classifier, paths: Sequence[Path], device: torch.device) -> float:
     """Decoded images through `predict`: resized, transferred, one pass."""
-    images = [decode(path, int(1.5 * config.predict_size)).pixels for path in paths]
+    images = [decode(path, kept_short_side(config.predict_size)).pixels for path in paths]
     rows = np.arange(len(images))
     return rate(len(rows), lambda: predict_as_configured(config, [model], images, rows, [PLAIN], device))
 

@@ -331,7 +331,7 @@ BAD_CONFIGS = [
         ("data:\n  on_bad_image: ignore", "data.on_bad_image", "'error' or 'skip'"),
         ("infer:\n  on_bad_image: skip", "infer.on_bad_image", "'error' or 'prior'"),
         ("infer:\n  tta: vflip", "infer.tta", "'hflip'"),
-        ("seed: 1\nseed: 2", "line 2", "stands twice"),
+        ("seed: 1\nseed: 2", "line 2", "duplicate"),
         ("seed: &a 1\nimage_size: *a", "line 2", "aliases"),
         ("seed: !!python/object/apply:os.system [touch owned]", "line 1", "tag"),
         ("name: ../x", "line 1", "name", "letters, digits"),
@@ -340,7 +340,7 @@ BAD_CONFIGS = [
         ("just words", "key: value"),
         ("- 1\n- 2", "key: value"),
         (b"\xff\xfes\0", "UTF-8"),
-        (b"seed: \x00", "line 1", "no text character"),
+        (b"seed: \x00", "line 1", "#x0000"),
         ("augment: extreme", "augment", "'light'"),
         ("train: {linear_probe: false, epochs: 0}", "train.epochs"),
     )

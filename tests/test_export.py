@@ -16,7 +16,7 @@ import infer
 from scenes.config import Config
 from scenes.console import UserError
 from scenes.data.batches import resize
-from scenes.data.images import decode
+from scenes.data.decode import decode
 from scenes.model.backbone import Classifier, timm
 from scenes.model.timm_export import export_timm
 

@@ -1,6 +1,5 @@
 """predict.py on any files: infer.py's probabilities, results alone on stdout, bad files named, nothing kept."""
 
-import contextlib
 import csv
 import io
 import json
@@ -8,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -132,22 +130,6 @@ def test_an_older_file_of_other_content_is_kept(finished: Path, capsys: pytest.C
     assert len(pd.read_csv("out.csv")) == len(list(IMAGES.iterdir()))
 
 
-def test_the_next_batches_are_decoded_meanwhile_and_no_more(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded = []
-    monkeypatch.setattr(files, "decode", lambda path, side: (decoded.append(path), original(path, side))[1])
-    paths = sorted((sample / "SceneImages").iterdir())[:45]
-    with contextlib.closing(files.decode_batches(iter(paths), 32, 8)) as batches:
-        for done in range(2):
-            assert [path for path, _ in next(batches)] == paths[8 * done :][:8]
-            ahead = 8 * (done + 1 + files.BATCHES_AHEAD)
-            deadline = time.monotonic() + 10
-            while len(decoded) < ahead and time.monotonic() < deadline:
-                time.sleep(0.001)
-            time.sleep(0.05)
-            assert len(decoded) == ahead
-        assert [len(batch) for batch in batches] == [8, 8, 8, 5]
-
-
 def test_a_folder_is_walked_once_and_in_order_whatever_is_in_it(tmp_path: Path) -> None:
     for name in ("b/2.jpg", "b/10.JPG", "a/deep/1.png", "c.jpeg", "a.txt", ".hidden.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -160,6 +142,3 @@ def test_a_folder_is_walked_once_and_in_order_whatever_is_in_it(tmp_path: Path) 
     assert found == ["c.jpeg", "a/deep/1.png", "b/10.JPG", "b/2.jpg", "b/gone.jpg", "b/loop.jpg"]
     with pytest.raises(UserError, match=r"c\.jpeg: cannot be read"):
         list(files.walk_images(tmp_path / "c.jpeg"))
-
-
-original = files.decode

@@ -55,8 +55,16 @@ class DataConfig(Section):
     fold_column: str | None = None  # your own folds, numbered from 0
     folds: Annotated[int, Field(ge=2, le=1000)] = 5
     fold_seed: Annotated[int, Field(ge=0, lt=2**32)] = 42  # not `seed`: models of all seeds share the folds
+    pixel_range: tuple[float, float] | None = None  # [black, white] of images of more than 8 bits, such as [0, 4095]
     cache: Path = Path(".cache")  # decoded images and frozen features, shared by all runs
     sample: bool = False  # draw the built-in sample competition into root if it is not there
+
+    @field_validator("pixel_range")
+    @classmethod
+    def _ascends(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value and not value[0] < value[1]:
+            raise ValueError("the value of black comes first and is less than that of white")
+        return value
 
     @field_validator("drop", "relabel", mode="before")
     @classmethod

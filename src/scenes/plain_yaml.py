@@ -60,7 +60,9 @@ def parse(text: str, source: str) -> Parsed:
         raise UserError(f"{source}: nested too deeply") from None
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise UserError(f"{source}, line {line}: not valid YAML: the character #x{error.character:04x}") from None
+        raise UserError(
+            f"{source}, line {line}: not valid YAML: #x{error.character:04x} is not a text character"
+        ) from None
     except (YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}, line {mark.line + 1}" if mark else source

@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 from scenes import kaggle_cli
 from scenes.console import Problem, UserError, raise_problems
-from scenes.files import unzip, write_text
+from scenes.files import IMAGE_SUFFIXES, unzip, write_text
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 LITTER = {"thumbs.db", "desktop.ini", "__macosx"}  # beside hidden files: not worth a word
 ROLES = {
     "train": ("train", "training", "seg_train"),

@@ -149,13 +149,13 @@ def read_rows_and_images(config: Config) -> tuple[Table, Labels, Images, list[tu
     # A dropped row needs no readable image; without one it is left out of the split, as on_bad_image: skip does.
     spared = set(table.names if data.on_bad_image == "skip" else data.drop)
     if spared:
-        images, reasons = read_good_images(table, size, data.cache, "training")
+        images, reasons = read_good_images(table, size, data, "training")
         problems += unreadable_rows(table, {row: why for row, why in reasons.items() if table.names[row] not in spared})
     else:
-        images, image_problems = read_images(table, size, data.cache, "training")
+        images, image_problems = read_images(table, size, data, "training")
         problems += image_problems
     if test and config.infer.on_bad_image == "error":
-        problems += read_images(test, size, data.cache, "test")[1]
+        problems += read_images(test, size, data, "test")[1]
     skipped = [(table.names[row], why) for row, why in reasons.items()]
     if reasons and not problems:  # the remaining rows must suffice for all folds
         say(bad_image_rows(table, reasons, "left out of training and scoring, the image cannot be read"))
@@ -198,7 +198,7 @@ def _read_soft_targets(
     data, test, images = config.data, None, None
     if (data.root / data.test_csv).exists():
         test, problems = read_test(data)
-        images, image_problems = read_images(test, config.largest_size, data.cache, "test")
+        images, image_problems = read_images(test, config.largest_size, data, "test")
         raise_problems(problems + image_problems)
     assert data.soft_targets
     soft = read_soft_targets(data.root / data.soft_targets, table, test, labels.classes, fold_of)

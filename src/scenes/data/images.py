@@ -1,176 +1,28 @@
-"""Images decoded once, checked while they are, kept as uint8 in a memory-mapped cache that all runs share."""
+"""Images decoded once and kept as uint8 in a memory-mapped cache that all runs share."""
 
 import os
-import re
 import shutil
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from copy import copy
 from hashlib import blake2b
-from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-import cv2
 import numpy as np
 from filelock import FileLock
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from scenes.competition.rows import Table, problem_for_rows
+from scenes.config import DataConfig
 from scenes.console import Problem, progress, say
-from scenes.environment import usable_cores
+from scenes.data.decode import UNSCALED, BadImageError, decode, decode_all, value_range
 from scenes.files import disk_errors, make_folder
 
-FORMAT_VERSION = 5
-CHUNK = 8  # images a thread decodes at a time
-AHEAD = 2  # chunks that wait for a thread or to be written
+FORMAT_VERSION = 6
 FREE_DISK_RESERVE = 2**30
-MAX_PIXELS = 178_956_970  # Pillow's own limit: more in one file is an attack, not a picture
-# In a JPEG's pixel data 0xFF stands before 0 or a restart marker; before anything else a new segment begins.
-JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-JPEG_SCAN, JPEG_END = 0xDA, b"\xff\xd9"
-JPEG_METADATA = {*range(0xE0, 0xF0), 0xFE} - {0xEE}  # application segments and comments; Adobe's says what colours are
-EXIF, EXIF_ORIENTATION = b"Exif\0\0", 0x112
-LARGE_JPEG = 1024  # pixels of the shorter side
-COLOR = getattr(cv2, "IMREAD_COLOR_RGB", cv2.IMREAD_COLOR)  # OpenCV makes RGB from 4.11 on; before it, BGR
-# What a large JPEG can be shrunk by while it is decoded, and OpenCV's flag for it, which is grayscale without COLOR.
-REDUCED = (
-    (8, cv2.IMREAD_REDUCED_GRAYSCALE_8),
-    (4, cv2.IMREAD_REDUCED_GRAYSCALE_4),
-    (2, cv2.IMREAD_REDUCED_GRAYSCALE_2),
-)
-PNG_END = b"IEND\xaeB`\x82"
 MISSING = "no such file"
-
-
-class BadImageError(Exception):
-    """A file that is not a whole, readable image."""
-
-
-class Decoded(NamedTuple):
-    """One image: RGB uint8 of shape (height, width, 3), and a hash that no short side changes.
-
-    The hash is of the pixels before any resizing; of a JPEG, of what they are made from: its data without metadata
-    (but for the orientation), since large ones are never decoded whole.
-    """
-
-    pixels: np.ndarray
-    pixel_hash: bytes
-
-
-def decode(path: Path, short_side: int | None = None) -> Decoded:
-    """Reads an image file as RGB, upright (EXIF), 8 bits a channel; transparency is dropped.
-
-    A large JPEG of at least twice the size wanted leaves the decoder at a half, a quarter or an eighth of it already.
-
-    Args:
-        path: A JPEG, PNG or anything else Pillow reads, whatever its name says.
-        short_side: Shrink so that the shorter side has this many pixels; never enlarge.
-
-    Raises:
-        BadImageError: If the file is missing, empty, cut off, damaged, too large or no image.
-    """
-    try:
-        data = path.read_bytes()
-    except (OSError, ValueError) as error:
-        raise BadImageError(getattr(error, "strerror", None) or str(error)) from None
-    if not data:
-        raise BadImageError("empty file")
-    pixels, digest = _decode_jpeg(data, short_side) if data[:3] == b"\xff\xd8\xff" else _decode_other(data)
-    height, width = pixels.shape[:2]
-    if short_side and min(height, width) > short_side:
-        scale = short_side / min(height, width)
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    return Decoded(pixels, digest)
-
-
-def _decode_jpeg(data: bytes, short_side: int | None) -> Decoded:
-    """By OpenCV, the fastest; but some of its versions decode half a file to half a picture."""
-    height, width, start = _scan_jpeg(data)
-    _check_size(height, width)
-    scale = min(height, width) // short_side if short_side and min(height, width) >= LARGE_JPEG else 1
-    reduced = next((flag for least, flag in REDUCED if scale >= least), 0)
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), reduced | COLOR)
-    except cv2.error:
-        pixels = None
-    if pixels is None:
-        raise BadImageError("damaged JPEG")
-    if COLOR == cv2.IMREAD_COLOR:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-    turned = bytes([_orientation(data[:start])])
-    return Decoded(pixels, blake2b(memoryview(data)[start:], digest_size=16, person=turned).digest())
-
-
-def _orientation(metadata: bytes) -> int:
-    """How a JPEG's metadata says the picture is turned: 1 to 8, 1 being upright."""
-    exif, at = Image.Exif(), metadata.find(EXIF)
-    if at < 0:
-        return 1
-    try:
-        exif.load(metadata[at:])
-        turned = exif.get(EXIF_ORIENTATION, 1)
-    except Exception:  # of many kinds, where the metadata is damaged
-        return 1
-    return int(turned) if turned in range(1, 9) else 1
-
-
-def _decode_other(data: bytes) -> Decoded:
-    """By Pillow: OpenCV's versions differ in what they read and in whether they turn it upright."""
-    if data.startswith(b"\x89PNG") and PNG_END not in data:
-        raise BadImageError("cut off: the PNG has no end")
-    try:
-        with Image.open(BytesIO(data)) as opened:
-            _check_size(opened.height, opened.width)
-            image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I"):  # 16 bits of gray, which Pillow would clip instead of scale
-            image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-        if image.mode == "F":
-            raise BadImageError("pixels that are not 8 or 16 bits")
-        pixels = np.asarray(image.convert("RGB"))
-    except BadImageError:
-        raise
-    except UnidentifiedImageError:
-        raise BadImageError("not an image") from None
-    except Image.DecompressionBombError:
-        raise BadImageError(f"more than {MAX_PIXELS // 10**6} million pixels") from None
-    except Exception:  # of many kinds: each of Pillow's readers has its own
-        raise BadImageError("damaged or cut off") from None
-    height, width = pixels.shape[:2]
-    return Decoded(pixels, blake2b(pixels.data, digest_size=16, person=f"{height}x{width}".encode()).digest())
-
-
-def _check_size(height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
-        raise BadImageError(f"more than {MAX_PIXELS // 10**6} million pixels")
-
-
-def _scan_jpeg(data: bytes) -> tuple[int, int, int]:
-    """Walks a JPEG's segments up to its pixel data; so no thumbnail's end can be taken for the picture's.
-
-    Returns:
-        Height, width, and where the metadata at its beginning ends.
-
-    Raises:
-        BadImageError: If there is no end-of-image marker behind that.
-    """
-    height = width = start = 0
-    at = 2
-    while found := JPEG_MARKER.search(data, at):
-        marker, at = data[found.start() + 1], found.end()
-        if not start and marker not in JPEG_METADATA:
-            start = found.start()
-        if marker == JPEG_SCAN:
-            if data.rfind(JPEG_END, at) < 0:
-                break
-            return height, width, start
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height = int.from_bytes(data[at + 3 : at + 5], "big")
-            width = int.from_bytes(data[at + 5 : at + 7], "big")
-        at += int.from_bytes(data[at : at + 2], "big")
-    raise BadImageError("cut off: the JPEG has no end")
+DIM = f"16-bit {UNSCALED}: most use less than a quarter of 16 bits"
+DIM_BELOW = 64  # of 256 levels
+MEASURED = 500  # files whose values are looked at to suggest a data.pixel_range
 
 
 class Pictures(Protocol):
@@ -189,7 +41,9 @@ class Images:
         bad: What is wrong with those that could not be read, by row.
     """
 
-    def __init__(self, folder: Path, paths: Sequence[Path], short_side: int) -> None:
+    def __init__(
+        self, folder: Path, paths: Sequence[Path], short_side: int, pixel_range: Sequence[float] | None = None
+    ) -> None:
         self._file = folder / "images.bin"
         with np.load(folder / "index.npz", allow_pickle=False) as index:
             self._offsets, self._shapes = index["offsets"], index["shapes"]
@@ -197,7 +51,7 @@ class Images:
             self.bad = {row: str(why) for row, why in enumerate(index["reasons"]) if why}
         self.is_cached = self._file.exists()
         self._paths = [] if self.is_cached else list(paths)
-        self._short_side = short_side
+        self._short_side, self._pixel_range = short_side, pixel_range
         self._bytes: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -206,7 +60,7 @@ class Images:
     def __getitem__(self, row: int) -> np.ndarray:
         """RGB, uint8, shape (height, width, 3); read-only."""
         if not self.is_cached:
-            return decode(self._paths[row], self._short_side).pixels
+            return decode(self._paths[row], self._short_side, self._pixel_range).pixels
         if self._bytes is None:
             self._bytes = np.memmap(self._file, np.uint8, "r")
         height, width = self._shapes[row]
@@ -227,19 +81,20 @@ class Images:
         return {**self.__dict__, "_bytes": None}
 
 
-def read_images(table: Table, size: int, cache: Path, label: str) -> tuple[Images | None, list[Problem]]:
+def read_images(table: Table, size: int, data: DataConfig, label: str) -> tuple[Images | None, list[Problem]]:
     """Opens a table's images, or says which rows cannot be read; `read_train` has named the missing files already.
 
     Args:
         table: The rows.
         size: The largest image size in pixels the run asks for.
-        cache: The folder of all caches.
+        data: Where the cache is, and the range of the pixels.
         label: What to call these images in messages.
     """
     present = _present(table)
     if not present:
         return None, []
-    images, bad = open_images([table.paths[row] for row in present], size, cache, label)
+    paths = [table.paths[row] for row in present]
+    images, bad = open_images(paths, size, data.cache, label, pixel_range=data.pixel_range)
     problems = unreadable_rows(table, {present[at]: why for at, why in bad.items()})
     return (images if len(present) == len(table) else None), problems
 
@@ -249,12 +104,25 @@ def unreadable_rows(table: Table, reasons: Mapping[int, str]) -> list[Problem]:
     problems: list[Problem] = []
     for reason in sorted({*reasons.values()} - {MISSING}):
         rows = [row for row, why in reasons.items() if why == reason]
-        what, remedy = f"with an unreadable image ({reason})", "get the file again or take the row out (data.drop)"
+        remedy = "get the file again or take the row out (data.drop)"
+        if UNSCALED in reason:
+            remedy = _range_remedy([table.paths[row] for row in rows])
+        what = f"with an unreadable image ({reason})"
         problems += problem_for_rows(table, rows, table.names, what, remedy)
     return problems
 
 
-def read_good_images(table: Table, size: int, cache: Path, label: str) -> tuple[Images | None, dict[int, str]]:
+def _range_remedy(paths: Sequence[Path]) -> str:
+    """Suggests a data.pixel_range by what the files hold."""
+    low, high = (f"{end:g}" for end in value_range(paths[:MEASURED]))
+    looked_at = "they" if len(paths) <= MEASURED else f"the first {MEASURED}"
+    return (
+        f"{looked_at} hold values from {low} to {high}; say which become black and white, for training and test "
+        f"images alike: data.pixel_range: [{low}, {high}]"
+    )
+
+
+def read_good_images(table: Table, size: int, data: DataConfig, label: str) -> tuple[Images | None, dict[int, str]]:
     """Opens those of a table's images that can be read; arguments as `read_images`'.
 
     Returns:
@@ -264,7 +132,8 @@ def read_good_images(table: Table, size: int, cache: Path, label: str) -> tuple[
     reasons = dict.fromkeys(sorted(set(range(len(table))) - set(present)), MISSING)
     if not present:
         return None, reasons
-    images, bad = open_images([table.paths[row] for row in present], size, cache, label, keep_bad=True)
+    paths = [table.paths[row] for row in present]
+    images, bad = open_images(paths, size, data.cache, label, keep_bad=True, pixel_range=data.pixel_range)
     assert images is not None
     reasons |= {present[at]: why for at, why in bad.items()}
     good = [at for at in range(len(present)) if at not in bad]
@@ -276,7 +145,12 @@ def _present(table: Table) -> list[int]:
 
 
 def open_images(
-    paths: Sequence[Path], largest_size: int, cache: Path, label: str, keep_bad: bool = False
+    paths: Sequence[Path],
+    largest_size: int,
+    cache: Path,
+    label: str,
+    keep_bad: bool = False,
+    pixel_range: Sequence[float] | None = None,
 ) -> tuple[Images | None, dict[int, str]]:
     """Opens the cache of these files, building it first if there is none.
 
@@ -286,21 +160,22 @@ def open_images(
         cache: The folder of all caches.
         label: What to call these images in messages.
         keep_bad: Open the images although some cannot be read; none of these may be asked for.
+        pixel_range: See `decode`.
 
     Returns:
         The images, None if some cannot be read and `keep_bad` is not set; what is wrong with each of these by row.
     """
-    short_side = int(1.5 * largest_size)
-    folder = cache / f"images-{cache_key(paths, short_side)}"
+    short_side = kept_short_side(largest_size)
+    folder = cache / f"images-{cache_key(paths, short_side, pixel_range)}"
     if not (folder / "index.npz").exists():
         make_folder(cache)
         with FileLock(f"{folder}.lock"):
             # Another process may have built it while this one waited.
             if not (folder / "index.npz").exists():
-                bad = _build(folder, paths, short_side, label, keep_bad)
+                bad = _build(folder, paths, short_side, pixel_range, label, keep_bad)
                 if bad and not keep_bad:
                     return None, bad
-    images = Images(folder, paths, short_side)
+    images = Images(folder, paths, short_side, pixel_range)
     if images.bad and not keep_bad:
         return None, images.bad
     if not images.is_cached:
@@ -311,16 +186,29 @@ def open_images(
     return images, images.bad
 
 
-def cache_key(paths: Sequence[Path], short_side: int) -> str:
+def kept_short_side(largest_size: int) -> int:
+    """The pixels that the shorter side of a decoded image keeps at most, so that crops of it are still sharp."""
+    return int(1.5 * largest_size)
+
+
+def cache_key(paths: Sequence[Path], short_side: int, pixel_range: Sequence[float] | None = None) -> str:
     """Names a cache by all that decides its content; a changed file changes its size or time."""
-    digest = blake2b(f"{FORMAT_VERSION} {short_side} {len(paths)}".encode(), digest_size=12)
+    about = f"{FORMAT_VERSION} {short_side} {pixel_range and tuple(pixel_range)} {len(paths)}"
+    digest = blake2b(about.encode(), digest_size=12)
     for path in paths:
         stat = path.stat()
         digest.update(f"\n{path.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
-def _build(folder: Path, paths: Sequence[Path], short_side: int, label: str, keep_bad: bool) -> dict[int, str]:
+def _build(
+    folder: Path,
+    paths: Sequence[Path],
+    short_side: int,
+    pixel_range: Sequence[float] | None,
+    label: str,
+    keep_bad: bool,
+) -> dict[int, str]:
     """Decodes all files into `folder`, which appears only when whole; returns what is wrong with each bad row."""
     for left_over in folder.parent.glob(f"{folder.name}.part*"):  # of a build that was killed
         shutil.rmtree(left_over, ignore_errors=True)
@@ -328,7 +216,7 @@ def _build(folder: Path, paths: Sequence[Path], short_side: int, label: str, kee
     part.mkdir(parents=True)
     try:
         with disk_errors(folder):
-            bad = _decode_all(part, paths, short_side, label)
+            bad = _decode_into(part, paths, short_side, pixel_range, label)
         if keep_bad or not bad:
             shutil.rmtree(folder, ignore_errors=True)  # there, but without an index
             part.replace(folder)
@@ -337,58 +225,39 @@ def _build(folder: Path, paths: Sequence[Path], short_side: int, label: str, kee
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _decode_all(part: Path, paths: Sequence[Path], short_side: int, label: str) -> dict[int, str]:
+def _decode_into(
+    part: Path, paths: Sequence[Path], short_side: int, pixel_range: Sequence[float] | None, label: str
+) -> dict[int, str]:
+    """Writes all decoded images one after the other, and an index of them."""
     bad: dict[int, str] = {}
+    brightest: dict[int, int] = {}  # of each image of 16 bits, its largest level
     shapes = np.zeros((len(paths), 2), np.int64)
     hashes = np.zeros(len(paths), "U32")
-    chunks = progress(_chunks(paths, short_side), -(-len(paths) // CHUNK), f"decoding {label} images", "img", CHUNK)
     binary = part / "images.bin"
     fits = True
     with binary.open("wb") as file:
-        for number, chunk in enumerate(chunks):
-            whole = []
-            for row, result in enumerate(chunk, number * CHUNK):
-                if isinstance(result, BadImageError):
-                    bad[row] = str(result)
-                    continue
-                shapes[row], hashes[row] = result.pixels.shape[:2], result.pixel_hash.hex()
-                whole.append(result.pixels.data)
+        decoded = decode_all(paths, short_side, pixel_range)
+        for row, image in enumerate(progress(decoded, len(paths), f"decoding {label} images", "img")):
+            if isinstance(image, BadImageError):
+                bad[row] = str(image)
+                continue
+            shapes[row], hashes[row] = image.pixels.shape[:2], image.pixel_hash.hex()
+            if image.is_deep:
+                brightest[row] = int(image.pixels.max())
             if fits and shutil.disk_usage(part).free < FREE_DISK_RESERVE:
                 fits = False
                 file.truncate(0)
             if fits:
-                file.write(b"".join(whole))
+                file.write(image.pixels.data)
         file.flush()
         os.fsync(file.fileno())
     if not fits:
         binary.unlink()
+    if brightest and np.median([*brightest.values()]) < DIM_BELOW:
+        bad |= dict.fromkeys(brightest, DIM)
     sizes = shapes.prod(axis=1) * 3
     reasons = np.array([bad.get(row, "") for row in range(len(paths))])
     with (part / "index.npz").open("wb") as file:
         np.savez(file, offsets=np.cumsum(sizes) - sizes, shapes=shapes, pixel_hashes=hashes, reasons=reasons)
         os.fsync(file.fileno())
     return bad
-
-
-def _chunks(paths: Sequence[Path], short_side: int) -> Iterator[list[Decoded | BadImageError]]:
-    """Decodes on all cores, in order; a thread has several at a time, else it mostly waits for its turn in Python."""
-
-    def attempt(path: Path) -> Decoded | BadImageError:
-        try:
-            return decode(path, short_side)
-        except BadImageError as error:
-            return error
-
-    threads = usable_cores()
-    begun: deque[Future[list[Decoded | BadImageError]]] = deque()
-    pool = ThreadPoolExecutor(threads)
-    try:
-        for start in range(0, len(paths), CHUNK):
-            begun.append(pool.submit(lambda chunk: [*map(attempt, chunk)], paths[start : start + CHUNK]))
-            # No more than that, so that a slow disk cannot let decoded images pile up in memory.
-            if len(begun) > threads + AHEAD:
-                yield begun.popleft().result()
-        while begun:
-            yield begun.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)

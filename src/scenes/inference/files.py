@@ -3,31 +3,26 @@
 import csv
 import json
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import numpy as np
-from PIL import Image
 from rich.cells import cell_len, set_cell_size
 
 from scenes.config import Config
 from scenes.console import Problem, UserError, progress, raise_problems, say
+from scenes.data.decode import BadImageError, decode_all
 from scenes.data.folds import fold_name
-from scenes.data.images import BadImageError, decode
-from scenes.environment import usable_cores
-from scenes.files import check_file, keep_different, write_atomic
+from scenes.data.images import kept_short_side
+from scenes.files import IMAGE_SUFFIXES, check_file, keep_different, write_atomic
 from scenes.inference.models import chosen_views, load_folds
 from scenes.inference.predict import View, predict
 from scenes.model.backbone import Classifier
 from scenes.model.device import choose_device, choose_precision
 from scenes.runs import Run
 
-# What Pillow recognises, but reads only with the help of other programs.
-UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 BATCHES_AHEAD = 2  # are decoded while the model is at work on one
 
 # A file, and what was made of it or why nothing could be.
@@ -79,9 +74,6 @@ def walk_images(folder: Path) -> Iterator[Path]:
     Raises:
         UserError: If a folder cannot be read.
     """
-    Image.init()
-    kinds = Image.registered_extensions().items()
-    suffixes = tuple(suffix for suffix, kind in kinds if kind in Image.OPEN and kind not in UNREADABLE)
     waiting = [str(folder)]
     while waiting:
         place = waiting.pop()
@@ -92,7 +84,7 @@ def walk_images(folder: Path) -> Iterator[Path]:
             raise UserError(f"{place}: cannot be read ({error.strerror})") from None
         waiting += [entry.path for entry in reversed(entries) if entry.is_dir(follow_symlinks=False)]
         for entry in entries:
-            is_named = entry.name.lower().endswith(suffixes) and not entry.name.startswith(".")
+            is_named = Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith(".")
             if is_named and _is_file(entry):
                 yield Path(entry)
 
@@ -160,7 +152,7 @@ def predict_batches(
     device = models[0].mean.device
     precision = choose_precision(config.infer.precision, device)
     size, batch_size = config.predict_size, config.infer.batch_size
-    for batch in decode_batches(paths, size, batch_size):
+    for batch in decode_batches(paths, config):
         images = [image for _, image in batch if isinstance(image, np.ndarray)]
         found: Iterator[np.ndarray] = iter(())
         if images:
@@ -171,37 +163,22 @@ def predict_batches(
         yield [(path, image if isinstance(image, BadImageError) else next(found)) for path, image in batch]
 
 
-def decode_batches(paths: Iterable[Path], size: int, batch_size: int) -> Iterator[list[Result]]:
-    """Decodes files in threads, some batches ahead, to what the image cache would hold of them.
+def decode_batches(paths: Iterable[Path], config: Config) -> Iterator[list[Result]]:
+    """Decodes files, some batches ahead, to what the image cache would hold of them.
 
     Args:
         paths: The files.
-        size: The model's image size in pixels.
-        batch_size: How many at a time.
+        config: The run's config.
 
     Yields:
         For each batch its files, each with its picture, RGB, uint8, shape (h, w, 3), or why there is none.
     """
-
-    def attempt(path: Path) -> np.ndarray | BadImageError:
-        try:
-            return decode(path, int(1.5 * size)).pixels
-        except BadImageError as error:
-            return error
-
-    remaining = iter(paths)
-    ahead: deque[tuple[list[Path], Iterator[np.ndarray | BadImageError]]] = deque()
-    pool = ThreadPoolExecutor(usable_cores())
-    try:
-        while True:
-            while len(ahead) <= BATCHES_AHEAD and (batch := list(islice(remaining, batch_size))):
-                ahead.append((batch, pool.map(attempt, batch)))
-            if not ahead:
-                return
-            batch, images = ahead.popleft()
-            yield list(zip(batch, images, strict=True))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    named, files = tee(paths)
+    short_side, batch_size = kept_short_side(config.predict_size), config.infer.batch_size
+    decoded = decode_all(files, short_side, config.data.pixel_range, ahead=BATCHES_AHEAD * batch_size)
+    results = zip(named, decoded, strict=True)
+    while batch := list(islice(results, batch_size)):
+        yield [(path, image if isinstance(image, BadImageError) else image.pixels) for path, image in batch]
 
 
 def written(path: Path | str) -> str:

@@ -19,8 +19,9 @@ from scenes.competition.rows import read_train
 from scenes.config import Config
 from scenes.console import UserError, print_table, say
 from scenes.data.batches import resize
+from scenes.data.decode import BadImageError, decode
 from scenes.data.folds import fold_name
-from scenes.data.images import BadImageError, decode
+from scenes.data.images import kept_short_side
 from scenes.files import check_file, keep_different, write_atomic
 from scenes.inference.models import chosen_views, load_folds
 from scenes.inference.predict import View, predict
@@ -146,7 +147,8 @@ def _training_images(config: Config) -> list[np.ndarray]:
     images = []
     for row in chosen:
         try:
-            images.append(decode(table.paths[row], int(1.5 * config.predict_size)).pixels)
+            short_side = kept_short_side(config.predict_size)
+            images.append(decode(table.paths[row], short_side, config.data.pixel_range).pixels)
         except BadImageError:
             continue
     if not images:

@@ -18,7 +18,7 @@ from filelock import FileLock
 from scenes.config import Config
 from scenes.console import Meter, UserError, print_table, say
 from scenes.data.folds import fold_name
-from scenes.data.images import BadImageError
+from scenes.data.formats import BadImageError
 from scenes.files import check_folder, keep_different, make_folder, only_process, write_atomic
 from scenes.inference.files import Result, predict_batches, shown, walk_images, written
 from scenes.inference.models import chosen_views, load_folds

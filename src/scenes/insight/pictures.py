@@ -9,7 +9,7 @@ from markupsafe import Markup
 from scenes.competition.rows import read_train
 from scenes.config import Config
 from scenes.console import UserError
-from scenes.data.images import BadImageError, decode
+from scenes.data.decode import BadImageError, decode
 from scenes.insight import page
 from scenes.insight.results import HeldOut
 from scenes.insight.saliency import overlay
@@ -28,7 +28,8 @@ def read(config: Config, names: Iterable[str]) -> dict[str, np.ndarray]:
     images = {}
     for name in names:
         with suppress(BadImageError, KeyError):
-            images[name] = decode(paths[name], max(LARGE // 2, config.predict_size)).pixels
+            short_side = max(LARGE // 2, config.predict_size)
+            images[name] = decode(paths[name], short_side, config.data.pixel_range).pixels
     return images
 
 

@@ -125,7 +125,7 @@ def _readable(table: Table, folder: Path, data: DataConfig, size: int, label: st
             sound.append(row)
         seen.add(name)
     table = table.take(sound)
-    images, reasons = read_good_images(table, size, data.cache, label)
+    images, reasons = read_good_images(table, size, data, label)
     unreadable = [(table.columns.index[row], table.names[row], why) for row, why in reasons.items()]
     good = [row for row in range(len(table)) if row not in reasons]
     return Side(table.take(good), images, unreadable) if images else None

@@ -21,8 +21,8 @@ from PIL import Image
 
 from scenes.config import Config, load_config
 from scenes.console import UserError, say
+from scenes.data.decode import BadImageError, decode
 from scenes.data.folds import fold_name, folds_text
-from scenes.data.images import BadImageError, decode
 from scenes.environment import unsatisfied
 from scenes.files import write_text
 from scenes.kaggle.worker import part_file

@@ -104,7 +104,7 @@ class Classifier(nn.Module):
         self.head = nn.Sequential(*layers, nn.Dropout(config.dropout), nn.Linear(hidden or width, classes))
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Maps uint8 RGB images (n, 3, s, s) to what the body takes."""
+        """Maps uint8 RGB images (n, 3, s, s) to the body's input."""
         return (images.float() - self.mean) / self.std
 
     def features(self, images: Tensor) -> Tensor:
@@ -112,8 +112,16 @@ class Classifier(nn.Module):
         return self.body(self.normalise(images))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Maps uint8 RGB images (n, 3, s, s) to logits (n, classes)."""
-        return self.head(self.features(images))
+        """Maps uint8 RGB images (n, 3, s, s) to logits (n, outputs), float32."""
+        return self.logits(self.features(images))
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Maps features (n, f) to logits (n, outputs), in float32 also under autocast.
+
+        In bf16 many logits of a row would be equal, and ties go to the first class.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            return self.head(features.float())
 
     def stages(self) -> list[list[str]]:
         """Groups the body's parameter names by stage as timm does, input first.

@@ -1,4 +1,4 @@
-"""Where to compute and in which precision, chosen by what the machine has."""
+"""Where to compute, in which precision and with which settings of torch."""
 
 import ctypes
 import os
@@ -8,9 +8,23 @@ import torch
 
 from scenes.console import UserError
 
+# What RuntimeErrors say where memory is full.
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "Unable to find a valid cuDNN algorithm",  # none whose workspace fits
+    "GET was unable to find an engine to execute this computation",
+)
+
 
 def choose_device() -> torch.device:
-    """The GPU if there is one (each process of a launcher its own), else the CPU.
+    """Chooses the GPU if there is one (for each process of a launcher its own), else the CPU, and sets torch up for it.
+
+    On a GPU, cuDNN tries its algorithms on the first batch of each shape, and float32 products use TF32;
+    `use_deterministic_algorithms` turns both off.
 
     Raises:
         UserError: If a launcher started more processes than there are GPUs.
@@ -18,16 +32,23 @@ def choose_device() -> torch.device:
     if torch.cuda.is_available():
         processes, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
         if processes > devices:
-            raise UserError(f"{processes} processes for {devices} GPUs: start no more than one each")
+            raise UserError(f"{processes} processes for {devices} GPUs: start at most one for each GPU")
+        _set_fast_cuda(not torch.are_deterministic_algorithms_enabled())
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     _keep_freed_memory()
     return torch.device("cpu")
 
 
+def _set_fast_cuda(on: bool) -> None:
+    torch.backends.cudnn.benchmark = on
+    torch.backends.cudnn.allow_tf32 = on
+    torch.backends.cuda.matmul.allow_tf32 = on
+
+
 def _keep_freed_memory() -> None:
     """Lets glibc reuse the memory of large tensors instead of asking the kernel for zeroed pages at every layer.
 
-    Twice the training speed of EfficientNet-Lite0 on two cores. Does nothing where there is no glibc.
+    This doubles the training speed of EfficientNet-Lite0 on two cores. Without glibc it does nothing.
     """
     if sys.platform != "linux":
         return
@@ -39,10 +60,20 @@ def _keep_freed_memory() -> None:
 
 
 def use_deterministic_algorithms() -> None:
-    """Makes a GPU give the same bytes every time, at some cost in speed; a CPU does so anyhow."""
+    """Makes a GPU give the same bytes every time, at some cost in speed; a CPU always does."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts, so before the first layer
     torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
+    _set_fast_cuda(False)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that the device's or the machine's memory is full.
+
+    torch has a class of its own for the CUDA allocator only: cuDNN, cuBLAS and the CPU's allocator raise RuntimeErrors.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
 def choose_precision(wanted: str, device: torch.device, bf16_pays: bool = True) -> str:
@@ -51,8 +82,8 @@ def choose_precision(wanted: str, device: torch.device, bf16_pays: bool = True) 
     Args:
         wanted: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         device: Where to compute.
-        bf16_pays: Whether what is to be computed is faster in bf16 on a CPU too: all predictions are (1.4 to 1.8
-            times, benchmarks/settings.py), training is not where convolutions are depthwise.
+        bf16_pays: Whether bf16 is faster on a CPU for this work: it is for all predictions (1.4 to 1.8 times, see
+            benchmarks/settings.py), but not for training networks with depthwise convolutions.
 
     Raises:
         UserError: If the device cannot compute in the precision wanted.
@@ -61,7 +92,7 @@ def choose_precision(wanted: str, device: torch.device, bf16_pays: bool = True) 
 
 
 def explain_precision(wanted: str, device: torch.device, bf16_pays: bool = True) -> str:
-    """What `choose_precision` chooses and why, as ``fp32 (auto: this CPU has no bf16)``."""
+    """Says what `choose_precision` chooses and why, e.g. ``fp32 (auto: this CPU has no bf16)``."""
     precision, reason = _choose_precision(wanted, device, bf16_pays)
     return f"{precision} ({reason})"
 

@@ -47,7 +47,7 @@ def write_soft_targets(runs: Sequence[Run], out: Path) -> None:
     test = None
     if (config.data.root / config.data.test_csv).exists():
         test, _ = read_test(config.data)
-        test_images, _ = read_images(test, config.largest_size, config.data.cache, "test")
+        test_images, _ = read_images(test, config.largest_size, config.data, "test")
         assert test_images is not None  # reopen_dataset has read them
         images = JoinedImages(data.images, test_images)
     names = np.array([*data.table.names, *(test.names if test else [])], object)
