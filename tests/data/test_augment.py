@@ -265,6 +265,19 @@ def test_presets_mirror_every_second_image(name: str, share: float) -> None:
     assert abs(mirrored - share) < 0.1
 
 
+@pytest.mark.parametrize(("symmetry", "count"), [("none", 1), ("mirror", 2), ("all", 8)])
+def test_the_symmetry_decides_which_flips_and_turns_are_seen(symmetry: str, count: int) -> None:
+    corner = np.zeros((60, 60, 3), np.uint8)
+    corner[:30, :20] = 255  # looks different under each of the square's eight symmetries
+    data = AugmentedImages([corner], "light", 60, 0, 0, symmetry=symmetry)  # type: ignore[arg-type]
+    small = [cv2.resize(data.image(Sample(0, epoch)), (4, 4), interpolation=cv2.INTER_AREA) for epoch in range(300)]
+    ways = [np.rot90(way, turns) for way in (corner, corner[:, ::-1]) for turns in range(4)]
+    targets = [cv2.resize(np.ascontiguousarray(way), (4, 4), interpolation=cv2.INTER_AREA) for way in ways]
+    nearest = [int(np.argmin([np.abs(image.astype(int) - way).sum() for way in targets])) for image in small]
+    seen = [way for way, times in Counter(nearest).items() if times > 15]
+    assert len(seen) == count
+
+
 @pytest.mark.parametrize("shape", [(24, 24), (36, 36), (12, 12)])
 def test_without_augmentation_training_sees_what_prediction_sees(shape: tuple[int, int]) -> None:
     (image,) = pictures(shape)

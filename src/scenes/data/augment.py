@@ -1,4 +1,4 @@
-"""What happens to training pictures: presets or any albumentations transforms, drawn from (seed, fold, epoch, row)."""
+"""How training images are augmented: presets or any albumentations transforms, drawn from (seed, fold, epoch, row)."""
 
 import difflib
 import inspect
@@ -21,21 +21,21 @@ from scenes.randomness import key
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the package index for news
 import albumentations as A
 
-# Natural scenes have an upside and no preferred side: no vertical flips, no quarter turns.
-_CROP = {"RandomResizedCrop": {"scale": [0.6, 1.0], "area_for_downscale": "image"}}
-_FLIP = {"HorizontalFlip": {"p": 0.5}}
-PRESETS: dict[str, list[str | dict[str, dict[str, Any]]]] = {
+Step = str | dict[str, dict[str, Any]]  # an albumentations transform: Name or {Name: {argument: value}}
+
+_CROP: Step = {"RandomResizedCrop": {"scale": [0.6, 1.0], "area_for_downscale": "image"}}
+# What leaves the label unchanged, by the competition's symmetry; presets do it after their crop.
+FLIPS: dict[str, list[Step]] = {"mirror": [{"HorizontalFlip": {"p": 0.5}}], "none": [], "all": [{"D4": {"p": 1.0}}]}
+PRESETS: dict[str, list[Step]] = {
     "none": [],
-    "light": [_CROP, _FLIP],
+    "light": [_CROP],
     "medium": [
         _CROP,
-        _FLIP,
         {"ColorJitter": {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.02, "p": 0.8}},
         {"Affine": {"rotate": [-8, 8], "shear": [-4, 4], "border_mode": cv2.BORDER_REFLECT_101, "p": 0.3}},
     ],
     "strong": [
         {"RandomResizedCrop": {"scale": [0.35, 1.0], "area_for_downscale": "image"}},
-        _FLIP,
         {"ColorJitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.05, "p": 0.8}},
         {"Affine": {"rotate": [-12, 12], "shear": [-8, 8], "border_mode": cv2.BORDER_REFLECT_101, "p": 0.5}},
         {
@@ -60,16 +60,17 @@ PRESETS: dict[str, list[str | dict[str, dict[str, Any]]]] = {
 
 
 class AugmentedImages(Dataset[TrainBatch]):
-    """Training pictures; each augmentation is a pure function of (seed, fold, epoch, row)."""
+    """Augmented training images; each augmentation is a pure function of (seed, fold, epoch, row)."""
 
     def __init__(
         self,
         images: Pictures,
-        augment: str | list[str | dict[str, dict[str, Any]]],
+        augment: str | Sequence[Step],
         size: int,
         seed: int,
         fold: int,
         sizes: Mapping[int, int] | None = None,
+        symmetry: str = "mirror",
     ) -> None:
         """Takes the images and what the augmentation follows from.
 
@@ -80,8 +81,9 @@ class AugmentedImages(Dataset[TrainBatch]):
             seed: The run's.
             fold: Its number.
             sizes: Progressive resizing, other sizes from certain epochs on.
+            symmetry: The competition's, see `compose`.
         """
-        self.images, self.augment, self.seed, self.fold = images, augment, seed, fold
+        self.images, self.augment, self.seed, self.fold, self.symmetry = images, augment, seed, fold, symmetry
         self.sizes = {0: size} | dict(sizes or {})
         self._transforms: dict[int, A.Compose] = {}
 
@@ -101,7 +103,7 @@ class AugmentedImages(Dataset[TrainBatch]):
         seed = key("augment", self.seed, self.fold, sample.epoch, sample.row)
         size = size or self.size(sample.epoch)
         if size not in self._transforms:
-            self._transforms[size] = compose(self.augment, size)
+            self._transforms[size] = compose(self.augment, size, self.symmetry)
         transform = self._transforms[size]
         transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
         cv2.setRNGSeed(seed % 2**31)  # some transforms draw from OpenCV's own generator
@@ -119,29 +121,33 @@ class AugmentedImages(Dataset[TrainBatch]):
         """Fills one array with a whole batch."""
         first = samples[0]
         size = self.size(first.epoch if first.begun is None else first.begun)  # a batch that spans two epochs has one
-        pictures = np.empty((len(samples), size, size, 3), np.uint8)
+        images = np.empty((len(samples), size, size, 3), np.uint8)
         for place, sample in enumerate(samples):
-            pictures[place] = self.image(sample, size)
-        return TrainBatch(torch.from_numpy(pictures), torch.tensor([sample.row for sample in samples]))
+            images[place] = self.image(sample, size)
+        return TrainBatch(torch.from_numpy(images), torch.tensor([sample.row for sample in samples]))
 
 
-def compose(augment: str | Sequence[str | dict[str, dict[str, Any]]], size: int) -> A.Compose:
+def compose(augment: str | Sequence[Step], size: int, symmetry: str = "mirror") -> A.Compose:
     """Builds an augmentation that ends in size × size pixels.
 
     Args:
-        augment: A preset's name, or a list of albumentations transforms: ``Name`` or ``{Name: {argument: value}}``.
+        augment: A preset's name, or a list of albumentations transforms.
         size: Pixels; given to transforms that need a size and have none.
+        symmetry: The competition's, for presets: ``mirror``, ``none`` or ``all`` (flips and quarter turns).
 
     Raises:
         UserError: If a transform or an argument does not exist.
     """
-    steps = PRESETS[augment] if isinstance(augment, str) else augment
+    steps = augment
+    if isinstance(augment, str):
+        preset = PRESETS[augment]
+        steps = [*preset[:1], *FLIPS[symmetry], *preset[1:]] if preset else []
     transforms = [_transform(step, size) for step in steps]
     return A.Compose([*transforms, A.Resize(size, size, area_for_downscale="image")])
 
 
 def _transform(step: Any, size: int) -> A.BasicTransform | A.BaseCompose:
-    """Makes one transform; albumentations only warns of arguments it does not know, here they are errors."""
+    """Makes one transform; albumentations only warns of unknown arguments, which are errors here."""
     name, arguments = next(iter(step.items())) if isinstance(step, dict) and len(step) == 1 else (step, {})
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise UserError(f"augment: each entry is one transform, Name or {{Name: {{argument: value}}}}; got {step}")
