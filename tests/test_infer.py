@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import infer
 from scenes.console import UserError
@@ -14,6 +16,15 @@ from scenes.console import UserError
 
 def read(path: str) -> pd.DataFrame:
     return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def spoil_head(path: str) -> None:
+    """Makes all predictions of a fold NaN."""
+    with safe_open(path, "pt") as saved:
+        metadata = saved.metadata()
+    state = load_file(path)
+    state["head.1.bias"][:] = float("nan")
+    save_file(state, path, metadata)
 
 
 def test_the_submission_has_each_test_row_in_order_with_a_known_label(finished: Path) -> None:
@@ -98,8 +109,6 @@ def test_a_broken_test_image_is_refused_and_nothing_is_written(finished: Path) -
 
 
 def test_weights_of_another_competition_are_refused(finished: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     path = "runs/tiny/fold1/weights.safetensors"
     metadata = {"format": 1, "classes": list("abcdef"), "run": "x"}
     save_file(load_file(path), path, {"scenes": json.dumps(metadata)})
@@ -112,3 +121,11 @@ def test_a_truncated_weights_file_is_refused_by_name(finished: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"fold0/weights\.safetensors"):
         infer.main([])
+
+
+def test_a_prediction_that_is_not_finite_is_refused_and_nothing_is_written(finished: Path) -> None:
+    spoil_head("runs/tiny/fold1/weights.safetensors")
+    first = read("input/test.csv")["image_name"][0]
+    with pytest.raises(UserError, match=rf"{first}.*fold1.*plain"):
+        infer.main([])
+    assert not list(Path().glob("submissions/*"))

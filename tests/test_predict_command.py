@@ -13,6 +13,9 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import infer
 import predict
@@ -79,6 +82,19 @@ def test_unreadable_files_are_named_at_the_end_and_the_others_printed(
     assert stopped.value.code == 2
     assert "broken.jpg: cannot be read as an image (cut off" in printed.err
     assert [entry["image"] for entry in json.loads(printed.out)] == [str(path) for path in good]
+
+
+def test_predictions_that_are_not_finite_are_named_and_not_printed(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path("runs/tiny/fold0/weights.safetensors")
+    with safe_open(path, "pt") as saved:
+        metadata = saved.metadata()
+    save_file(load_file(path) | {"head.1.bias": torch.full((6,), torch.nan)}, path, metadata)
+    image = str(next(IMAGES.iterdir()))
+    with pytest.raises(UserError, match=rf"{image}: .*not a finite number"):
+        results(capsys, image, "--format", "csv")
+    assert image not in capsys.readouterr().out
 
 
 def test_a_name_cannot_break_the_table(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,8 +115,17 @@ def test_workers_change_nothing() -> None:
     np.testing.assert_array_equal(run(models, views=EVERY_VIEW, workers=2), run(models, views=EVERY_VIEW))
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: 99 bytes"),
+    ],
+    ids=["cuda", "cudnn", "cpu"],
+)
 def test_out_of_memory_splits_the_batch_and_predicts_the_same(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     models = [make(0), make(1)]
     expected = run(models, views=EVERY_VIEW, batch_size=8)
@@ -124,12 +133,12 @@ def test_out_of_memory_splits_the_batch_and_predicts_the_same(
 
     def small_memory(self: Classifier, images: torch.Tensor, limit: int = 3) -> torch.Tensor:
         if len(images) > limit:
-            raise torch.OutOfMemoryError
+            raise error
         return features(self, images)
 
     monkeypatch.setattr(Classifier, "features", small_memory)
     np.testing.assert_allclose(run(models, views=EVERY_VIEW, batch_size=8), expected, atol=1e-5)
-    assert capsys.readouterr().out.count("batches are split in") == 2  # in 2, then in 4, and so they stay
+    assert capsys.readouterr().out.count("out of memory") == 2  # in 2, then in 4, and so they stay
     monkeypatch.setattr(Classifier, "features", lambda self, images: small_memory(self, images, limit=0))
     with pytest.raises(UserError, match="not even one image"):
         run(models)
@@ -147,6 +156,28 @@ def test_bfloat16_gives_float32_probabilities() -> None:
     np.testing.assert_allclose(rounded.sum(-1), 1, atol=1e-5)
     np.testing.assert_allclose(rounded, exact, atol=0.2)
     assert not np.array_equal(rounded, exact)
+
+
+def test_the_head_is_float32_in_bfloat16_too() -> None:
+    """Two classes whose logits differ by less than bfloat16 can tell apart: the second one must win."""
+    model = make(0, classes=2)
+    last = model.head[-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([8.0, 8.001]))
+    for precision in ("fp32", "bf16"):
+        assert (run([model], precision=precision).argmax(-1) == 1).all()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(torch.zeros(1, 3, SIZE, SIZE)).dtype == torch.float32
+
+
+def test_a_prediction_that_is_not_finite_is_an_error_with_fold_view_and_image() -> None:
+    models, images = [make(0), make(1)], pictures((40, 40), (30, 50), (32, 32))
+    models[0].name, models[1].name = "fold0", "fold3"
+    with torch.no_grad():
+        models[1].head[-1].bias[2] = float("nan")
+    with pytest.raises(UserError, match=r"b\.jpg.*fold3.*plain.*1 other"):
+        run(models, images, rows=[1, 2], views=VIEWS["hflip"], names=["a.jpg", "b.jpg", "c.jpg"])
 
 
 # ---------------------------------------------------------------------------------------------------- views

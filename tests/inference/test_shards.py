@@ -128,33 +128,6 @@ def test_more_shards_than_images_leaves_some_empty(finished: Path) -> None:
     assert merged()["path"].tolist() == names
 
 
-def test_images_that_cannot_be_read_are_rows_with_a_reason(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names = make_list(20)
-    Path("cut.jpg").write_bytes(Path(names[0]).read_bytes()[:300])
-    names[3:5] = ["cut.jpg", "gone/é.jpg"]
-    Path("list.txt").write_text("\ufeff" + "\r\n\r\n".join(names), encoding="utf-8")
-    work()
-    table = merged()
-    assert table["path"].tolist() == names
-    assert table["error"].notna().to_numpy().nonzero()[0].tolist() == [3, 4]
-    assert table["error"][3].startswith("cut off")
-    assert table.loc[3:4].drop(columns=["path", "error"]).isna().all(axis=None)
-    assert table.drop(index=[3, 4]).drop(columns="error").notna().all(axis=None)
-    printed = capsys.readouterr().out
-    assert "20 images, 2 of them unreadable" in printed
-    assert "2 of them could not be read" in printed
-
-
-@pytest.mark.parametrize("count", [8, 5])
-def test_a_disk_that_is_gone_is_no_row_of_errors(count: int, finished: Path) -> None:
-    names = make_list(8)
-    Path("list.txt").write_text("\n".join([*names, *(f"gone/{n}.jpg" for n in range(count))]))
-    message = rf"gone/0\.jpg: cannot be read \(No such file.*nor any of the {count - 1} images after it"
-    with pytest.raises(UserError, match=message):
-        work()
-    assert [path.name for path in Path("out").rglob("part-*")] == ["part-00000.parquet"]
-
-
 # -------------------------------------------------------------------------------------------- stopped and resumed
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scenes.console import UserError
-from scenes.model.device import choose_precision, explain_precision
+from scenes.model.device import choose_precision, explain_precision, is_out_of_memory
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -44,3 +44,19 @@ def test_the_reason_goes_with_the_choice(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_fp16_needs_a_gpu() -> None:
     with pytest.raises(UserError, match="fp16 needs a GPU"):
         choose_precision("fp16", CPU)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_full_memory_is_recognised(error: Exception, is_memory: bool) -> None:
+    assert is_out_of_memory(error) == is_memory

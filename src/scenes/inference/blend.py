@@ -160,7 +160,7 @@ def submit_blend(members: Members, weights: np.ndarray, out: Path, overrides: Se
             raise UserError(f"{run.folder} and {members.runs[0].folder}: their configs lead to different test rows")
         if inputs.bad:
             priors.append(mean_prior(run, folds))
-        probabilities, classes = predict_folds(run, config, folds, inputs.images, inputs.readable)
+        probabilities, classes = predict_folds(run, config, folds, inputs)
         if classes != members.classes:
             raise UserError(f"{run.folder}: its weights know other classes than its oof.csv")
         predicted.append(probabilities)

@@ -18,15 +18,15 @@ from scenes.data.folds import fold_name
 from scenes.data.images import kept_short_side
 from scenes.files import IMAGE_SUFFIXES, check_file, keep_different, write_atomic
 from scenes.inference.models import chosen_views, load_folds
-from scenes.inference.predict import View, predict
+from scenes.inference.predict import NotFiniteError, View, predict
 from scenes.model.backbone import Classifier
 from scenes.model.device import choose_device, choose_precision
 from scenes.runs import Run
 
 BATCHES_AHEAD = 2  # are decoded while the model is at work on one
 
-# A file, and what was made of it or why nothing could be.
-Result = tuple[Path, np.ndarray | BadImageError]
+# A file, with its pixels or probabilities, or the reason why there are none.
+Result = tuple[Path, np.ndarray | str]
 
 
 class Guess(NamedTuple):
@@ -128,8 +128,8 @@ def predict_files(
         batches = progress(batches, -(-len(paths) // batch_size), label, "img", batch_size)
     for batch in batches:
         for path, row in batch:
-            if isinstance(row, BadImageError):
-                bad.append(Problem(shown(path), f"cannot be read as an image ({row})"))
+            if isinstance(row, str):
+                bad.append(Problem(shown(path), row))
                 continue
             best = np.argsort(-row, kind="stable")[:top]
             yield Prediction(path, [Guess(classes[at], names[at], float(row[at])) for at in best])
@@ -153,14 +153,22 @@ def predict_batches(
     precision = choose_precision(config.infer.precision, device)
     size, batch_size = config.predict_size, config.infer.batch_size
     for batch in decode_batches(paths, config):
-        images = [image for _, image in batch if isinstance(image, np.ndarray)]
-        found: Iterator[np.ndarray] = iter(())
-        if images:
-            rows = np.arange(len(images))
+        images = [image for _, image in batch if not isinstance(image, str)]
+        if not images:
+            yield batch
+            continue
+        rows = np.arange(len(images))
+        try:
             # The images are decoded: there is nothing left for worker processes to do.
-            by_view = predict(models, images, rows, views, size, batch_size, device, precision, workers=0)
-            found = iter(by_view.mean((0, 1)))
-        yield [(path, image if isinstance(image, BadImageError) else next(found)) for path, image in batch]
+            predicted = predict(models, images, rows, views, size, batch_size, device, precision, workers=0)
+        except NotFiniteError as error:
+            predicted = error.predictions
+        found = iter(predicted.mean((0, 1)))
+        yield [(path, image if isinstance(image, str) else _checked(next(found))) for path, image in batch]
+
+
+def _checked(row: np.ndarray) -> np.ndarray | str:
+    return row if np.isfinite(row).all() else "the prediction is not a finite number; try infer.precision: fp32"
 
 
 def decode_batches(paths: Iterable[Path], config: Config) -> Iterator[list[Result]]:
@@ -178,7 +186,10 @@ def decode_batches(paths: Iterable[Path], config: Config) -> Iterator[list[Resul
     decoded = decode_all(files, short_side, config.data.pixel_range, ahead=BATCHES_AHEAD * batch_size)
     results = zip(named, decoded, strict=True)
     while batch := list(islice(results, batch_size)):
-        yield [(path, image if isinstance(image, BadImageError) else image.pixels) for path, image in batch]
+        yield [
+            (path, f"cannot be read as an image ({image})" if isinstance(image, BadImageError) else image.pixels)
+            for path, image in batch
+        ]
 
 
 def written(path: Path | str) -> str:

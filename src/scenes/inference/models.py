@@ -36,6 +36,8 @@ def load_folds(
     if strangers := [fold_name(f) for f, (_, other) in zip(folds, loaded, strict=True) if other != classes]:
         raise UserError(f"{run.folder}: {', '.join(strangers)} was trained on other classes than {fold_name(folds[0])}")
     models = [model.to(device, memory_format=torch.channels_last).eval() for model, _ in loaded]
+    for model, fold in zip(models, folds, strict=True):
+        model.name = fold_name(fold)
     share_bodies(models)
     fuse_bodies(models, config.predict_size)
     return models, classes

@@ -1,4 +1,4 @@
-"""The one way from images to probabilities: validation, out-of-fold, test and kernel all call `predict`."""
+"""The one path from images to predictions: validation, out-of-fold, test, single files and kernels call `predict`."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -13,17 +13,17 @@ from scenes.console import Meter, UserError, say
 from scenes.data.batches import EvalImages, eval_loader
 from scenes.data.images import Pictures
 from scenes.model.backbone import Classifier
-from scenes.model.device import choose_precision
+from scenes.model.device import choose_precision, is_out_of_memory
 
 
 class View(NamedTuple):
     """One way to look at an image.
 
     Attributes:
-        name: What to call it.
+        name: For messages and files.
         scale: The image is resized to scale × size.
-        crop: Which size × size part of that is taken, as (down, right) in 0 … 1; None takes all of it.
-        flip: Mirrored left to right.
+        crop: Where in it the size × size crop lies, as (down, right) in 0 … 1; None takes the whole image.
+        flip: Whether it is mirrored left to right.
     """
 
     name: str
@@ -45,7 +45,7 @@ class View(NamedTuple):
 
 
 PLAIN = View("plain")
-# Never upside down and never turned: scenes have a sky.
+# None is upside down or turned: scenes have a sky.
 VIEWS: dict[str, list[View]] = {
     "none": [PLAIN],
     "hflip": [PLAIN, View("hflip", flip=True)],
@@ -60,6 +60,14 @@ VIEWS: dict[str, list[View]] = {
 }
 
 
+class NotFiniteError(UserError):
+    """Predictions that are NaN or infinite; `predictions` has all of them."""
+
+    def __init__(self, message: str, predictions: np.ndarray) -> None:
+        super().__init__(message)
+        self.predictions = predictions
+
+
 def predict(
     models: Sequence[Classifier],
     images: Pictures,
@@ -71,23 +79,29 @@ def predict(
     precision: str = "fp32",
     workers: int | str = "auto",
     label: str = "",
+    names: Sequence[object] | None = None,
 ) -> np.ndarray:
     """Predicts every row with every model under every view, reading each image once.
 
     Args:
-        models: On `device`; set to evaluation mode here.
+        models: On `device`; they are put into evaluation mode.
         images: The images.
         rows: int, shape (n,): which of them, in the order wanted.
         views: At least one.
         size: The models' image size in pixels.
         batch_size: Images at a time.
         device: Where the models are.
-        precision: ``fp32``, ``bf16`` or ``fp16``, the autocast type.
+        precision: ``fp32``, ``bf16`` or ``fp16``, the autocast type of the bodies; heads are always fp32.
         workers: Loader processes, or ``auto``.
-        label: What to call this in progress lines; empty for none.
+        label: A name for the progress lines; empty for none.
+        names: Of all images, for error messages; by default their row numbers.
 
     Returns:
-        float32, shape (models, views, n, classes): softmax probabilities.
+        float32, shape (models, views, n, outputs).
+
+    Raises:
+        NotFiniteError: If a prediction is NaN or infinite; names the fold, the view and the image.
+        UserError: If not even one image fits into memory.
     """
     for model in models:
         model.eval()
@@ -100,12 +114,40 @@ def predict(
             canvases = {side: canvas.to(device, non_blocking=True) for side, canvas in batch.canvases.items()}
             # Channels stay last in memory, the layout convolutions are fastest in.
             inputs = [view.apply(canvases[view.canvas(size)], size).permute(0, 3, 1, 2) for view in views]
-            done.append(torch.stack([network(seen) for seen in inputs], 1).cpu())
+            # From a GPU this copies to pinned memory while the next batch is computed.
+            done.append(torch.stack([network(seen) for seen in inputs], 1).to("cpu", non_blocking=True))
             if meter:
                 meter.advance()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # waits for all copies at once
     if meter:
         meter.close()
-    return torch.cat(done, 2).numpy()
+    predictions = torch.cat(done, 2).numpy()
+    _check_finite(predictions, models, views, rows, names, precision)
+    return predictions
+
+
+def _check_finite(
+    predictions: np.ndarray,
+    models: Sequence[Classifier],
+    views: Sequence[View],
+    rows: np.ndarray,
+    names: Sequence[object] | None,
+    precision: str,
+) -> None:
+    is_bad = ~np.isfinite(predictions).all(-1)
+    if not is_bad.any():
+        return
+    model, view, at = (int(place) for place in np.argwhere(is_bad)[0])
+    row = int(rows[at])
+    image = names[row] if names is not None else f"row {row}"
+    others = int(is_bad.any((0, 1)).sum()) - 1
+    remedy = "try infer.precision: fp32" if precision != "fp32" else "its weights may be damaged: train the fold again"
+    raise NotFiniteError(
+        f"{image}: the prediction of {models[model].name} (view {views[view].name}) is not a finite number"
+        f"{f', nor are those of {others} other images' if others else ''}; {remedy}",
+        predictions,
+    )
 
 
 def predict_as_configured(
@@ -116,8 +158,9 @@ def predict_as_configured(
     views: Sequence[View],
     device: torch.device,
     label: str = "",
+    names: Sequence[object] | None = None,
 ) -> np.ndarray:
-    """Predicts with a run's image size, batch size, precision and workers; the rest as `predict`'s."""
+    """Predicts with a run's image size, batch size, precision and workers; the rest is as in `predict`."""
     return predict(
         models,
         images,
@@ -129,11 +172,12 @@ def predict_as_configured(
         choose_precision(config.infer.precision, device),
         config.loader.workers,
         label,
+        names,
     )
 
 
 class InParts:
-    """Runs a network on batches; from the first time the memory runs out on, in ever smaller parts."""
+    """Runs a network on batches, which it splits into ever smaller parts when memory runs out."""
 
     def __init__(self, network: Callable[[Tensor], Tensor], batch_axis: int = 0) -> None:
         """Takes a function of images and the axis of its result along which they lie."""
@@ -149,25 +193,29 @@ class InParts:
             parts = min(self.parts, len(images))
             try:
                 return torch.cat([self.network(part) for part in images.tensor_split(parts)], self.batch_axis)
-            except torch.OutOfMemoryError:
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
                 if parts == len(images):
-                    raise UserError("not even one image fits into memory; lower image_size or the model's") from None
-            # Not in the except clause, where the error still holds on to the memory of what failed.
+                    raise UserError(
+                        "not even one image fits into memory; lower image_size or take a smaller model"
+                    ) from None
+            # Outside the except clause, because the error keeps the memory of what failed in use.
             self.parts = 2 * parts
-            say(f"  out of memory while predicting: batches are split in {self.parts}")
+            say(f"  out of memory while predicting: batches are split into {self.parts} parts")
             if images.device.type == "cuda":
                 torch.cuda.empty_cache()
 
 
 def _predict_batch(models: Sequence[Classifier], images: Tensor) -> Tensor:
-    """Probabilities in float32, shape (models, n, classes); a body that models share runs once."""
+    """Predictions in float32, shape (models, n, outputs); a body that several models share runs once."""
     owners = {id(model.body): model for model in models}
     features = {body: model.features(images) for body, model in owners.items()}
-    return torch.stack([model.head(features[id(model.body)]).float().softmax(-1) for model in models])
+    return torch.stack([model.logits(features[id(model.body)]).softmax(-1) for model in models])
 
 
 def share_bodies(models: Sequence[Classifier]) -> None:
-    """Gives models with equal bodies one: the folds of a linear probe differ in their heads alone."""
+    """Lets models with equal bodies share one: the folds of a linear probe differ only in their heads."""
     kept: list[Classifier] = []
     for model in models:
         state = model.body.state_dict()

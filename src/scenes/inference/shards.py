@@ -18,7 +18,6 @@ from filelock import FileLock
 from scenes.config import Config
 from scenes.console import Meter, UserError, print_table, say
 from scenes.data.folds import fold_name
-from scenes.data.formats import BadImageError
 from scenes.files import check_folder, keep_different, make_folder, only_process, write_atomic
 from scenes.inference.files import Result, predict_batches, shown, walk_images, written
 from scenes.inference.models import chosen_views, load_folds
@@ -285,7 +284,7 @@ class Work(NamedTuple):
         for batch in predict_batches(self.models, self.views, self.config, paths):
             results += batch
             meter.advance()
-        bad = [result for _, result in results if isinstance(result, BadImageError)]
+        bad = [result for _, result in results if isinstance(result, str)]
         if len(bad) == len(names) >= MANY:
             raise UserError(
                 f"{shown(results[0][0])}: cannot be read ({bad[0]}), nor any of the {len(bad) - 1} images after it; "
@@ -316,7 +315,7 @@ def part_file(folder: Path, number: int) -> Path:
     return folder / f"part-{number:05d}.parquet"
 
 
-def make_table(names: Sequence[str], results: Sequence[np.ndarray | BadImageError], classes: Sequence[str]) -> pa.Table:
+def make_table(names: Sequence[str], results: Sequence[np.ndarray | str], classes: Sequence[str]) -> pa.Table:
     """A row an image: path, label, confidence, why it cannot be read, a probability a class.
 
     Args:
@@ -324,11 +323,11 @@ def make_table(names: Sequence[str], results: Sequence[np.ndarray | BadImageErro
         results: Of each the probabilities, float32, shape (classes,), or why there are none: these rows have nulls.
         classes: The labels.
     """
-    bad = np.array([isinstance(result, BadImageError) for result in results])
+    bad = np.array([isinstance(result, str) for result in results])
     none = np.zeros(len(classes), np.float32)
-    rows = np.stack([none if isinstance(result, BadImageError) else result for result in results])
+    rows = np.stack([none if isinstance(result, str) else result for result in results])
     labels = [None if is_bad else classes[best] for is_bad, best in zip(bad, rows.argmax(1), strict=True)]
-    errors = [str(result) if isinstance(result, BadImageError) else None for result in results]
+    errors = [str(result) if isinstance(result, str) else None for result in results]
     columns = {
         "path": pa.array(map(written, names), pa.string()),
         "label": pa.array(labels, pa.string()),

@@ -43,7 +43,7 @@ def submit(run: Run, config: Config, folds: Sequence[int], out: Path | None = No
         raise UserError(f"{out}: is a folder; name a file in it, e.g. --out {out / run.name}.csv")
     inputs = read_inputs(config)
     prior = mean_prior(run, folds) if inputs.bad else None
-    probabilities, classes = predict_folds(run, config, folds, inputs.images, inputs.readable)
+    probabilities, classes = predict_folds(run, config, folds, inputs)
     submission, by_class = make_tables(config, inputs, probabilities, classes, prior)
     write_table(out.with_name(f"{out.stem}_probabilities.csv"), by_class)
     write_table(out, submission)
@@ -134,18 +134,16 @@ def _with_prior(predicted: np.ndarray, bad: list[int], prior: np.ndarray) -> np.
     return filled
 
 
-def predict_folds(
-    run: Run, config: Config, folds: Sequence[int], images: Images, count: int
-) -> tuple[np.ndarray, list[str]]:
+def predict_folds(run: Run, config: Config, folds: Sequence[int], inputs: Inputs) -> tuple[np.ndarray, list[str]]:
     """Averages the softmax probabilities of all folds and views.
 
     Returns:
-        float32, shape (count, classes), rows sum to 1; and the classes.
+        float32, shape (inputs.readable, classes), rows sum to 1; and the classes.
 
     Raises:
-        UserError: If the folds' weights disagree on the classes.
+        UserError: If the folds' weights disagree on the classes, or a prediction is not finite.
     """
-    predicted, classes = predict_each(run, config, folds, images, count)
+    predicted, classes = predict_each(run, config, folds, inputs)
     return average(predicted), classes
 
 
@@ -154,20 +152,20 @@ def average(predicted: np.ndarray) -> np.ndarray:
     return predicted.mean((0, 1))
 
 
-def predict_each(
-    run: Run, config: Config, folds: Sequence[int], images: Images, count: int
-) -> tuple[np.ndarray, list[str]]:
+def predict_each(run: Run, config: Config, folds: Sequence[int], inputs: Inputs) -> tuple[np.ndarray, list[str]]:
     """Predicts with each fold under each view; arguments and errors as `predict_folds`'.
 
     Returns:
-        float32, shape (folds, views, count, classes); and the classes.
+        float32, shape (folds, views, inputs.readable, classes); and the classes.
     """
     device = choose_device()
     models, classes = load_folds(run, config, folds, device)
     views = chosen_views(run, config)
-    names = ", ".join(fold_name(fold) for fold in folds)
-    say(f"predicting {count} test images with {names} of {run.name}, views: {', '.join(v.name for v in views)}")
-    return predict_as_configured(config, models, images, np.arange(count), views, device, "predicting"), classes
+    trained, seen = ", ".join(map(fold_name, folds)), ", ".join(view.name for view in views)
+    say(f"predicting {inputs.readable} test images with {trained} of {run.name}, views: {seen}")
+    names = [name for row, name in enumerate(inputs.table.names) if row not in inputs.bad]
+    rows = np.arange(inputs.readable)
+    return predict_as_configured(config, models, inputs.images, rows, views, device, "predicting", names), classes
 
 
 def _read_sample(test: Table, config: Config) -> tuple[list[str], list[Problem]]:

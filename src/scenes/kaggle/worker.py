@@ -44,7 +44,7 @@ def predict_parts(source: Run, config: Config, folds: list[int], parts: Path, un
         if took and start + took > until:
             say(f"{fold_name(fold)}: not started, it would not be ready in time")
             continue
-        predicted, classes = predict_each(source, config, [fold], inputs.images, inputs.readable)
+        predicted, classes = predict_each(source, config, [fold], inputs)
         write_atomic(part_file(parts, fold), lambda path: _save(path, predicted, classes))  # noqa: B023 - called at once
         took = time.time() - start
 

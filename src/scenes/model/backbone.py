@@ -79,8 +79,9 @@ class Classifier(nn.Module):
 
     Attributes:
         config: What it was made from.
+        name: For messages; `load_folds` sets the fold's.
         body: Maps normalised images (n, 3, s, s) to features (n, f).
-        head: Maps features to logits (n, classes).
+        head: Maps features to logits (n, outputs).
     """
 
     mean: Tensor
@@ -89,6 +90,7 @@ class Classifier(nn.Module):
     def __init__(self, config: ModelConfig, image_size: int, classes: int) -> None:
         super().__init__()
         self.config = config
+        self.name = config.name
         self.body = create_body(config, image_size)
         statistics = self.body.pretrained_cfg
         for name in ("mean", "std"):
