@@ -37,8 +37,8 @@ from scenes.competition.rows import Labels  # noqa: E402
 from scenes.config import Config, dump, load_config  # noqa: E402
 from scenes.console import run, say  # noqa: E402
 from scenes.data.dataset import Dataset  # noqa: E402
+from scenes.insight.label_errors import find_label_errors  # noqa: E402
 from scenes.insight.results import HeldOut  # noqa: E402
-from scenes.insight.suspects import label_errors  # noqa: E402
 from scenes.randomness import key  # noqa: E402
 from scenes.runs import Run  # noqa: E402
 from scenes.training.job import Job, prepare  # noqa: E402
@@ -164,7 +164,7 @@ def suspects(job: Job, opinion: np.ndarray, asked: np.ndarray) -> tuple[np.ndarr
         job.data.labels.classes,
         job.data.labels.class_names,
     )
-    found = label_errors(held)[0]
+    found = find_label_errors(held)[0]
     return rows[found], held.predicted[found]
 
 

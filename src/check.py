@@ -1,4 +1,4 @@
-"""Looks a competition over before training: classes, files, duplicates, labels, outliers, train against test."""
+"""Examines a competition's data before training: classes, files, duplicates, labels, outliers, train against test."""
 
 import argparse
 from collections.abc import Sequence

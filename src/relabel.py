@@ -1,4 +1,4 @@
-"""Lists labels that are probably wrong for a person to review, and applies the decisions as a new experiment."""
+"""Lists likely label errors for a person to review, and applies the decisions as a new config."""
 
 import argparse
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ from scenes.environment import ensure_environment
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Writes the review sheet, or with --apply the config that a filled-in one becomes."""
+    """Writes the review sheet or, with --apply, the config with its decisions."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="a run's folder, runs/NAME")
     parser.add_argument("--apply", action="store_true", help="turn the decisions in review.csv into a config")
-    parser.add_argument("--accept-all", action="store_true", help="take every suggestion, unseen")
+    parser.add_argument("--accept-all", action="store_true", help="accept every suggestion without review")
     parser.add_argument("--out", type=Path, help="the config; by default configs/NAME_relabelled.yaml")
     add_settings_option(parser)
     arguments = parser.parse_args(argv)
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if arguments.accept_all or not arguments.apply:
         sheet = write_sheet(chosen, config, arguments.accept_all)
-        say(f"wrote {sheet} and, to look at, {sheet.with_suffix('.html')}")
+        say(f"wrote {sheet}, and {sheet.with_suffix('.html')} with the images")
     if arguments.apply:
         out = apply_sheet(chosen, config, arguments.out)
         say(f"next: bash train.sh {out}")

@@ -1,4 +1,4 @@
-"""Writes report.html of runs, and of several runs a page that compares them."""
+"""Writes report.html for each run, and for several runs a page that compares them."""
 
 import argparse
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from scenes.environment import ensure_environment
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Writes the pages and says where they are."""
+    """Writes the pages and prints their paths."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="*", type=Path, metavar="runs/NAME", help="by default the run that finished last")
     parser.add_argument("--out", type=Path, help="the page; by default runs/NAME/report.html or runs/comparison.html")

@@ -4,9 +4,15 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from safetensors.numpy import save_file
 
 import report
+from scenes.competition.metric import evaluate
+from scenes.config import Config, dump
+from scenes.runs import Run, write_json
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")
@@ -19,12 +25,39 @@ def pages(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("browser") / "root"
     shutil.copytree(trained, root)
     shutil.copytree(root / "runs/tiny", root / "runs/another_run_with_quite_a_long_name")
-    names = ["<script>alert(1)</script>", "forest", "a very long name of a class that goes on and on", "d", "e", "f"]
+    names = [
+        "<script>alert(1)</script>",
+        "forest",
+        "a class whose name is long and does not end soon",
+        "d",
+        "e",
+        "f",
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         arguments = ["runs/tiny", "runs/another_run_with_quite_a_long_name", "--out", "comparison.html"]
         report.main([*arguments, "--set", f"data.class_names={names}"])
+        make_run(Run(Path("runs/many")), 60)
+        report.main(["runs/many"])
     return root
+
+
+def make_run(run: Run, classes: int) -> None:
+    """Writes the files of a run that predicted five rows of each class, one of them as the next class."""
+    labels = [f"kind {number:03d}" for number in range(classes)]
+    targets = np.repeat(np.arange(classes), 5)
+    predicted = (targets + (np.arange(len(targets)) % 5 == 0)) % classes
+    probabilities = np.eye(classes, dtype=np.float32)[predicted] * 0.9 + np.float32(0.1 / classes)
+    run.fold_folder(0).mkdir(parents=True)
+    run.weights_file(0).touch()
+    tensors = {"rows": np.arange(len(targets)), "probabilities": probabilities[None]}
+    save_file(tensors, run.fold_oof_file(0), metadata={"views": "plain"})
+    about = {"image_name": targets.astype(str), "label": [labels[target] for target in targets], "fold": 0}
+    table = pd.concat([pd.DataFrame(about), pd.DataFrame(probabilities, columns=labels)], axis=1)
+    table.to_csv(run.oof_file, index=False)
+    run.config_file.write_text(dump(Config(name=run.name)))
+    metrics = {"folds": [0], "of": 5, "optimistic": None, "views": {}, "class_names": labels}
+    write_json(run.metrics_file, metrics | evaluate(probabilities, targets, labels))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +90,7 @@ def open_page(browser: playwright.Browser, file: Path, width: int) -> Iterator[p
 
 
 @pytest.mark.parametrize("width", [400, 1280])
-@pytest.mark.parametrize("name", ["runs/tiny/report.html", "comparison.html"])
+@pytest.mark.parametrize("name", ["runs/tiny/report.html", "runs/many/report.html", "comparison.html"])
 def test_a_page_fits_its_window(name: str, width: int, browser: playwright.Browser, pages: Path) -> None:
     for page in open_page(browser, pages / name, width):
         assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -82,6 +115,32 @@ def test_a_click_on_a_header_sorts_by_value_and_back(opened: playwright.Page) ->
     first = table.locator("th").first
     first.get_by_role("button").click()
     assert (header.get_attribute("aria-sort"), first.get_attribute("aria-sort")) == ("none", "ascending")
+
+
+def test_long_tables_show_their_first_rows_until_asked_for_all(browser: playwright.Browser, pages: Path) -> None:
+    for page in open_page(browser, pages / "runs/many/report.html", 1280):
+        table = page.locator("#cross-validation table").nth(1)
+        rows = table.locator("tbody tr:visible")
+        assert rows.count() == 20
+        table.locator("th button").first.click()
+        assert rows.first.locator("td").first.text_content() == "kind 000"
+        assert rows.count() == 20
+        page.locator("#cross-validation .more").click()
+        assert rows.count() == 60
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_a_large_confusion_matrix_names_the_cell_under_the_pointer(
+    width: int, browser: playwright.Browser, pages: Path
+) -> None:
+    for page in open_page(browser, pages / "runs/many/report.html", width):
+        canvas = page.locator("canvas.heatmap")
+        canvas.scroll_into_view_if_needed()
+        side = canvas.evaluate("(one) => one.clientWidth")
+        assert side > 0.9 * (width - 64) / (1 if width == 400 else 2)
+        canvas.hover(position={"x": side * 8.5 / 60, "y": side * 7.5 / 60})
+        said = page.locator(".confusion output").text_content()
+        assert said == "kind 007, predicted kind 008: 1 (20.0 %)"
 
 
 def test_negative_numbers_sort_below_and_empty_cells_last(opened: playwright.Page) -> None:

@@ -82,7 +82,7 @@ def test_what_is_planted_is_found_and_the_remedy_works(
     replace(test["image_name"][3], read(names[zero[3]]))
     printed, page = run(capsys, f"model.weights={weights}")
     assert "identical images, pairs: 1 within train, 0 train and test, 0 within test" in printed
-    assert re.search(r"pairs of them with different labels: \d", printed)
+    assert re.search(r"different labels: \d", printed)
     assert "Conflicting labels" in page
     assert f"{names[zero[0]]} | {names[one[0]]}" in page
     assert re.search(rf"{names[zero[3]]} \| {test['image_name'][3]}", page)
@@ -147,7 +147,7 @@ def test_without_test_images(workspace: Path, weights: Path, capsys: pytest.Capt
     Path("input/test.csv").unlink()
     printed, page = run(capsys, f"model.weights={weights}")
     assert "no test images" in printed
-    assert "there are no, or too few, test images" in page
+    assert "there are no test images" in page
     Path("input/test.csv").write_bytes(b"\xff\xfe")
     assert "test.csv: cannot be used" in run(capsys)[0]
 
@@ -159,15 +159,14 @@ def test_a_shift_is_seen_and_shown(workspace: Path, weights: Path, capsys: pytes
     auc = re.search(r"AUC (\d\.\d+) ± ", printed)
     assert auc
     assert float(auc[1]) > 0.8
-    assert "do not trust the cross-validation" in printed
-    assert "Training images most like test" in page
-    assert "Test images least like training" in page
+    assert "do not trust" in printed
+    assert "Training images most like test images" in page
+    assert "Test images least like training images" in page
 
 
 def test_weights_that_cannot_be_had_do_not_stop_it(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed, _ = run(capsys, "model.weights=gone.safetensors")
-    assert "not compared by what they show" in printed
-    assert "gone.safetensors" in printed
+    assert re.search(r"not compared: .*gone\.safetensors", printed)
 
 
 def test_only_its_own_page_is_overwritten(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -167,9 +167,9 @@ def test_a_folder_in_the_way_is_named(reviewed: Path) -> None:
             relabel.main(["runs/tiny", *arguments])
 
 
-def test_a_run_of_all_rows_judges_no_label(workspace: Path) -> None:
+def test_a_run_of_all_rows_has_no_labels_to_doubt(workspace: Path) -> None:
     train.main(["tiny.yaml", "--folds", "full", "--set", *TINY, "train.epochs=1"])
-    with pytest.raises(UserError, match="without --folds full"):
+    with pytest.raises(UserError, match="--folds full"):
         relabel.main(["runs/tiny"])
 
 

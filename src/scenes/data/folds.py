@@ -56,14 +56,27 @@ def group_rows(*groupings: Sequence[str] | np.ndarray) -> np.ndarray:
     Returns:
         int64, shape (n,): group numbers from 0, in the order of their first rows.
     """
-    from scipy.sparse import coo_matrix  # here, because predicting has no use for the second this takes
-    from scipy.sparse.csgraph import connected_components
-
     codes = [pd.factorize(np.asarray(values, object))[0] for values in groupings]
     firsts = np.concatenate([np.unique(code, return_index=True)[1][code] for code in codes])
     rows = np.tile(np.arange(len(codes[0])), len(codes))
-    # A graph of rows: an edge leads from each to the first that has the same value.
-    edges = coo_matrix((np.ones(len(rows)), (rows, firsts)), (len(codes[0]), len(codes[0])))
+    return connected_rows(rows, firsts, len(codes[0]))  # each row and the first one with the same value
+
+
+def connected_rows(first: np.ndarray, second: np.ndarray, count: int) -> np.ndarray:
+    """Groups rows that are connected by pairs, directly or through others.
+
+    Args:
+        first: int, shape (pairs,): one row of each pair.
+        second: int, shape (pairs,): the other.
+        count: The number of rows.
+
+    Returns:
+        int64, shape (count,): group numbers from 0, in the order of their first rows.
+    """
+    from scipy.sparse import coo_matrix  # slow to import, and predicting does not need it
+    from scipy.sparse.csgraph import connected_components
+
+    edges = coo_matrix((np.ones(len(first)), (first, second)), (count, count))
     return connected_components(edges, directed=False)[1].astype(np.int64)
 
 

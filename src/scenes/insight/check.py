@@ -1,4 +1,4 @@
-"""Looks a competition over before training: a summary on the terminal, and a page with pictures."""
+"""Examines a competition's data before training: a summary on the terminal and a page with images."""
 
 import os
 import shlex
@@ -13,75 +13,76 @@ from scenes.config import Config
 from scenes.console import say
 from scenes.data.augment import compose
 from scenes.files import check_file, write_result
-from scenes.insight import page, sheets
+from scenes.insight import gallery, page
 from scenes.insight.duplicates import group_pairs
 from scenes.insight.findings import find
+from scenes.insight.gallery import Shown
 from scenes.insight.quality import OUTLYING
 from scenes.insight.readable import Readable
 from scenes.insight.shift import SLIGHT
 from scenes.insight.survey import SIDES, Survey, survey
 
 GROUPS = "near_duplicates.csv"
-SHOWN = 12  # pictures in a gallery of extremes
+SHOWN = 12  # images in a gallery of extremes
 PAIRS_SHOWN = 36
 VALUES_SHOWN = 10
-BARS = 40  # with more classes the table has to do
+BARS = 40  # more classes get no figure, only the table
 AUGMENTED = 6
 
 
 def check(config: Config, out: Path) -> None:
-    """Looks at all there is to see before training; bad data is reported, and the rest looked at.
+    """Examines the data; bad rows are reported and the rest is examined all the same.
 
     Args:
         config: The experiment.
-        out: The page's file; one that is no page of ours is kept under a number. Beside it goes near_duplicates.csv, if
-            there are any in train.
+        out: The page's file; an existing file that is not such a page is renamed. near_duplicates.csv is written beside
+            it if there are near duplicates among the training images.
 
     Raises:
-        UserError: If there is not one training image that can be read, or `out` cannot be a file.
+        UserError: If no training image can be read, or `out` cannot be a file.
     """
     check_file(out)
-    compose(config.augment, config.image_size)  # a wrong transform is found here, not after the work
+    compose(config.augment, config.image_size)  # finds a wrong transform before the work, not after it
     if config.data.sample:
         from scenes.competition.sample import draw
 
         draw(config.data.root)
-    known = survey(config)
-    groups = _write_groups(known, out.with_name(GROUPS))
+    found = survey(config)
+    groups = _write_groups(found, out.with_name(GROUPS))
     below_root = os.path.relpath(groups.resolve(), config.data.root.resolve()) if groups else ""
-    remedy = f"in {groups}; to give each group one fold: --set {shlex.quote(f'data.near_duplicates={below_root}')}"
-    findings = find(known, remedy)
-    data, pairs = known.data, known.pairs
+    remedy = f"see {groups}; to keep each group in one fold: --set {shlex.quote(f'data.near_duplicates={below_root}')}"
+    findings = find(found, remedy)
+    data, pairs = found.data, found.pairs
     page.render(
         "check.html",
         out,
         name=config.name,
         findings=findings,
-        no_embeddings=known.no_embeddings,
+        no_embeddings=found.no_embeddings,
         unreadable=[[str(side.table.csv), *row] for side in data.sides for row in side.unreadable],
         classes=_classes(data),
         class_figure=_class_figure(data),
-        files=[(column, _tally(data, known.looks[column])) for column in ("size", "mode", "format")],
+        files=[(column, _tally(data, found.looks[column])) for column in ("size", "mode", "format")],
         conflicts=_pair_gallery(data, pairs[pairs["conflict"]]),
-        pairs=_pairs(known),
-        extremes=_extremes(known),
-        shift=known.shift,
-        shifted=_shifted(known),
-        augment=config.augment if isinstance(config.augment, str) else "the config's own",
-        augmentations=sheets.augmentations(data, config, AUGMENTED),
-        contact_sheets=sheets.contact_sheets(data, config.seed),
+        pairs=_pairs(found),
+        extremes=_extremes(found),
+        shift=found.shift,
+        shifted=_shifted(found),
+        augment=config.augment if isinstance(config.augment, str) else "custom",
+        augmentations=gallery.augmentations(data, config, AUGMENTED),
+        contact_sheets=gallery.contact_sheets(data, config.seed),
     )
     for finding in findings:
         say(finding.what + (f"\n  → {finding.remedy}" if finding.remedy else ""))
-    say(f"pictures: {out}")
+    say(f"page with images: {out}")
 
 
-def _write_groups(known: Survey, path: Path) -> Path | None:
-    """Writes which training images show nearly the same, if any do; a file of other content is kept under a number."""
-    pairs = known.pairs[known.pairs["side"] == SIDES[0]]
-    if pairs["exact"].all():  # training finds the others itself
+def _write_groups(found: Survey, path: Path) -> Path | None:
+    """Writes the groups of near duplicates among the training images, if any; a different older file is renamed."""
+    pairs = found.pairs[found.pairs["side"] == SIDES[0]]
+    if pairs["exact"].all():  # training finds identical images by itself
         return None
-    table = known.data.train.table
+    table = found.data.train.table
     groups = group_pairs(pairs, len(table))
     rows = pd.DataFrame({"image_name": table.names, "group": groups})[groups > 0]
     write_result(path, rows.to_csv(index=False, lineterminator="\n"))
@@ -105,7 +106,7 @@ def _class_figure(data: Readable) -> Markup | str:
 
 
 def _tally(data: Readable, values: pd.Series) -> list[list[object]]:
-    """Counts how often each value comes in train and in test; of many, the most frequent."""
+    """Counts each value in train and in test; of many values, the most frequent."""
     train, test = Counter(values[: len(data.train)]), Counter(values[len(data.train) :])
     common = [value for value, _ in (train + test).most_common()]
     shown = [[value, f"{train[value]:,}", f"{test[value]:,}"] for value in common[:VALUES_SHOWN]]
@@ -115,45 +116,48 @@ def _tally(data: Readable, values: pd.Series) -> list[list[object]]:
     return shown
 
 
-def _pairs(known: Survey) -> list[tuple[str, list[dict[str, str | Markup]]]]:
-    """The pairs of each side, those most alike."""
+def _pairs(found: Survey) -> list[tuple[str, list[Shown]]]:
+    """The most similar pairs of each side."""
     galleries = []
     for side in SIDES:
-        chosen = known.pairs[known.pairs["side"] == side]
+        chosen = found.pairs[found.pairs["side"] == side]
         exact = int(chosen["exact"].sum())
-        shown = f"; the first {PAIRS_SHOWN}" if len(chosen) > PAIRS_SHOWN else ""
+        shown = f"; {PAIRS_SHOWN} are shown" if len(chosen) > PAIRS_SHOWN else ""
         title = f"{side.capitalize()}: {exact:,} identical, {len(chosen) - exact:,} nearly{shown}"
         if len(chosen):
-            galleries.append((title, _pair_gallery(known.data, chosen)))
+            galleries.append((title, _pair_gallery(found.data, chosen)))
     return galleries
 
 
-def _pair_gallery(data: Readable, pairs: pd.DataFrame) -> list[dict[str, str | Markup]]:
+def _pair_gallery(data: Readable, pairs: pd.DataFrame) -> list[Shown]:
     shown = pairs.head(PAIRS_SHOWN)
     notes = ["identical" if pair.exact else f"similarity {pair.likeness:.2f}" for pair in shown.itertuples()]
-    return sheets.pairs(data, zip(shown["first"], shown["second"], strict=True), notes)
+    return gallery.pairs(data, zip(shown["first"], shown["second"], strict=True), notes)
 
 
-def _extremes(known: Survey) -> list[tuple[str, list[dict[str, str | Markup]]]]:
+def _extremes(found: Survey) -> list[tuple[str, list[Shown]]]:
     """The darkest, brightest and least sharp images."""
     galleries = []
     kinds = (("Darkest", "brightness", 1), ("Brightest", "brightness", -1), ("Least sharp", "sharpness", 1))
     for title, column, sign in kinds:
-        rows = (sign * known.looks[column]).nsmallest(SHOWN).index.tolist()
-        is_far = (sign * known.looks[f"{column}_z"] < -OUTLYING).tolist()
-        notes = [f"{column} {known.looks[column][row]:.0f}{' (outlier)' if is_far[row] else ''}" for row in rows]
-        galleries.append((f"{title} ({sum(is_far)} outliers)", sheets.gallery(known.data, rows, notes)))
+        rows = (sign * found.looks[column]).nsmallest(SHOWN).index.tolist()
+        is_far = (sign * found.looks[f"{column}_z"] < -OUTLYING).tolist()
+        notes = [f"{column} {found.looks[column][row]:.0f}{' (outlier)' if is_far[row] else ''}" for row in rows]
+        galleries.append((f"{title} ({sum(is_far)} outliers)", gallery.rows(found.data, rows, notes)))
     return galleries
 
 
-def _shifted(known: Survey) -> list[tuple[str, list[dict[str, str | Markup]]]]:
-    """The images of each side that are taken for test images most surely, where the sides differ."""
-    if not known.shift or known.shift.auc <= SLIGHT:
+def _shifted(found: Survey) -> list[tuple[str, list[Shown]]]:
+    """If train and test differ: the images of each that are most clearly taken for test images."""
+    if not found.shift or found.shift.auc <= SLIGHT:
         return []
-    by_likeness = pd.Series(known.shift.likeness, known.shift.rows).sort_values(ascending=False)
+    by_likeness = pd.Series(found.shift.likeness, found.shift.rows).sort_values(ascending=False)
     galleries = []
-    for title, in_test in (("Training images most like test", False), ("Test images least like training", True)):
-        chosen = by_likeness[[known.data.is_test(row) == in_test for row in by_likeness.index]].head(SHOWN)
+    for title, in_test in (
+        ("Training images most like test images", False),
+        ("Test images least like training images", True),
+    ):
+        chosen = by_likeness[[found.data.is_test(row) == in_test for row in by_likeness.index]].head(SHOWN)
         notes = [f"test-like {chance:.2f}" for chance in chosen]
-        galleries.append((title, sheets.gallery(known.data, chosen.index.tolist(), notes)))
+        galleries.append((title, gallery.rows(found.data, chosen.index.tolist(), notes)))
     return galleries

@@ -1,4 +1,4 @@
-"""Runs side by side: scores with paired differences, which see what two standard errors would hide, and curves."""
+"""Compares runs: scores with paired differences, which are more precise than two separate scores, and curves."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,25 +17,25 @@ from scenes.runs import Run
 
 
 def compare(runs: Sequence[Run], path: Path, overrides: Sequence[str] = ()) -> Path:
-    """Writes a page that compares runs to the first of them, on the images that all of them judged.
+    """Writes a page that compares runs to the first one, on the images that all of them predicted.
 
     Args:
-        runs: Two or more of the same competition, with scored folds.
+        runs: Two or more runs of the same competition, with scored folds.
         path: The page.
-        overrides: Other settings than the runs'.
+        overrides: Settings that replace the runs'.
 
     Raises:
-        UserError: If a run has no scores, or the runs have no images or not the same classes in common.
+        UserError: If a run has no scores, or the runs have different classes or no images in common.
     """
     check_file(path)
     names = [run.name for run in runs]
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise UserError(f"the run {twice[0]} is named twice; a comparison needs different runs")
+    if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise UserError(f"the run {repeated[0]} is given twice; name different runs")
     held, histories = {}, {}
     for run in runs:
         config, metrics = run.load_config(list(overrides)), read_metrics(run)
         if metrics is None:
-            raise UserError(f"{run.folder}: has no scored fold to compare; train one, without --folds full")
+            raise UserError(f"{run.folder}: has no scored fold to compare; train a fold other than --folds full")
         held[run.name] = read_held_out(run, config, metrics)
         histories[run.name] = mean_history(read_histories(run, config.data.folds))
     rows = _common_rows(held)
@@ -51,18 +51,18 @@ def compare(runs: Sequence[Run], path: Path, overrides: Sequence[str] = ()) -> P
 
 
 def mean_history(histories: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Averages the histories of a run's folds by epoch; the model of all rows is no fold."""
+    """Averages the histories of a run's folds by epoch, without the model trained on all rows."""
     folds = [history for name, history in histories.items() if name != fold_name(FULL)]
     joined = pd.concat(folds) if folds else pd.DataFrame({"epoch": [], "steps": []})
     return joined.groupby("epoch").mean(numeric_only=True).reset_index()
 
 
 def _common_rows(held: Mapping[str, HeldOut]) -> dict[str, np.ndarray]:
-    """Where in each run the images are that all of them have under the same label, in the same order."""
+    """The positions, in each run, of the images that all runs have under the same label, in the same order."""
     first, *others = held
     for name in others:
         if held[name].classes != held[first].classes:
-            raise UserError(f"{name} was trained on other classes than {first}; only runs of the same can be compared")
+            raise UserError(f"{name} was trained on other classes than {first}; compare runs with the same classes")
     places = {
         name: {(image, target): row for row, (image, target) in enumerate(zip(one.names, one.targets, strict=True))}
         for name, one in held.items()
@@ -74,7 +74,7 @@ def _common_rows(held: Mapping[str, HeldOut]) -> dict[str, np.ndarray]:
 
 
 def _scores(held: Mapping[str, HeldOut], rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """A row for each run: its scores, and their paired differences to the first run's."""
+    """A row per run: its scores, and their paired differences to the first run's."""
     first = next(iter(held))
     hits = {name: one.hits[rows[name]] for name, one in held.items()}
     losses = {name: one.losses[rows[name]] for name, one in held.items()}
@@ -87,7 +87,7 @@ def _scores(held: Mapping[str, HeldOut], rows: Mapping[str, np.ndarray]) -> dict
                 name,
                 with_error(float(hits[name].mean()), standard_error(hits[name])),
                 sections.difference(hits[name] - hits[first]),
-                f"{losses[name].mean():.4f} ± {standard_error(losses[name]):.4f}",
+                with_error(float(losses[name].mean()), standard_error(losses[name])),
                 sections.difference(losses[name] - losses[first]),
                 gained if name != first else "",
                 lost if name != first else "",
@@ -99,7 +99,7 @@ def _scores(held: Mapping[str, HeldOut], rows: Mapping[str, np.ndarray]) -> dict
         "difference",
         "log loss ± s.e.",
         "difference",
-        "only it is right",
-        "only it is wrong",
+        "only this is correct",
+        "only this is wrong",
     ]
     return {"columns": columns, "rows": table}

@@ -1,31 +1,31 @@
-"""Images that are the same or nearly so: copies by their pixels, near duplicates by perceptual hash and embedding."""
+"""Duplicate images: identical ones by their pixels, near duplicates by perceptual hash and embedding."""
 
 import cv2
 import numpy as np
 import pandas as pd
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
+
+from scenes.data.folds import connected_rows
 
 HASH_BITS = 63
 CHUNK = 512  # rows compared with all others at a time
-NEIGHBOURS = 20  # of each row; enough to join a series of any length, and it bounds the pairs by 20 n
-# When two images are near duplicates. Chosen by eye on 7,997 Intel scenes under EfficientNet-Lite0, each order in turn.
-# Hashes 4 bits or less apart: all 27 pairs show one scene. 6 to 12 bits: all 21 pairs with a cosine from 0.7 up do, the
-# first that does not has 0.67. Any hash: all 20 pairs with a cosine from 0.9 up do, the first that does not has 0.87.
+NEIGHBOURS = 20  # per row: enough to link a series of any length, and at most 20 n pairs
+# Thresholds for near duplicates, chosen by looking at pairs of 7,997 Intel scenes, with EfficientNet-Lite0's features.
+# Hashes at most 4 bits apart: all 27 pairs show the same scene. 6 to 12 bits: so do all 21 pairs with a cosine of at
+# least 0.7; the next has 0.67. Any hash: so do all 20 pairs with at least 0.9; the next has 0.87.
 SAME_HASH = 4
 ALIKE_HASH, ALIKE_COSINE = 12, 0.7
 SAME_COSINE = 0.93
 
 
 def perceptual_hash(image: np.ndarray) -> np.ndarray:
-    """Describes an image's coarse structure by the signs of its lowest frequencies (pHash, Zauner 2010).
+    """Hashes an image's coarse structure: the signs of its lowest frequencies (pHash, Zauner 2010).
 
     Args:
         image: RGB, uint8, shape (h, w, 3).
 
     Returns:
-        float32, shape (63,), of length 1: two hashes that differ in d bits have the cosine 1 - 2 d / 63.
+        float32, shape (63,), a unit vector: two hashes that differ in d bits have the cosine 1 - 2 d / 63.
     """
     gray = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (32, 32), interpolation=cv2.INTER_AREA)
     low = cv2.dct(gray.astype(np.float32))[:8, :8].ravel()[1:]  # without the mean brightness
@@ -35,17 +35,17 @@ def perceptual_hash(image: np.ndarray) -> np.ndarray:
 def find_pairs(
     pixel_hashes: np.ndarray, hashes: np.ndarray, embeddings: np.ndarray | None, device: torch.device
 ) -> pd.DataFrame:
-    """Finds the pairs of images that show the same; mirrored copies are not looked for.
+    """Finds pairs of identical and nearly identical images; mirrored copies are not found.
 
     Args:
         pixel_hashes: (n,) strings, equal for identical images.
         hashes: float32, shape (n, 63), see `perceptual_hash`.
-        embeddings: float32, shape (n, f), or None: then only very similar hashes count.
-        device: Where to compare.
+        embeddings: float32, shape (n, f); or None, and then only very similar hashes count.
+        device: Where to compute.
 
     Returns:
-        Columns ``first`` < ``second`` (rows), ``exact``, and ``likeness`` in [0, 1], the most alike first. Of several
-        copies each is paired with the first; a near duplicate with the first copy.
+        Columns ``first`` < ``second`` (rows), ``exact``, and ``likeness`` in [0, 1], in descending order. Each copy is
+        paired with the first one only, and so is a near duplicate of several copies.
     """
     _, places, inverse = np.unique(pixel_hashes, return_index=True, return_inverse=True)
     original = places[inverse]
@@ -73,7 +73,7 @@ def _near(
 
 
 def _cosine(bits: int) -> float:
-    """That of two hashes that differ in so many bits, and a little less, for rounding."""
+    """The cosine of two hashes that differ in this many bits, less a margin for rounding."""
     return 1 - 2 * (bits + 0.5) / HASH_BITS
 
 
@@ -85,12 +85,12 @@ def neighbours(units: np.ndarray, least: float, device: torch.device) -> tuple[n
     """Finds pairs of similar vectors without a matrix of all pairs.
 
     Args:
-        units: float32, shape (n, f), each of length 1.
-        least: The cosine to reach, above 0.
-        device: Where to compare.
+        units: float32, shape (n, f): unit vectors.
+        least: The smallest cosine that counts, above 0.
+        device: Where to compute.
 
     Returns:
-        First and second rows, int64, first < second; at most 20 for each first, those nearest to it.
+        First and second rows, int64, first < second; at most the 20 nearest of each first row.
     """
     vectors = torch.from_numpy(units).to(device)
     first, second = [], []
@@ -104,17 +104,16 @@ def neighbours(units: np.ndarray, least: float, device: torch.device) -> tuple[n
 
 
 def group_pairs(pairs: pd.DataFrame, count: int) -> np.ndarray:
-    """Joins rows that pairs connect, directly or through others.
+    """Groups rows that are connected by pairs, directly or through others.
 
     Args:
-        pairs: As of `find_pairs`, of the first `count` rows only.
-        count: How many rows there are.
+        pairs: From `find_pairs`, of the first `count` rows only.
+        count: The number of rows.
 
     Returns:
         int64, shape (count,): group numbers from 1; 0 for a row in no pair.
     """
-    edges = coo_matrix((np.ones(len(pairs)), (pairs["first"], pairs["second"])), (count, count))
-    labels = connected_components(edges, directed=False)[1]
+    labels = connected_rows(pairs["first"].to_numpy(), pairs["second"].to_numpy(), count)
     is_single = np.bincount(labels)[labels] == 1
     numbers = np.zeros(count, np.int64)
     numbers[~is_single] = pd.factorize(labels[~is_single])[0] + 1

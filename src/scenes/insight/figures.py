@@ -1,4 +1,4 @@
-"""The figures of the pages: curves, calibration, a large confusion matrix."""
+"""The figures of the pages: curves by epoch and calibration."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -11,24 +11,24 @@ from matplotlib.ticker import MaxNLocator
 from scenes.insight import page
 
 BINS = 10
-MANY = 10  # more lines than that need no legend
+MANY = 10  # more lines than this get no legend
 CURVES = {
     "val_accuracy": "Held-out accuracy",
     "train_loss": "Training loss",
     "val_loss": "Held-out loss",
     "lr": "Learning rate",
-    "images_per_second": "Images a second",
+    "images_per_second": "Images per second",
 }
 
 
 def curves(histories: Mapping[str, pd.DataFrame]) -> list[Markup]:
-    """Draws a figure for each value of history.csv, a line for each of the histories.
+    """Draws a figure for each column of history.csv, with a line for each history.
 
     Args:
-        histories: What is compared (folds, or runs) by its name; `epoch` and any of CURVES are its columns.
+        histories: Folds, or runs, by name; the columns are `epoch`, `steps` and any of CURVES.
 
     Returns:
-        Figures; none for values that no history has for two epochs.
+        The figures; a column with fewer than two epochs in every history gets none.
     """
     drawn: list[Markup] = []
     for column, title in CURVES.items():
@@ -44,30 +44,30 @@ def curves(histories: Mapping[str, pd.DataFrame]) -> list[Markup]:
             axes.set_ylim(bottom=0)
         if column == "lr":
             axes.yaxis.set_major_formatter("{x:.3g}")
-        if not drawn and 1 < len(lines) <= MANY:  # one for all: the colours are the same
+        if not drawn and 1 < len(lines) <= MANY:  # the colours mean the same in all figures
             axes.legend(fontsize=8)
         drawn.append(page.svg(figure))
     return drawn
 
 
 def _points(history: pd.DataFrame, column: str) -> pd.Series:
-    """A column's values by epoch, without those that are missing."""
+    """A column's values by epoch, without missing ones."""
     if column not in history:
         return pd.Series(dtype=float)
-    rows = history[history["steps"] > 0] if column == "lr" else history  # the probe has no rate
+    rows = history[history["steps"] > 0] if column == "lr" else history  # the probe has no learning rate
     return rows.set_index("epoch")[column].dropna()
 
 
 class Bin(NamedTuple):
-    """Predictions of like confidence.
+    """Predictions of similar confidence.
 
     Attributes:
-        low: The least confidence.
-        high: The most.
-        n: How many predictions.
+        low: The lower edge of the bin.
+        high: The upper edge.
+        n: The number of predictions.
         confidence: Their mean confidence.
-        accuracy: The share that is right.
-        error: Its standard error.
+        accuracy: The share that is correct.
+        error: The standard error of that share.
     """
 
     low: float
@@ -79,14 +79,14 @@ class Bin(NamedTuple):
 
 
 def calibration(probabilities: np.ndarray, hits: np.ndarray) -> tuple[list[Bin], float]:
-    """Compares how sure predictions are with how often they are right (Guo et al. 2017, arXiv:1706.04599).
+    """Compares confidence with accuracy (Guo et al. 2017, arXiv:1706.04599).
 
     Args:
         probabilities: float, shape (n, classes).
-        hits: float, shape (n,): 1 where the most probable class is right.
+        hits: float, shape (n,): 1 where the most probable class is correct.
 
     Returns:
-        The bins that are not empty, of equal width; and the expected calibration error, the mean distance between
+        The bins of equal width that are not empty; and the expected calibration error, the mean distance between
         confidence and accuracy.
     """
     confidence = probabilities.max(1).astype(np.float64)
@@ -102,24 +102,10 @@ def calibration(probabilities: np.ndarray, hits: np.ndarray) -> tuple[list[Bin],
 
 
 def reliability(bins: Sequence[Bin]) -> Markup:
-    """Draws accuracy over confidence; on the diagonal a model is as right as it is sure."""
+    """Draws accuracy over confidence; on the diagonal they are equal."""
     figure, axes = page.figure(title="Reliability")
     axes.plot([0, 1], [0, 1], color="#888888", linewidth=1, linestyle="--")
     confidence, accuracy = [one.confidence for one in bins], [one.accuracy for one in bins]
     axes.errorbar(confidence, accuracy, [one.error for one in bins], marker="o", markersize=5, capsize=3, linewidth=1.4)
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
-    return page.svg(figure)
-
-
-def large_confusion(shares: np.ndarray) -> Markup:
-    """Draws a confusion matrix too large to be read as a table.
-
-    Args:
-        shares: float, shape (classes, classes): the truth's rows sum to 1.
-    """
-    figure, axes = page.figure(6.0, 5.2, "Confusion: the truth downwards, the prediction across")
-    axes.grid(visible=False)
-    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    figure.colorbar(drawn, shrink=0.8, label="share of the true class")
-    axes.set(xlabel="predicted", ylabel="true")
     return page.svg(figure)

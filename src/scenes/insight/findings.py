@@ -1,4 +1,4 @@
-"""What a survey found, in sentences, each with its remedy."""
+"""The findings of a survey as sentences, each with its remedy."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -13,22 +13,22 @@ from scenes.insight.shift import MIN_ROWS
 from scenes.insight.survey import SIDES, Survey
 
 EXAMPLES = 3
-UNBALANCED = 10  # times as many images in one class as in another
+UNBALANCED = 10  # ratio of the largest class to the smallest
 
 
 class Finding(NamedTuple):
-    """A line of the summary, and what to do about it."""
+    """A line of the summary and what to do about it."""
 
     what: str
     remedy: str = ""
 
 
 def find(survey: Survey, groups_remedy: str) -> list[Finding]:
-    """Puts a survey into words.
+    """Describes what a survey found.
 
     Args:
-        survey: What is known.
-        groups_remedy: What to do about near duplicates in train.
+        survey: The survey.
+        groups_remedy: What to do about near duplicates among the training images.
     """
     return [
         *_rows(survey),
@@ -49,7 +49,7 @@ def _rows(survey: Survey) -> Iterator[Finding]:
     if counts[least] == counts[most]:
         span = f"{counts[least]:,} a class"
     uneven = counts[most] >= UNBALANCED * counts[least]
-    remedy = "where each class counts the same: --set train.class_weights=balanced" if uneven else ""
+    remedy = "if the metric weighs all classes equally: --set train.class_weights=balanced" if uneven else ""
     yield Finding(f"{len(data.train):,} training images in {len(names)} classes, {span}", remedy)
     yield Finding(f"{len(data.test):,} test images" if data.test else "no test images")
     for problem in data.problems:
@@ -59,11 +59,11 @@ def _rows(survey: Survey) -> Iterator[Finding]:
 def _unreadable(survey: Survey) -> Iterator[Finding]:
     remedies = (
         "data.on_bad_image=skip trains without them; or name them in data.drop",
-        "infer.on_bad_image=prior predicts the classes' shares",
+        "infer.on_bad_image=prior predicts the class frequencies for them",
     )
     for side, remedy in zip(survey.data.sides, remedies, strict=False):
         if side.unreadable:
-            yield Finding(f"{side.table.csv}: {_listed(side)}", f"get the files again; or --set {remedy}")
+            yield Finding(f"{side.table.csv}: {_listed(side)}", f"replace the files; or --set {remedy}")
 
 
 def _listed(side: Side) -> str:
@@ -90,8 +90,8 @@ def _duplicates(pairs: pd.DataFrame, groups_remedy: str) -> Iterator[Finding]:
         remedy = groups_remedy if kind == "near duplicates" and in_train else ""
         yield Finding(f"{kind}, pairs: " + (", ".join(counts) if chosen.any() else "none"), remedy)
     conflicts = int(pairs["conflict"].sum())
-    remedy = "see them on the page; data.relabel mends a label, data.drop leaves a row out" if conflicts else ""
-    yield Finding(f"pairs of them with different labels: {conflicts or 'none'}", remedy)
+    remedy = "see the page; data.relabel corrects a label, data.drop leaves a row out" if conflicts else ""
+    yield Finding(f"duplicate pairs with different labels: {conflicts or 'none'}", remedy)
 
 
 def _outliers(looks: pd.DataFrame) -> Iterator[Finding]:
@@ -102,9 +102,9 @@ def _outliers(looks: pd.DataFrame) -> Iterator[Finding]:
 
 def _shift(survey: Survey) -> Iterator[Finding]:
     if survey.no_embeddings:
-        yield Finding(f"not compared by what they show: {survey.no_embeddings}")
+        yield Finding(f"image content was not compared: {survey.no_embeddings}")
     elif survey.shift:
         shift = survey.shift
-        yield Finding(f"train or test? AUC {shift.auc:.3f} ± {shift.spread:.3f}: {shift.verdict}")
+        yield Finding(f"telling train from test: AUC {shift.auc:.3f} ± {shift.spread:.3f}: {shift.verdict}")
     elif survey.data.test:
-        yield Finding(f"train or test? Not judged: that takes {MIN_ROWS} images of each")
+        yield Finding(f"telling train from test: not measured, as it takes {MIN_ROWS} images of each")

@@ -1,4 +1,4 @@
-"""Pages for people: one self-contained HTML file each, in light and dark, that works from a disk and on a phone."""
+"""Self-contained HTML pages, light and dark, that open without a server and fit a phone."""
 
 import base64
 import io
@@ -21,20 +21,20 @@ from scenes.console import say
 from scenes.files import check_file, keep_old, write_text
 
 TEMPLATES = Path(__file__).with_name("templates")
-# Okabe and Ito's colours, which colour-blind people tell apart, those first that show on white and on black alike.
+# Okabe and Ito's colour-blind safe colours; the first ones are legible on white and on black.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 JPEG_QUALITY = 85
-GENERATOR = b'<meta name="generator" content="scenes">'  # stands in every page
+GENERATOR = b'<meta name="generator" content="scenes">'  # in every page, so that other files are recognised
 NUMBER = re.compile(r"[+\-−]?[\d,]*\.?\d+(e[+-]?\d+)?\s*(%|±.*)?")
 
 
 def render(template: str, path: Path, **content: Any) -> None:
-    """Writes a page: everything it needs is inside the file, and all text in `content` is escaped.
+    """Writes a page that needs no other file; all text in `content` is escaped.
 
     Args:
-        template: A file of ``templates/``, made upon base.html.
-        path: The page's file, written atomically; a file there that is no page of ours is kept under another name.
-        **content: What the template asks for; `Markup` goes in as it is.
+        template: A file in ``templates/`` that extends base.html.
+        path: The page's file, written atomically; an existing file that is not such a page is renamed, not overwritten.
+        **content: The template's variables; `Markup` is inserted unescaped.
 
     Raises:
         UserError: If `path` cannot be a file.
@@ -47,17 +47,17 @@ def render(template: str, path: Path, **content: Any) -> None:
     environment.tests["numeric"] = lambda value: bool(NUMBER.fullmatch(str(value)))
     text = environment.get_template(template).render(content)
     if path.exists() and GENERATOR not in path.read_bytes():
-        say(f"{path} was there and is no page of ours; it is now {keep_old(path)}")
-    write_text(path, text.encode(errors="replace").decode())  # a file's name may hold what UTF-8 does not
+        say(f"{path} existed and was not written by this project; it is now {keep_old(path)}")
+    write_text(path, text.encode(errors="replace").decode())  # a file name may not be valid UTF-8
 
 
 def figure(width: float = 4.4, height: float = 3.0, title: str = "") -> tuple[Figure, Axes]:
-    """Makes an empty figure of one plot in the pages' style.
+    """Makes an empty figure with one plot in the pages' style.
 
     Args:
-        width: Inches; 4.4 fits a phone, two of them stand side by side on a screen.
+        width: Inches; 4.4 fits a phone, and two fit side by side on a screen.
         height: Inches.
-        title: What is drawn, for people who do not see it too.
+        title: Shown above the plot and read by screen readers.
     """
     drawn = Figure((width, height), layout="constrained")
     drawn.set_label(title)
@@ -71,22 +71,22 @@ def figure(width: float = 4.4, height: float = 3.0, title: str = "") -> tuple[Fi
 
 
 def svg(figure: Figure) -> Markup:
-    """Draws a figure as inline SVG: the same bytes each time, transparent, its black in the text's colour.
+    """Draws a figure as inline SVG: transparent, reproducible byte for byte, with black replaced by the text colour.
 
     Args:
-        figure: A figure that belongs to no window (not pyplot's). Dollars in its texts are dollars, not formulas.
+        figure: A figure not made by pyplot. Dollar signs in its texts are not taken for formulas.
     """
     for text in figure.findobj(Text):
         text.set_parse_math(False)
     for legend in figure.findobj(Legend):
-        legend.set_frame_on(False)  # its ground would be white in the dark
+        legend.set_frame_on(False)  # its background would stay white in dark mode
     settings = {"svg.hashsalt": "scenes", "svg.fonttype": "none", "text.parse_math": False}
     drawn = io.StringIO()
     with matplotlib.rc_context(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # the browser has the letters that this font lacks
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(drawn, format="svg", transparent=True, metadata=nothing)
-    # From the first group on: what is before it, a style for the whole page and a size in points, is replaced.
+        warnings.filterwarnings("ignore", message="Glyph")  # the browser has glyphs that this font lacks
+        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(drawn, format="svg", transparent=True, metadata=no_metadata)
+    # Keep what follows the definitions: the header has a style for the whole page and a fixed size.
     body = drawn.getvalue().partition("</defs>")[2].replace("#000000", "currentColor")
     body = re.sub(r' id="[A-Za-z.]+\d?[a-z]*_\d+"', "", body)  # figure_1, patch_2, …: the same in every figure
     body = re.sub(r"font-family: [^;]+; ", "", body)
@@ -97,11 +97,11 @@ def svg(figure: Figure) -> Markup:
 
 
 def thumbnail(image: np.ndarray, side: int) -> str:
-    """Packs an image into a JPEG data URI.
+    """Encodes an image as a JPEG data URI.
 
     Args:
         image: RGB, uint8, shape (h, w, 3).
-        side: The longer side's pixels; a smaller image stays as it is.
+        side: The longer side in pixels; smaller images are not enlarged.
     """
     scale = side / max(image.shape[:2])
     if scale < 1:

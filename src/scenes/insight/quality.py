@@ -1,4 +1,4 @@
-"""What each image file is, and how bright and how sharp its picture is."""
+"""Properties of image files: size, mode and format by their headers, brightness, sharpness."""
 
 import warnings
 from pathlib import Path
@@ -15,7 +15,7 @@ OUTLYING = 3.5  # modified z-score above which a value is an outlier (Iglewicz a
 
 
 class Header(NamedTuple):
-    """What a file's header says."""
+    """Size, mode and format of an image file, as its header states them."""
 
     size: str
     mode: str
@@ -23,14 +23,14 @@ class Header(NamedTuple):
 
 
 def read_header(path: Path) -> Header:
-    """Reads what the file says of itself; nothing is decoded."""
+    """Reads a file's header without decoding the image."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of very large images
+            warnings.simplefilter("ignore")  # about very large images
             with Image.open(path) as opened:
                 mode = MODES.get(opened.mode, opened.mode)
                 return Header(f"{opened.width} × {opened.height}", mode, str(opened.format))
-    except Exception:  # of many kinds; OpenCV, which decodes JPEGs, reads some that Pillow does not
+    except Exception:  # Pillow raises many kinds, also for JPEGs that OpenCV reads
         return Header("unknown", "unknown", "unknown")
 
 
@@ -40,24 +40,24 @@ def brightness(image: np.ndarray) -> float:
 
 
 def sharpness(image: np.ndarray, size: int) -> float:
-    """The variance of the Laplacian (Pech-Pacheco et al. 2000), low where an image is blurred.
+    """The variance of the Laplacian (Pech-Pacheco et al. 2000), which is low for blurred images.
 
     Args:
         image: RGB, uint8, shape (h, w, 3).
-        size: Pixels: that of training, so that images of all sizes can be compared.
+        size: Pixels; images are resized to it first, so that those of different sizes are comparable.
     """
     gray = cv2.cvtColor(resize(image, size), cv2.COLOR_RGB2GRAY)
     return float(cv2.Laplacian(gray, cv2.CV_64F).var())
 
 
 def deviations(values: np.ndarray) -> np.ndarray:
-    """Modified z-scores: how far each value is from the median, in robust standard deviations.
+    """Modified z-scores: the distance of each value from the median in robust standard deviations.
 
     Args:
         values: float, shape (n,).
 
     Returns:
-        float64, shape (n,); zeros where most values are equal.
+        float64, shape (n,); all zero if most values are equal.
     """
     distances = values - np.median(values)
     spread = np.median(np.abs(distances))

@@ -1,4 +1,4 @@
-"""A competition as far as it can be read: every row that is sound, and a list of all that is wrong with the others."""
+"""Reads a competition leniently: every usable row, and a list of what is wrong with the others."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +13,12 @@ from scenes.data.images import Images, read_good_images
 
 @dataclass(frozen=True)
 class Side:
-    """The rows of train.csv or test.csv whose images can be read.
+    """The training or the test rows whose images can be read.
 
     Attributes:
-        table: These rows.
+        table: The rows.
         images: Their images.
-        unreadable: Line, image name and reason of each other row.
+        unreadable: Line, image name and reason of each row whose image cannot be read.
     """
 
     table: Table
@@ -31,12 +31,12 @@ class Side:
 
 @dataclass(frozen=True)
 class Readable:
-    """What can be looked at; rows are counted over both sides, training rows first.
+    """The usable rows, numbered over both sides: training rows first, then test rows.
 
     Attributes:
         train: The training rows.
-        labels: Their targets and the classes.
-        test: The test rows, if there are any.
+        labels: Their targets, and the classes.
+        test: The test rows, if any.
         problems: What is wrong with the CSVs.
     """
 
@@ -47,7 +47,7 @@ class Readable:
 
     @property
     def sides(self) -> list[Side]:
-        """The training side, and the test side if there is one."""
+        """The training side and, if there is one, the test side."""
         return [self.train, self.test] if self.test else [self.train]
 
     def __len__(self) -> int:
@@ -70,18 +70,18 @@ class Readable:
         return self.train.table.names[row]
 
     def label(self, row: int) -> str:
-        """The class's name, or test."""
+        """The name of the row's class, or ``test``."""
         return "test" if self.is_test(row) else self.labels.class_names[self.labels.targets[row]]
 
 
 def read(config: Config) -> Readable:
-    """Reads the CSVs and decodes the images, and goes on without the rows that cannot be used.
+    """Reads the CSVs and decodes the images, leaving out the rows that cannot be used.
 
     Raises:
-        UserError: If there is not one training image that can be read.
+        UserError: If no training image can be read.
     """
-    data = config.data.model_copy(update={"on_bad_image": "skip"})  # missing files are listed with the damaged ones
-    size = config.largest_size  # so that training's own cache is found
+    data = config.data.model_copy(update={"on_bad_image": "skip"})  # lists missing files together with damaged ones
+    size = config.largest_size  # the same cache as training
     folds = None if data.fold_column else data.folds
     table, labels, problems = read_train(data, folds)
     tables = [(_decided(table, labels, data), data.image_dir, "training")]
@@ -91,7 +91,7 @@ def read(config: Config) -> Readable:
             problems += test_problems + overlap(table, test)
             tables.append((test, data.test_image_dir or data.image_dir, "test"))
         except UserError as error:
-            problems.append(Problem(str(data.root / data.test_csv), "cannot be used, is not looked at", str(error)))
+            problems.append(Problem(str(data.root / data.test_csv), "cannot be used and is left out here", str(error)))
     sides = [_readable(table, data.root / folder, data, size, label) for table, folder, label in tables]
     if sides[0] is None:
         nothing = Problem(str(table.csv), "no row has an image that can be read", f"see {data.root / data.image_dir}")
@@ -100,13 +100,13 @@ def read(config: Config) -> Readable:
     if len(sides) > 1 and sides[1] is None:
         problems.append(Problem(str(tables[1][0].csv), "no row has an image that can be read", "check data.image_dir"))
     labels, _ = read_labels(sides[0].table, data, None)
-    if len(labels.class_names) != len(labels.classes):  # a problem that is in the list
+    if len(labels.class_names) != len(labels.classes):  # already among the problems
         labels = Labels(labels.targets, labels.classes, labels.classes)
     return Readable(sides[0], labels, sides[1] if len(sides) > 1 else None, problems)
 
 
 def _decided(table: Table, labels: Labels, data: DataConfig) -> Table:
-    """The rows that have a label, without those of data.drop and with the labels of data.relabel."""
+    """The labelled rows, with data.drop and data.relabel applied."""
     dropped, column = set(data.drop), data.label_column
     is_kept = [target >= 0 and name not in dropped for name, target in zip(table.names, labels.targets, strict=True)]
     table = table.take(np.flatnonzero(is_kept).tolist())
@@ -116,15 +116,15 @@ def _decided(table: Table, labels: Labels, data: DataConfig) -> Table:
 
 
 def _readable(table: Table, folder: Path, data: DataConfig, size: int, label: str) -> Side | None:
-    """Opens those images whose names are sound and whose files can be read; None if there are none."""
+    """Opens the images with valid names and readable files; None if there are none."""
     root, seen = folder.resolve(), set()
-    sound = []
+    valid = []
     for row, (name, path) in enumerate(zip(table.names, table.paths, strict=True)):
         is_inside = "\0" not in name and path.resolve().is_relative_to(root)
         if name.strip() and is_inside and name not in seen:
-            sound.append(row)
+            valid.append(row)
         seen.add(name)
-    table = table.take(sound)
+    table = table.take(valid)
     images, reasons = read_good_images(table, size, data, label)
     unreadable = [(table.columns.index[row], table.names[row], why) for row, why in reasons.items()]
     good = [row for row in range(len(table)) if row not in reasons]

@@ -1,4 +1,4 @@
-"""A review sheet of likely label errors, and the config that a filled-in one becomes."""
+"""Writes a review sheet of likely label errors, and turns the decisions in it into a config."""
 
 import shlex
 from collections.abc import Sequence
@@ -12,47 +12,47 @@ from scenes.competition.rows import read_train
 from scenes.config import Config, validate
 from scenes.console import Problem, UserError, raise_problems, say
 from scenes.files import check_file, write_result
-from scenes.insight import page, pictures, suspects
+from scenes.insight import gallery, label_errors, page
 from scenes.insight.results import read_held_out, read_metrics
 from scenes.runs import Run
 
 COLUMNS = ["image_name", "label", "suggested", "probability", "quality", "decision"]
 DECISIONS = ("keep", "drop")
-SHOWN = 500  # pictures on the page; the sheet holds all
+SHOWN = 500  # images on the page; the sheet lists all rows
 
 
 def sheet_file(run: Run) -> Path:
-    """Where a run's review sheet is."""
+    """The path of a run's review sheet."""
     return run.folder / "review.csv"
 
 
 def write_sheet(run: Run, config: Config, accept: bool = False) -> Path:
-    """Writes review.csv and, to look at, review.html: the rows whose label the folds that never saw them doubt.
+    """Writes review.csv, and review.html with the images: rows whose label contradicts the held-out prediction.
 
     Args:
         run: A run with a scored fold.
         config: The run's config.
-        accept: Fill in each decision with the suggestion.
+        accept: Take the suggestion as the decision in each row.
 
     Returns:
         The sheet's path.
 
     Raises:
-        UserError: If nothing is scored yet, or cleanlab is missing.
+        UserError: If no fold is scored yet, or cleanlab is missing.
     """
-    if not suspects.is_available():
-        raise UserError(f"relabel.py needs {suspects.PACKAGE}: pip install {suspects.PACKAGE}")
+    if not label_errors.is_available():
+        raise UserError(f"relabel.py needs {label_errors.PACKAGE}: pip install {label_errors.PACKAGE}")
     metrics = read_metrics(run)
     if metrics is None:
-        raise UserError(f"{run.folder}: has no scored fold, so no label is judged; train one, without --folds full")
+        raise UserError(f"{run.folder}: has no scored fold; train one other than --folds full")
     path = sheet_file(run)
     check_file(path)
     held = read_held_out(run, config, metrics)
-    rows, sheet = suspects.label_errors(held)
+    rows, sheet = label_errors.find_label_errors(held)
     _check_words([*held.classes, *held.class_names])
     sheet["decision"] = sheet["suggested"] if accept else ""
     write_result(path, sheet[COLUMNS].to_csv(index=False, lineterminator="\n"))
-    images = pictures.read(config, sheet["image_name"][:SHOWN])
+    images = gallery.read_images(config, sheet["image_name"][:SHOWN])
     shown = [row for row in rows[:SHOWN] if held.names[row] in images]
     page.render(
         "review.html",
@@ -62,7 +62,7 @@ def write_sheet(run: Run, config: Config, accept: bool = False) -> Path:
         command=f"python src/relabel.py {shlex.quote(str(run.folder))} --apply",
         counts={"suspects": len(sheet), "of": len(held.names), "shown": len(shown)},
         names=list(zip(held.classes, held.class_names, strict=True)) if held.classes != held.class_names else [],
-        pictures=pictures.gallery(held, shown, images, {}),
+        images=gallery.held_out(held, shown, images, {}),
         columns=COLUMNS[:-1],
         rows=sheet[COLUMNS[:-1]].to_numpy().tolist(),
     )
@@ -70,20 +70,20 @@ def write_sheet(run: Run, config: Config, accept: bool = False) -> Path:
 
 
 def apply_sheet(run: Run, config: Config, out: Path | None = None) -> Path:
-    """Turns a filled-in review.csv into an experiment that differs from the run's by data.drop and data.relabel alone.
+    """Turns a filled-in review.csv into a config that differs from the run's in data.drop and data.relabel only.
 
-    Decisions of the run's own config stay, unless the sheet decides anew.
+    Decisions in the run's own config are kept unless the sheet has a new one for the same image.
 
     Args:
         run: The run.
         config: The run's config.
-        out: Where to; by default ``configs/NAME_relabelled.yaml``.
+        out: The config to write; by default ``configs/NAME_relabelled.yaml``.
 
     Returns:
         The config's path.
 
     Raises:
-        UserError: If the sheet cannot be used, all that is wrong with it listed, or no row is to be changed.
+        UserError: With a list of everything wrong with the sheet; or if no decision changes a row.
     """
     out = out or Path("configs") / f"{run.name}_relabelled.yaml"
     check_file(out)
@@ -103,8 +103,8 @@ def apply_sheet(run: Run, config: Config, out: Path | None = None) -> Path:
             relabel[name] = decision
     if not changed:
         raise UserError(
-            f"{sheet_file(run)}: no decision changes a row; fill the column `decision` with keep, drop or a label, or "
-            "take all suggestions with --accept-all"
+            f"{sheet_file(run)}: no decision changes a row; write keep, drop or a label into the column `decision`, or "
+            "accept all suggestions with --accept-all"
         )
     values: dict[str, Any] = config.model_dump(mode="json", exclude_defaults=True)
     values.pop("name", None)
@@ -117,10 +117,10 @@ def apply_sheet(run: Run, config: Config, out: Path | None = None) -> Path:
 
 
 def _check_words(classes: Sequence[str]) -> None:
-    """Refuses classes in whose sheet a decision would not be clear."""
+    """Refuses classes whose names are also decisions."""
     if found := [word for word in DECISIONS if word in classes]:
         raise UserError(
-            f"a class is called {found[0]!r}, as a decision is; write data.drop and data.relabel into a config by hand"
+            f"a class is called {found[0]!r}, like a decision; write data.drop and data.relabel into a config by hand"
         )
 
 
@@ -128,14 +128,14 @@ def _read_sheet(run: Run, config: Config) -> pd.DataFrame:
     """Reads review.csv as text.
 
     Raises:
-        UserError: If it is missing, no such table, or decides what cannot be.
+        UserError: If it is missing or unreadable, lacks a column, or has an invalid decision.
     """
     path = sheet_file(run)
     if not path.exists():
-        raise UserError(f"no {path}: write it first, python src/relabel.py {run.folder}")
+        raise UserError(f"no {path}: write it first with python src/relabel.py {run.folder}")
     try:
         sheet = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
-    except ValueError as error:  # pandas' own are, and what is not UTF-8
+    except ValueError as error:  # pandas raises subclasses of it, also for text that is not UTF-8
         raise UserError(f"{path}: not readable as a CSV ({error}); save it as comma-separated UTF-8") from None
     if missing := [name for name in ("image_name", "label", "decision") if name not in sheet.columns]:
         raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(sheet.columns)}")
@@ -143,7 +143,7 @@ def _read_sheet(run: Run, config: Config) -> pd.DataFrame:
     table, labels, _ = read_train(config.data, None)
     _check_words([*labels.classes, *labels.class_names])
     names, by_name = set(table.names), dict(zip(labels.class_names, labels.classes, strict=True))
-    by_name |= {f"{label}.0": label for label in labels.classes}  # what a spreadsheet may make of 3
+    by_name |= {f"{label}.0": label for label in labels.classes}  # a spreadsheet may turn 3 into 3.0
     sheet["decision"] = [
         decision if decision in labels.classes else by_name.get(decision, decision) for decision in sheet["decision"]
     ]
@@ -153,9 +153,9 @@ def _read_sheet(run: Run, config: Config) -> pd.DataFrame:
     for row, (name, decision) in enumerate(zip(sheet["image_name"], sheet["decision"], strict=True)):
         where = f"{path}, row {row + 1} ({name})"
         if name not in names:
-            problems.append(Problem(where, f"not an image of {table.csv}", "take the row out"))
+            problems.append(Problem(where, f"not an image of {table.csv}", "delete the row"))
         if repeated[row]:
-            problems.append(Problem(where, "stands above already", "decide once"))
+            problems.append(Problem(where, "duplicate row", "keep one of them"))
         if decision not in known:
             labels_text = ", ".join(labels.classes[:20])
             problems.append(Problem(where, f"decision {decision!r}", f"keep, drop, or one of {labels_text}"))

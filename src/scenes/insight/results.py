@@ -1,4 +1,4 @@
-"""What a run left behind, read back for its report."""
+"""Reads the files of a finished run: scores, held-out predictions, histories, times."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,22 +15,22 @@ from scenes.data.folds import FULL, fold_name
 from scenes.runs import Run, read_json
 from scenes.training.crossval import gather
 
-METRICS = ("of", "folds", "per_class", "class_names", "views", "optimistic")  # what is used of metrics.json
+METRICS = ("of", "folds", "per_class", "class_names", "views", "optimistic")  # needed from metrics.json
 ABOUT = 3  # columns of oof.csv before the probabilities: image_name, label, fold
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a run's folds say about the rows they never saw.
+    """The held-out predictions of a run: each row is predicted by the fold that did not train on it.
 
     Attributes:
         names: Image names, n strings.
         targets: int64, shape (n,): the true classes.
         folds: int64, shape (n,).
-        probabilities: float32, shape (n, classes): those that count, of the views together.
+        probabilities: float32, shape (n, classes): averaged over views, as they are scored.
         views: float32, shape (views, n, classes): of each view alone.
-        view_names: What the views are.
-        classes: The labels.
+        view_names: The names of the views.
+        classes: The labels as the data spells them.
         class_names: The same for people to read.
     """
 
@@ -50,7 +50,7 @@ class HeldOut:
 
     @cached_property
     def hits(self) -> np.ndarray:
-        """float64, shape (n,): 1 where the prediction is right, else 0."""
+        """float64, shape (n,): 1 where the prediction is correct, else 0."""
         return (self.predicted == self.targets).astype(np.float64)
 
     @cached_property
@@ -60,7 +60,7 @@ class HeldOut:
 
 
 def read_metrics(run: Run) -> dict[str, Any] | None:
-    """Reads metrics.json; None where no fold is scored.
+    """Reads metrics.json; None if no fold is scored.
 
     Raises:
         UserError: If it is damaged.
@@ -73,18 +73,18 @@ def read_held_out(run: Run, config: Config, metrics: dict[str, Any]) -> HeldOut:
 
     Args:
         run: A run with a scored fold.
-        config: Its config, perhaps with other class names.
+        config: Its config; data.class_names replaces the run's own.
         metrics: From `read_metrics`.
 
     Raises:
-        UserError: If oof.csv does not belong to the folds as they are now, or the class names to the classes.
+        UserError: If oof.csv does not fit the folds, or the class names do not fit the classes.
     """
-    # By position, not by name: a class may be called what a column is called.
+    # By position, because a class may have the name of another column.
     table = _read_csv(run.oof_file, header=None, skiprows=1, dtype={0: str, 1: str}, keep_default_na=False)
     oof = gather(run, metrics["of"])
     classes = list(metrics["per_class"])
     if len(table) != len(oof.rows) or table.shape[1] != ABOUT + len(classes) or not set(table[1]) <= set(classes):
-        raise UserError(f"{run.oof_file}: does not fit the folds beside it; give train.py's command again")
+        raise UserError(f"{run.oof_file}: does not match the folds in the run; run the train.py command again")
     names = config.data.class_names or metrics["class_names"]
     if len(names) != len(classes):
         raise UserError(f"data.class_names: {len(names)} names for {len(classes)} classes ({', '.join(classes)})")
@@ -102,12 +102,12 @@ def read_held_out(run: Run, config: Config, metrics: dict[str, Any]) -> HeldOut:
 
 
 def read_histories(run: Run, folds: int) -> dict[str, pd.DataFrame]:
-    """Reads history.csv of each fold that has one, by the fold's name."""
+    """Reads each fold's history.csv where there is one, by fold name."""
     return {name: _read_csv(file) for name, file in _files(run, folds, "history.csv").items()}
 
 
 def read_times(run: Run, folds: int) -> dict[str, dict[str, Any]]:
-    """Reads time.json of each fold that has one, by the fold's name."""
+    """Reads each fold's time.json where there is one, by fold name."""
     return {name: read_json(file, "seconds") for name, file in _files(run, folds, "time.json").items()}
 
 
@@ -120,7 +120,7 @@ def _read_csv(file: Path, **options: Any) -> pd.DataFrame:
     try:
         return pd.read_csv(file, **options)
     except (FileNotFoundError, ValueError) as error:  # pandas' own are ValueErrors
-        raise UserError(f"{file}: missing or damaged ({error}); give train.py's command again") from None
+        raise UserError(f"{file}: missing or damaged ({error}); run the train.py command again") from None
 
 
 def _files(run: Run, folds: int, name: str) -> dict[str, Path]:

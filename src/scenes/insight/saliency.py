@@ -1,4 +1,4 @@
-"""Grad-CAM: where in an image a network found its answer (Selvaraju et al. 2017, arXiv:1610.02391)."""
+"""Grad-CAM: which parts of an image a prediction rests on (Selvaraju et al. 2017, arXiv:1610.02391)."""
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -25,19 +25,19 @@ def is_available() -> bool:
 
 
 def spatial_layer(model: Classifier, size: int) -> nn.Module | None:
-    """Finds the last layer whose output is a map of the image; None in networks of tokens.
+    """Finds the last layer whose output is a spatial map; None for networks that work on tokens.
 
     Args:
         model: Any network.
-        size: Pixels.
+        size: Image size in pixels.
     """
     outputs: list[tuple[nn.Module, Tensor]] = []
 
-    def note(layer: nn.Module, _: object, output: object) -> None:
+    def record(layer: nn.Module, _: object, output: object) -> None:
         if isinstance(output, Tensor):
             outputs.append((layer, output))
 
-    hooks = [layer.register_forward_hook(note) for layer in model.body.modules()]
+    hooks = [layer.register_forward_hook(record) for layer in model.body.modules()]
     try:
         with torch.inference_mode():
             model.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=model.mean.device))
@@ -45,25 +45,25 @@ def spatial_layer(model: Classifier, size: int) -> nn.Module | None:
         for hook in hooks:
             hook.remove()
     for layer, output in reversed(outputs):
-        if output.ndim == 3:  # tokens come after the last map
+        if output.ndim == 3:  # tokens after the last map
             return None
-        # Channels first, and a square of them, as the image is.
+        # Channels first and square, as the image is.
         if output.ndim == 4 and output.shape[2] == output.shape[3] > 1:
             return layer
     return None
 
 
 def grad_cam(model: Classifier, layer: nn.Module, images: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Maps what spoke for a class.
+    """Computes a heat map of the evidence for a class.
 
     Args:
         model: In float32, on its device.
         layer: From `spatial_layer`.
         images: RGB, uint8, shape (n, s, s, 3).
-        targets: int, shape (n,): which class of each.
+        targets: int, shape (n,): the class, or output, to explain for each image.
 
     Returns:
-        float32, shape (n, s, s), in 0 … 1, the highest value of each image 1 (0 where nothing spoke for the class).
+        float32, shape (n, s, s), in 0 … 1; the maximum of each map is 1, or 0 if nothing is evidence for the class.
     """
     from captum.attr import LayerGradCam
 
@@ -78,7 +78,7 @@ def grad_cam(model: Classifier, layer: nn.Module, images: np.ndarray, targets: n
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Lays a map over its image: RGB, uint8, shape (h, w, 3).
+    """Draws a heat map over its image: RGB, uint8, shape (h, w, 3).
 
     Args:
         image: RGB, uint8, shape (h, w, 3).
@@ -93,17 +93,17 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 def explain(
     run: Run, config: Config, held: HeldOut, rows: Sequence[int], images: Mapping[str, np.ndarray]
 ) -> tuple[dict[int, np.ndarray], str]:
-    """Maps what spoke for the predicted class, by the fold's network that never saw the image.
+    """Explains predicted classes, each by the network of the fold that held the image out.
 
     Args:
         run: A run with these folds trained.
         config: Its config.
         held: Its held-out rows.
-        rows: Which of them.
+        rows: Which of them to explain.
         images: Decoded images by name; rows without one are left out.
 
     Returns:
-        A map for each row as of `grad_cam`, and one line that says what they are or why there are none.
+        A map from `grad_cam` for each row, and a sentence that says what the maps show, or why there are none.
     """
     if not is_available():
         return {}, f"Without Grad-CAM: pip install {PACKAGE}, then python src/report.py {run.folder}"
@@ -116,10 +116,10 @@ def explain(
         model = load_classifier(run.weights_file(int(fold)), config)[0].to(device)
         layer = spatial_layer(model, size)
         if layer is None:
-            return {}, f"Without Grad-CAM: {config.model.name} makes no map of the image, but tokens."
+            return {}, f"Without Grad-CAM: {config.model.name} works on tokens and has no spatial map."
         pixels = np.stack([resize(images[held.names[row]], size) for row in chosen])
         maps |= dict(zip(chosen, grad_cam(model, layer, pixels, held.predicted[chosen]), strict=True))
     return (
         maps,
-        "Beside each image Grad-CAM: bright is what spoke for the predicted class to the network that never saw it.",
+        "Beside each image, Grad-CAM: bright areas are evidence for the predicted class.",
     )

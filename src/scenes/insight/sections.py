@@ -1,18 +1,18 @@
-"""The numbers of a report, section by section: plain tables that its template lays out."""
+"""The contents of a report, section by section: plain values and tables, which the template lays out."""
 
 from typing import Any
 
 import numpy as np
 
+from scenes.competition.metric import confusion as count_confusion
 from scenes.competition.metric import evaluate, log_losses, standard_error, with_error
 from scenes.config import Config, differences, dump
 from scenes.insight import figures
 from scenes.insight.results import HeldOut, read_times
 from scenes.runs import Run, read_json
 
-PAIRS = 10
-STAGES = ("features", "probe", "training", "judging", "predicting")  # in time.json
-LARGE_MATRIX = 24  # classes; more cannot be read as a table
+PAIRS = 100  # of classes that are listed
+LARGE_MATRIX = 16  # classes; the numbers of more would not fit a phone
 
 Table = dict[str, list[Any]]
 
@@ -21,16 +21,18 @@ def scores(held: HeldOut, metrics: dict[str, Any]) -> dict[str, Any]:
     """Scores by fold and class, and the key numbers."""
     rows = [_score(f"fold {fold}", held, held.folds == fold) for fold in metrics["folds"]]
     rows.append(_score("all", held, np.ones(len(held.names), bool)))
-    judged = evaluate(held.probabilities, held.targets, held.classes)
+    overall = evaluate(held.probabilities, held.targets, held.classes)
     per_class = [
         [name, one["support"], *(f"{one[key]:.3f}" for key in ("precision", "recall", "f1"))]
-        for name, one in zip(held.class_names, judged["per_class"].values(), strict=True)
+        for name, one in zip(held.class_names, overall["per_class"].values(), strict=True)
     ]
+    if len(per_class) > LARGE_MATRIX:
+        per_class.sort(key=lambda row: (float(row[-1]), row[0]))  # the worst first
     key_numbers = [
-        (with_error(judged["accuracy"], judged["accuracy_se"]), "accuracy ± s.e."),
-        (f"{judged['log_loss']:.4f} ± {judged['log_loss_se']:.4f}", "log loss ± s.e."),
-        (f"{judged['macro_f1']:.4f}", "macro F1"),
-        (f"{judged['n']:,}", "held-out images"),
+        (with_error(overall["accuracy"], overall["accuracy_se"]), "accuracy ± s.e."),
+        (with_error(overall["log_loss"], overall["log_loss_se"]), "log loss ± s.e."),
+        (f"{overall['macro_f1']:.4f}", "macro F1"),
+        (f"{overall['n']:,}", "held-out images"),
     ]
     return {
         "key_numbers": key_numbers,
@@ -47,39 +49,41 @@ def _score(name: str, held: HeldOut, chosen: np.ndarray) -> list[Any]:
         name,
         int(chosen.sum()),
         with_error(float(hits.mean()), standard_error(hits)),
-        f"{losses.mean():.4f} ± {standard_error(losses):.4f}",
+        with_error(float(losses.mean()), standard_error(losses)),
     ]
 
 
 def confusion(held: HeldOut) -> dict[str, Any]:
-    """The confusion matrix, as a table or a figure, and the pairs of classes that are confused most."""
-    count = len(held.classes)
-    matrix = np.zeros((count, count), np.int64)
-    np.add.at(matrix, (held.targets, held.predicted), 1)
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    errors = int(matrix.sum() - matrix.trace())
-    pairs: list[list[Any]] = []
-    for one, other in zip(*np.triu_indices(count, 1), strict=True):
-        there, back = int(matrix[one, other]), int(matrix[other, one])
-        if there + back:
-            names = f"{held.class_names[one]} ↔ {held.class_names[other]}"
-            pairs.append([names, there + back, f"{(there + back) / errors:.1%}", there, back])
-    pairs.sort(key=lambda pair: -pair[1])
+    """The confusion matrix without its zeros, and the pairs of classes that are confused most."""
+    at, counts = count_confusion(held.predicted, held.targets)
+    totals = np.bincount(held.targets, minlength=len(held.classes))
+    cells = [
+        (truth, guess, count, count / int(totals[truth]))
+        for (truth, guess), count in zip(at.tolist(), counts.tolist(), strict=True)
+    ]
+    errors = int((held.hits == 0).sum())
+    swaps: dict[tuple[int, int], list[int]] = {}
+    for truth, guess, count, _ in cells:
+        if truth != guess:
+            pair = swaps.setdefault((min(truth, guess), max(truth, guess)), [0, 0])
+            pair[truth > guess] += count
+    worst = sorted(swaps.items(), key=lambda item: (-sum(item[1]), item[0]))[:PAIRS]
+    rows = [
+        [f"{held.class_names[one]} ↔ {held.class_names[other]}", sum(pair), f"{sum(pair) / errors:.1%}", *pair]
+        for (one, other), pair in worst
+    ]
     return {
-        "matrix": matrix.tolist() if count <= LARGE_MATRIX else None,
-        "matrix_figure": figures.large_confusion(shares) if count > LARGE_MATRIX else None,
-        "shares": shares.tolist(),
+        "cells": [[truth, guess, count, round(share, 3)] for truth, guess, count, share in cells],
+        "matrix": {(truth, guess): (count, share) for truth, guess, count, share in cells},
+        "is_large": len(held.classes) > LARGE_MATRIX,
         "class_names": held.class_names,
         "errors": errors,
-        "pairs": {
-            "columns": ["classes", "errors", "of all", "→", "←"],
-            "rows": pairs[:PAIRS],
-        },
+        "pairs": {"columns": ["classes", "errors", "of all", "→", "←"], "rows": rows},
     }
 
 
 def calibration(held: HeldOut) -> dict[str, Any]:
-    """How far confidence can be believed."""
+    """How well confidence matches accuracy."""
     bins, error = figures.calibration(held.probabilities, held.hits)
     rows = [
         [f"{one.low:.1f} to {one.high:.1f}", one.n, f"{one.confidence:.3f}", with_error(one.accuracy, one.error)]
@@ -105,7 +109,7 @@ def views(held: HeldOut, metrics: dict[str, Any]) -> Table:
                 name if is_kept else f"{name} (dropped)",
                 with_error(float(hit.mean()), standard_error(hit)),
                 difference(hit - hits[0]),
-                f"{loss.mean():.4f} ± {standard_error(loss):.4f}",
+                with_error(float(loss.mean()), standard_error(loss)),
                 difference(loss - losses[0]),
             ]
         )
@@ -114,19 +118,19 @@ def views(held: HeldOut, metrics: dict[str, Any]) -> Table:
 
 
 def difference(values: np.ndarray) -> str:
-    """A mean of paired differences with its sign and its standard error; nothing where all are 0."""
+    """The mean of paired differences with its sign and standard error; empty if all are 0."""
     return f"{values.mean():+.4f} ± {standard_error(values):.4f}".replace("-", "−") if values.any() else ""
 
 
 def times(run: Run, config: Config) -> dict[str, Any]:
     """Seconds and peak memory by fold and stage."""
     recorded = read_times(run, config.data.folds)
-    stages = [stage for stage in STAGES if any(stage in one.get("stages", {}) for one in recorded.values())]
+    stages = list(dict.fromkeys(stage for one in recorded.values() for stage in one.get("stages", {})))
     seconds = [
         [fold, *(_cell(one.get("stages", {}).get(stage), ".1f") for stage in stages), f"{one['seconds']:.1f}"]
         for fold, one in recorded.items()
     ]
-    tables = [{"columns": ["seconds", *stages, "in all"], "rows": seconds}]
+    tables = [{"columns": ["seconds", *stages, "total"], "rows": seconds}]
     for kind, title in (("memory_mib", "peak memory (MiB)"), ("gpu_memory_mib", "peak GPU memory (MiB)")):
         rows = [
             [fold, *(_cell(one.get("memory", {}).get(stage, {}).get(kind), ",.0f") for stage in stages)]
@@ -144,14 +148,14 @@ def _cell(value: float | None, form: str) -> str:
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """The config: what differs from the defaults, and all of it."""
+    """The settings that differ from the defaults, and the whole config."""
     changed = differences(Config(name=config.name), config)
     rows = [[key, str(new), str(old)] for key, old, new in changed]
     return {"changed": {"columns": ["setting", "value", "default"], "rows": rows}, "config": dump(config)}
 
 
 def environment(run: Run) -> Table:
-    """What environment.json holds, a row for each fact."""
+    """The content of environment.json, a row for each entry."""
     file = run.folder / "environment.json"
     facts = read_json(file) if file.exists() else {}
     packages = facts.pop("packages", {})

@@ -1,4 +1,4 @@
-"""Whether the test images differ from the training images: adversarial validation."""
+"""Adversarial validation: whether test images can be told from training images."""
 
 from typing import NamedTuple
 
@@ -12,19 +12,19 @@ from sklearn.preprocessing import StandardScaler
 from scenes.randomness import key
 
 PARTS = 5
-MIN_ROWS = 20  # of each side: below, the AUC would say nothing
-MAX_ROWS = 10_000  # of each side: above, more rows only cost time
-STRENGTH = 1e-3  # inverse regularisation; strong, because there are about as many features as rows
+MIN_ROWS = 20  # of each; with fewer the AUC would mean nothing
+MAX_ROWS = 10_000  # of each; more would only take longer
+STRENGTH = 1e-3  # inverse of the regularisation, which is strong because there are about as many features as rows
 MAX_STEPS = 200
 SLIGHT, CLEAR = 0.6, 0.8
 
 
 class Shift(NamedTuple):
-    """How well train and test can be told apart.
+    """How well training and test images can be told apart.
 
     Attributes:
-        aucs: One for each held-out part.
-        rows: int64, shape (k,): the rows that were looked at, test rows counted after all training rows.
+        aucs: The AUC on each held-out part.
+        rows: int64, shape (k,): the rows compared; test rows are numbered after all training rows.
         likeness: float64, shape (k,): their probability of being a test row, from a model not fitted to them.
     """
 
@@ -34,7 +34,7 @@ class Shift(NamedTuple):
 
     @property
     def auc(self) -> float:
-        """The mean area under the ROC curve: 0.5 for no difference, 1 for a perfect one."""
+        """The mean area under the ROC curve: 0.5 if they cannot be told apart, 1 if always."""
         return float(self.aucs.mean())
 
     @property
@@ -44,24 +44,24 @@ class Shift(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """What that means for the cross-validation."""
+        """What this means for the cross-validation score."""
         if self.auc <= SLIGHT:
-            return "train and test look alike: the cross-validation should carry over to the test set"
+            return "train and test look alike: the cross-validation score should hold on the test set"
         if self.auc <= CLEAR:
-            return "test images differ somewhat from training images: the test score may fall short of cross-validation"
-        return "test images differ clearly from training images: do not trust the cross-validation to carry over"
+            return "test images differ somewhat from training images: the test score may be lower than in validation"
+        return "test images differ clearly from training images: do not trust the cross-validation score"
 
 
 def adversarial_validation(train: np.ndarray, test: np.ndarray, seed: int) -> Shift | None:
-    """Fits classifiers that tell training from test rows, and judges each on rows held out.
+    """Fits classifiers that tell training rows from test rows, and scores each on held-out rows.
 
     Args:
         train: float32, shape (n, f): embeddings.
         test: float32, shape (m, f).
-        seed: Of the parts, and of the choice among very many rows.
+        seed: Decides the parts, and which rows are taken if there are very many.
 
     Returns:
-        What came out; None where there are too few rows.
+        The result; None if there are too few rows.
     """
     if min(len(train), len(test)) < MIN_ROWS:
         return None

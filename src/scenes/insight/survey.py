@@ -1,4 +1,4 @@
-"""All that the check finds out about a competition, before it is put into words and pictures."""
+"""Gathers everything check.py reports about a competition."""
 
 from dataclasses import dataclass
 
@@ -22,15 +22,15 @@ SIDES = ("within train", "train and test", "within test")
 
 @dataclass(frozen=True)
 class Survey:
-    """What there is to know; rows are counted as `Readable` does.
+    """Everything known about a competition's data; rows are numbered as in `Readable`.
 
     Attributes:
-        data: The rows that can be read.
-        looks: For each row size, mode, format, brightness, sharpness; and, as modified z-scores over all rows,
-            brightness_z and sharpness_z (of its logarithm).
-        pairs: As `find_pairs` has them, with `side`, one of SIDES, and `conflict`: two labels for one picture.
-        shift: How well train and test can be told apart; None where that is unknown.
-        no_embeddings: Why there are none, and so no shift and fewer near duplicates; empty where there are.
+        data: The readable rows.
+        looks: Each row's size, mode, format, brightness and sharpness; and the modified z-scores brightness_z and
+            sharpness_z (of the logarithm of sharpness).
+        pairs: From `find_pairs`, with `side`, one of SIDES, and `conflict`: whether the labels differ.
+        shift: How well training and test images can be told apart; None if unknown.
+        no_embeddings: Why there are no embeddings, and so no shift and fewer near duplicates; empty if there are.
     """
 
     data: Readable
@@ -41,10 +41,10 @@ class Survey:
 
 
 def survey(config: Config) -> Survey:
-    """Reads everything and looks at it.
+    """Reads and examines all images.
 
     Raises:
-        UserError: If there is not one training image that can be read.
+        UserError: If no training image can be read.
     """
     data, device = read(config), choose_device()
     looks, hashes = _look(data, config.image_size)
@@ -62,10 +62,10 @@ def survey(config: Config) -> Survey:
 
 
 def _look(data: Readable, size: int) -> tuple[pd.DataFrame, np.ndarray]:
-    """Goes through all files once: the columns of `Survey.looks`, and perceptual hashes (n, 63)."""
+    """Reads all files once: the columns of `Survey.looks`, and perceptual hashes of shape (n, 63)."""
     paths = [path for side in data.sides for path in side.table.paths]
     looks, hashes = [], []
-    for row, path in enumerate(progress(paths, len(paths), "looking at images", "img")):
+    for row, path in enumerate(progress(paths, len(paths), "examining images", "img")):
         image = data.image(row)
         looks.append((*read_header(path), brightness(image), sharpness(image, size)))
         hashes.append(perceptual_hash(image))
@@ -76,7 +76,7 @@ def _look(data: Readable, size: int) -> tuple[pd.DataFrame, np.ndarray]:
 
 
 def _embed(config: Config, data: Readable, device: torch.device) -> tuple[np.ndarray | None, str]:
-    """Computes the frozen body's features of all rows, float32, shape (n, f); or says why there are none."""
+    """The pretrained body's features of all rows, float32, shape (n, f); or the reason why there are none."""
     try:
         state = pretrained_state(config)
         if state is None:
@@ -88,5 +88,5 @@ def _embed(config: Config, data: Readable, device: torch.device) -> tuple[np.nda
     model.to(device, memory_format=torch.channels_last)
     precision = choose_precision(config.infer.precision, device)
     settings = (config.image_size, config.infer.batch_size, device, config.loader.workers, config.data.cache, precision)
-    # Training's linear probe finds these features in the cache.
+    # The linear probe of training reuses these features from the cache.
     return np.concatenate([body_features(model, side.images, *settings) for side in data.sides]), ""

@@ -1,4 +1,4 @@
-"""Likely label errors: rows whose label the folds that never saw them find hard to believe."""
+"""Likely label errors: rows whose label contradicts the prediction of the fold that held them out."""
 
 from importlib.util import find_spec
 
@@ -15,15 +15,16 @@ def is_available() -> bool:
     return find_spec(PACKAGE) is not None
 
 
-def label_errors(held: HeldOut) -> tuple[np.ndarray, pd.DataFrame]:
-    """Finds likely label errors by confident learning (Northcutt et al. 2021, arXiv:1911.00068).
+def find_label_errors(held: HeldOut) -> tuple[np.ndarray, pd.DataFrame]:
+    """Finds likely label errors with confident learning (Northcutt et al. 2021, arXiv:1911.00068).
 
     Args:
         held: Held-out predictions of at least two classes.
 
     Returns:
-        Positions in `held`, the least believable label first, and as many rows of image_name, label, suggested (the
-        most probable class), probability (its) and quality (the label's own probability).
+        Positions in `held`, the least probable label first; and a table of the same rows with the columns image_name,
+        label, suggested (the most probable class), probability (of the suggested class) and quality (the probability
+        of the label).
     """
     from cleanlab.filter import find_label_issues
 

@@ -1,0 +1,150 @@
+"""Images as the pages show them: thumbnails with captions, side by side, beside heat maps, under augmentation."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+
+import cv2
+import numpy as np
+from markupsafe import Markup
+
+from scenes.competition.rows import read_train
+from scenes.config import Config
+from scenes.console import UserError
+from scenes.data.augment import AugmentedImages
+from scenes.data.batches import Sample, resize
+from scenes.data.decode import BadImageError, decode
+from scenes.insight import page
+from scenes.insight.readable import Readable
+from scenes.insight.results import HeldOut
+from scenes.insight.saliency import overlay
+from scenes.randomness import key
+
+SMALL, LARGE = 320, 1000  # pixels of the longer side
+TOP = 3  # classes named in a caption
+IMAGES_PER_CLASS, IMAGES_IN_ALL = 24, 480  # on the contact sheets
+DRAWS = 7  # augmented versions of an image
+GAP = 4  # pixels between images
+
+# What the gallery macro shows: `src` and, if a larger version can be opened, `large` are data URIs.
+Shown = dict[str, str | Markup | None]
+
+
+# --------------------------------------------------------------------------------------- held-out rows of a run
+
+
+def read_images(config: Config, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Decodes training images by name: RGB, uint8; images that are no longer there are left out."""
+    try:
+        table, _, _ = read_train(config.data, None)
+    except UserError:
+        return {}
+    paths = dict(zip(table.names, table.paths, strict=True))
+    images = {}
+    for name in names:
+        with suppress(BadImageError, KeyError):
+            short_side = max(LARGE // 2, config.predict_size)
+            images[name] = decode(paths[name], short_side, config.data.pixel_range).pixels
+    return images
+
+
+def held_out(
+    held: HeldOut, rows: Iterable[int], images: Mapping[str, np.ndarray], maps: Mapping[int, np.ndarray]
+) -> list[Shown]:
+    """Shows held-out rows with their predictions.
+
+    Args:
+        held: The held-out rows.
+        rows: Which of them, in this order; rows without an image are left out.
+        images: By name.
+        maps: Heat maps by row; a row may have none.
+    """
+    shown: list[Shown] = []
+    for row in rows:
+        image = images.get(held.names[row])
+        if image is None:
+            continue
+        if row in maps:
+            image = np.concatenate([image, overlay(image, maps[row])], 1)
+        large = page.thumbnail(image, LARGE) if max(image.shape[:2]) > SMALL else None
+        shown.append({"src": page.thumbnail(image, SMALL), "large": large, "caption": _caption(held, row)})
+    return shown
+
+
+def _caption(held: HeldOut, row: int) -> Markup:
+    """The label, the prediction, the highest probabilities, the file and its fold."""
+    names, chances = held.class_names, held.probabilities[row]
+    best = np.argsort(-chances, kind="stable")[:TOP]
+    listed = ", ".join(f"{names[c]} {chances[c]:.2f}" for c in best)
+    head = "<b>{label}</b>, predicted <b>{predicted}</b>" if not held.hits[row] else "<b>{label}</b>, correct"
+    return Markup(head + "<br>{listed}<br>{name}, fold {fold}").format(
+        label=names[held.targets[row]],
+        predicted=names[held.predicted[row]],
+        listed=listed,
+        name=held.names[row],
+        fold=held.folds[row],
+    )
+
+
+# ------------------------------------------------------------------------------------------ rows of a competition
+
+
+def rows(data: Readable, chosen: Iterable[int], notes: Iterable[str]) -> list[Shown]:
+    """Shows rows, each with its label, a note and its name."""
+    return [
+        {
+            "src": page.thumbnail(data.image(row), SMALL),
+            "caption": Markup("<b>{}</b> {}<br>{}").format(data.label(row), note, data.name(row)),
+        }
+        for row, note in zip(chosen, notes, strict=True)
+    ]
+
+
+def pairs(data: Readable, chosen: Iterable[tuple[int, int]], notes: Iterable[str]) -> list[Shown]:
+    """Shows pairs of rows side by side."""
+    return [
+        {
+            "src": page.thumbnail(beside([data.image(first), data.image(second)], SMALL), 2 * SMALL + GAP),
+            "caption": Markup("<b>{}</b> | <b>{}</b> {}<br>{} | {}").format(
+                data.label(first), data.label(second), note, data.name(first), data.name(second)
+            ),
+        }
+        for (first, second), note in zip(chosen, notes, strict=True)
+    ]
+
+
+def beside(images: Sequence[np.ndarray], height: int) -> np.ndarray:
+    """Joins RGB uint8 images into one row of at most this height in pixels, with a gap between them."""
+    height = min(height, max(image.shape[0] for image in images))
+    parts: list[np.ndarray] = []
+    for image in images:
+        width = min(max(1, round(image.shape[1] * height / image.shape[0])), 4 * height)
+        gap = np.full((height, GAP, 3), 128, np.uint8)
+        parts += [cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), gap]
+    return np.concatenate(parts[:-1], 1)
+
+
+def contact_sheets(data: Readable, seed: int) -> list[tuple[str, list[Shown]]]:
+    """Draws a few images of each class: (class name, images); with very many classes, of the first ones only."""
+    count = max(1, min(IMAGES_PER_CLASS, IMAGES_IN_ALL // len(data.labels.classes)))
+    sheets = []
+    for target, name in enumerate(data.labels.class_names[:IMAGES_IN_ALL]):
+        of_class = np.flatnonzero(data.labels.targets == target)
+        chosen = np.random.default_rng(key("contact sheet", seed, target)).permutation(of_class)[:count].tolist()
+        sheets.append((name, rows(data, chosen, [""] * len(chosen))))
+    return sheets
+
+
+def augmentations(data: Readable, config: Config, count: int) -> list[dict[str, str]]:
+    """Shows what fold 0 sees of a few images in its first epochs, each beside the original.
+
+    Raises:
+        UserError: If a transform of the user's own list fails on an image.
+    """
+    augmented = AugmentedImages(data.train.images, config.augment, config.image_size, config.seed, 0)
+    chosen = np.random.default_rng(key("augmentation sheet", config.seed)).permutation(len(data.train))[:count]
+    strips = []
+    for row in sorted(chosen.tolist()):
+        draws = [augmented.image(Sample(row, epoch)) for epoch in range(DRAWS)]
+        strip = beside([resize(data.image(row), config.image_size), *draws], SMALL // 2)
+        strips.append({"src": page.thumbnail(strip, strip.shape[1]), "alt": f"{data.name(row)} and {DRAWS} draws"})
+    return strips
