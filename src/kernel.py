@@ -1,4 +1,4 @@
-"""A run as an offline Kaggle kernel: build it, push it, submit it."""
+"""Turns a run into an offline Kaggle kernel: build it, push it, submit it."""
 
 import argparse
 import math
@@ -14,7 +14,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    build = verbs.add_parser("build", help="make a dataset and a kernel in the run's folder")
+    build = verbs.add_parser("build", help="build a dataset and a kernel in the run's folder")
     push = verbs.add_parser("push", help="upload both, follow the kernel, fetch its output (needs the kaggle command)")
     submit = verbs.add_parser("submit", help="submit the kernel, or a file, and show the score")
     for verb in (build, push, submit):
@@ -26,12 +26,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     build.add_argument("--owner", required=True, metavar="NAME", help="your Kaggle user name")
     build.add_argument("--competition", required=True, metavar="SLUG", help="the last part of its address")
     build.add_argument("--folds", help="0, 0-4, 0,2,4 or full; by default all that are trained, or to be trained")
-    build.add_argument("--half", action="store_true", help="half-precision weights; says what they do to the score")
-    build.add_argument("--script", action="store_true", help="a script in place of a notebook")
+    build.add_argument("--half", action="store_true", help="half-precision weights; prints what they do to the score")
+    build.add_argument("--script", action="store_true", help="a script instead of a notebook")
     build.add_argument(
         "--budget-minutes", type=float, default=510, metavar="N", help="the kernel's time (default: 510; 540 allowed)"
     )
-    push.add_argument("--again", action="store_true", help="run the kernel once more although nothing changed")
+    push.add_argument("--again", action="store_true", help="run the kernel again although nothing changed")
     submit.add_argument(
         "--file",
         nargs="?",
@@ -39,9 +39,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         const=True,
         help="upload a file, by default the kernel's submission.csv; without --file the kernel itself is submitted",
     )
-    submit.add_argument("--message", help="what to call the submission")
+    submit.add_argument("--message", help="the submission's description")
     for verb in (push, submit):
-        verb.add_argument("--interval", type=float, default=30, metavar="SECONDS", help="how often to ask Kaggle")
+        verb.add_argument("--interval", type=float, default=30, metavar="SECONDS", help="between requests to Kaggle")
     return parser.parse_args(argv)
 
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         build(args)
         return
     if not 0 <= args.interval < math.inf:
-        raise UserError("--interval: 0 or more")
+        raise UserError("--interval must be 0 or more")
     from scenes.kaggle.client import Place, push, submit
 
     place = Place(_folder(args))
@@ -63,14 +63,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def build(args: argparse.Namespace) -> None:
-    """Makes the dataset and the kernel and says what to do with them."""
+    """Builds the dataset and the kernel and prints the next command."""
     from scenes.config import load_config
     from scenes.data.folds import parse_folds
-    from scenes.kaggle.bundle import Target, build, build_training
+    from scenes.kaggle.bundle import build, build_training
+    from scenes.kaggle.target import Target
     from scenes.runs import Run
 
     if not 0 < args.budget_minutes < math.inf:
-        raise UserError("--budget-minutes: more than 0")
+        raise UserError("--budget-minutes must be more than 0")
     if args.train:
         if args.half:
             raise UserError("--half is for the weights of a trained run, not for --train")
@@ -93,7 +94,7 @@ def build(args: argparse.Namespace) -> None:
 
 
 def _folder(args: argparse.Namespace) -> Path:
-    """Where the dataset and the kernel are: a training's beside those of the run it makes."""
+    """The folder of dataset and kernel; with --train, in the folder of the run that it will make."""
     if args.run:
         return args.run / "kaggle"
     from scenes.config import load_config

@@ -1,4 +1,4 @@
-"""Searches better settings for an experiment: Optuna over a declared space, log loss on two folds, resumable."""
+"""Searches for better settings of an experiment: Optuna over a declared space, log loss on two folds, resumable."""
 
 import argparse
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--space", type=Path, default=SPACE, help="what to search; by default configs/sweeps/finetune.yaml"
     )
-    parser.add_argument("--trials", type=int, default=30, help="how many in all, those of earlier sessions included")
-    parser.add_argument("--folds", default="0,1", help="which folds judge a trial; by default %(default)s")
+    parser.add_argument("--trials", type=int, default=30, help="how many in total, those of earlier sessions included")
+    parser.add_argument("--folds", default="0,1", help="which folds evaluate a trial; by default %(default)s")
     add_settings_option(parser, "change settings of every trial")
     add_parallel_options(parser, "how many trials to train")
     arguments = parser.parse_args(argv)
@@ -31,12 +31,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("sweep.py needs Optuna: pip install optuna==5.0.0")
     folds = parse_folds(arguments.folds, load_config(arguments.config, arguments.set).data.folds)
     if FULL in folds or arguments.trials < 1:
-        raise UserError("--folds names folds that hold rows out, e.g. 0,1; --trials is at least 1")
+        raise UserError("--folds takes folds that hold rows out, e.g. 0,1; --trials must be at least 1")
 
-    from scenes.training.parallel import make_slots
     from scenes.training.sweep import sweep
+    from scenes.training.workers import gpu_count, local_slots, make_slots
 
-    slots = make_slots(arguments.parallel, arguments.trials, arguments.ray_address)
+    slots = make_slots(arguments.parallel, arguments.trials, arguments.ray_address) or local_slots(1, gpu_count())
     best = sweep(arguments.config, arguments.set, arguments.space, arguments.trials, folds, slots)
     say(f"the best settings: {best}\nnext: bash train.sh {best}")
 

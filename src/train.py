@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from scenes.console import UserError, add_parallel_options, add_settings_option, is_main_process, run, say
 from scenes.environment import ensure_environment
-from scenes.training.process import end_with_parent
+from scenes.training.workers import end_with_parent
 
 if TYPE_CHECKING:
     from scenes.runs import Run
-    from scenes.training.parallel import Experiment
+    from scenes.training.experiment import Experiment
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     folds = [parse_folds(arguments.folds or f"0-{each.data.folds - 1}", each.data.folds) for each in configs]
 
     from scenes.training.crossval import cross_validate, dry_run
-    from scenes.training.parallel import Experiment, make_slots, train_folds
+    from scenes.training.experiment import Experiment, train_folds
+    from scenes.training.workers import make_slots
 
     experiments = [
         Experiment(file, arguments.set, config, chosen)

@@ -1,8 +1,14 @@
 """A tiny competition and a tiny trained run, made once a session and shared by the command-line tests."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+# Before torch is imported: tests, and the processes they start or fork, run on the CPU. tests/gpu/ gives its child
+# processes the GPUs back.
+os.environ.setdefault("SCENES_TEST_GPUS", os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
 import torch

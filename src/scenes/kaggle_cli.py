@@ -1,4 +1,4 @@
-"""The kaggle command, run as a process of its own: its output let through, its failures explained."""
+"""Runs the kaggle command: its output is shown, its failures are explained."""
 
 import io
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from scenes.console import UserError
 
 SHOWN_LINES = 5
-# Tried in this order: a traceback about the network also speaks of authenticating.
+# In this order: a traceback about the network also mentions authenticating.
 FAILURES = {
     "network": r"failed to resolve|max retries|connection ?(error|refused|reset)|timed out|429 client|5\d\d server",
     "forbidden": "403 (client error|-)|forbidden|accept.*rules|permission.*denied",
@@ -21,8 +21,8 @@ FAILURES = {
     "missing": "404 (client error|-)|not found",
 }
 CREDENTIALS = (
-    "Kaggle does not know you: make an API token at kaggle.com → Settings → API and set it as KAGGLE_API_TOKEN, or put "
-    "the kaggle.json from there into ~/.kaggle/, or set KAGGLE_USERNAME and KAGGLE_KEY"
+    "Kaggle does not know you: create an API token at kaggle.com → Settings → API and set it as KAGGLE_API_TOKEN, or "
+    "put the kaggle.json from there into ~/.kaggle/, or set KAGGLE_USERNAME and KAGGLE_KEY"
 )
 
 
@@ -39,14 +39,14 @@ def call(arguments: Sequence[str], remedies: Mapping[str, str] | None = None, qu
 
     Args:
         arguments: What follows `kaggle`.
-        remedies: What to tell the user about a kind of failure, before the command's own words.
-        quiet: Keep its output back.
+        remedies: What to tell the user about a kind of failure, before the command's own output.
+        quiet: Do not show its output.
 
     Returns:
-        Its last lines, without empty ones.
+        Its last lines without empty ones.
 
     Raises:
-        KaggleError: If it ends with another exit code than 0.
+        KaggleError: If its exit code is not 0.
         UserError: If it is not installed.
     """
     code, lines = _stream([command(), *arguments], quiet)
@@ -56,10 +56,10 @@ def call(arguments: Sequence[str], remedies: Mapping[str, str] | None = None, qu
 
 
 def require_credentials() -> None:
-    """Makes sure, without asking Kaggle, that there is a token or key for the command to find.
+    """Checks, without asking Kaggle, that there is a token or key.
 
     Raises:
-        UserError: If there is none, or no command.
+        UserError: If there is none, or the command is not installed.
     """
     command()
     variables = {name for name, value in os.environ.items() if value}
@@ -73,7 +73,7 @@ def require_credentials() -> None:
 
 
 def command() -> str:
-    """The kaggle command on the path, or beside the Python that runs, whose environment may not be active.
+    """Finds the kaggle command on the path, or beside the running Python, whose environment may not be active.
 
     Raises:
         UserError: If it is not installed.
@@ -85,7 +85,7 @@ def command() -> str:
 
 
 def _stream(arguments: Sequence[str], quiet: bool) -> tuple[int, list[str]]:
-    """Runs a command, lets its output through as it comes, and returns its exit code and last lines."""
+    """Runs a command, shows its output as it comes, and returns its exit code and last lines."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
@@ -93,19 +93,19 @@ def _stream(arguments: Sequence[str], quiet: bool) -> tuple[int, list[str]]:
     assert process.stdout
     lines: deque[str] = deque(maxlen=100)
     try:
-        # newline="" ends a line at a carriage return too, and keeps it: that is how a progress bar is drawn.
+        # newline="" also ends lines at carriage returns, which draw progress bars, and keeps them.
         for line in io.TextIOWrapper(process.stdout, encoding="utf-8", errors="replace", newline=""):
             lines.append(line.strip())
             if not quiet and (sys.stdout.isatty() or not line.endswith("\r")):
                 print(line, end="", flush=True)
         return process.wait(), [line for line in lines if line]
     finally:
-        process.kill()  # does nothing to one that has ended
+        process.kill()  # no effect if it has ended
         process.wait()
 
 
 def _explain(code: int, lines: Sequence[str], remedies: Mapping[str, str]) -> KaggleError:
-    """What the user can do about a failure, by what the command printed."""
+    """Explains a failure by what the command printed, and what to do about it."""
     text = "\n".join(lines)
     said = "It said:\n" + "\n".join(f"  {line}" for line in lines[-SHOWN_LINES:])
     kind = next((name for name, words in FAILURES.items() if re.search(words, text, re.IGNORECASE)), "other")

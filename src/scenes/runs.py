@@ -1,5 +1,6 @@
 """The run folder: where each file of a run is, and when it may be continued."""
 
+import hashlib
 import json
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -120,8 +121,26 @@ def begin(config: Config) -> Run:
             f"  → restore these values to go on with it; or give this one a name: --set name=NEW; "
             f"or delete {run.folder}"
         )
+    _compare_soft_targets(run, config)
     write_text(run.config_file, dump(config))
     return run
+
+
+def _compare_soft_targets(run: Run, config: Config) -> None:
+    """Records the content of the soft targets when a run begins; refuses other content later."""
+    if not config.data.soft_targets:
+        return
+    file = config.data.root / config.data.soft_targets
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    record = run.folder / "soft_targets.sha256"
+    if not record.exists():
+        write_text(record, f"{digest}\n")
+    elif record.read_text().strip() != digest:
+        raise UserError(
+            f"{file} (data.soft_targets) has other content than when {run.folder} began\n"
+            f"  → restore the file; or rename this run: --set name=NEW; or delete {run.folder}"
+        )
 
 
 def newest() -> Run:

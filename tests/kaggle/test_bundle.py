@@ -1,6 +1,7 @@
 """What is built is complete, the same every time, acceptable to the kaggle command, and never over a person's work."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import infer
 import kernel
 from scenes.console import UserError
 from scenes.kaggle.bootstrap import sha256
-from scenes.kaggle.bundle import Target
+from scenes.kaggle.target import Target
 
 
 def read(path: Path) -> Any:
@@ -57,7 +58,8 @@ def test_the_bundle_is_complete_and_acceptable(built: Callable[..., Path]) -> No
     assert "src/ruamel/yaml/__init__.py" in parts, "Kaggle's image may lack it, and a kernel has no network"
     assert {f"runs/tiny/fold{fold}/weights.safetensors" for fold in (0, 1)} <= parts
     assert not [part for part in parts if "__pycache__" in part or part.endswith((".jpg", "test.csv", "last.pt"))]
-    assert manifest["folds"] == [0, 1] and "torch" in manifest["made_with"]["packages"]
+    assert manifest["folds"] == [0, 1]
+    assert "torch" in read(folder / "built.json")["made_with"]["packages"]
     assert read(folder / "kernel/kernel-metadata.json")["competition_sources"] == ["scenes"]
 
 
@@ -75,6 +77,20 @@ def test_the_notebook_tells_the_scores(built: Callable[..., Path]) -> None:
 def test_a_second_build_changes_no_byte(built: Callable[..., Path]) -> None:
     first = everything(built())
     assert everything(built()) == first
+
+
+def test_a_commit_that_changes_no_file_of_it_makes_no_new_dataset(
+    built: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = everything(built() / "dataset")
+    git = tmp_path / "bin/git"
+    git.parent.mkdir()
+    git.write_text(f"#!/bin/sh\necho {'1' * 40}\n")
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{git.parent}:{os.environ['PATH']}")
+    folder = built()
+    assert everything(folder / "dataset") == first
+    assert read(folder / "built.json")["made_with"]["commit"] == "1" * 40
 
 
 def test_a_rebuild_replaces_what_was_built_and_keeps_what_a_person_changed(
@@ -118,7 +134,7 @@ def test_half_precision_is_measured_on_the_held_out_rows(
     about = read(folder / "dataset/manifest.json")["half"]
     assert about["n"] == 96 and about["accuracy"] == pytest.approx(metrics["accuracy"])
     assert abs(about["accuracy_half"] - about["accuracy"]) <= about["labels_changed"] / 96
-    assert re.search(rf"OOF accuracy {about['accuracy_half']:.4f} in place of {about['accuracy']:.4f} ± ", printed)
+    assert re.search(rf"OOF accuracy {about['accuracy_half']:.4f} instead of {about['accuracy']:.4f} ± ", printed)
     halved = load_file(full)
     assert full.stat().st_size < 0.75 * size
     assert {value.dtype for value in halved.values()} == {torch.float16, torch.float32, torch.int64}

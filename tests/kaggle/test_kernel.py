@@ -6,8 +6,8 @@ import runpy
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
@@ -21,6 +21,7 @@ import train
 from scenes.console import StoppedError, UserError
 from scenes.kaggle import kernel, worker
 from scenes.kaggle.bootstrap import attach, sha256
+from scenes.training.workers import Slot, Task
 from tiny import TINY
 
 os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # else ipykernel's debugger warns
@@ -173,37 +174,41 @@ def test_the_notebook_writes_the_bytes_of_infer_py(
     same_bytes(stage, at_home(), 24)
 
 
-class InProcess:
-    """Stands in for `kernel._Process`, which the notebooks prove: the same commands in this process, at once."""
+class Gpus:
+    """Runs the commands of all slots in this process, which is quicker; the notebooks cover processes."""
 
-    started: list[tuple[int | None, list[str]]]
-    fails_on: int | None
-    hangs_on: int | None
+    def __init__(self) -> None:
+        self.started: list[tuple[str, str]] = []
+        self.fails_on = self.hangs_on = ""
 
-    def __init__(self, arguments: list[str], bundle: Path, gpu: int | None, folder: str | Path) -> None:
-        type(self).started.append((gpu, arguments))
-        self.code = 2 if gpu is not None and gpu == self.fails_on else 0
-        self.hangs = gpu is not None and gpu == self.hangs_on
-        if self.code or self.hangs:
-            return
+    def start(self, slot: Slot, task: Task) -> "Done":
+        task.log("here")
+        arguments = task.command()
+        option = "--fold" if "--fold" in arguments else "--folds"
+        self.started.append((slot.name, arguments[arguments.index(option) + 1]))
+        if slot.name in (self.fails_on, self.hangs_on):
+            return Done(2 if slot.name == self.fails_on else None)
         with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(folder)
-            if arguments[0] == "-m":
-                patch.setattr(sys, "argv", arguments[1:])
-                worker.main()
-                return
-            patch.setenv("SCENES_KAGGLE_INPUT", str(bundle))
+            for name, value in slot.environment.items():
+                if name != "CUDA_VISIBLE_DEVICES":
+                    patch.setenv(name, value)
             try:
-                train.main(arguments[1:])
+                if arguments[0] == "-m":
+                    worker.main(arguments[2:])
+                else:
+                    train.main(arguments[1:])
             except StoppedError as stopped:
-                self.code = stopped.exit_code
+                return Done(stopped.exit_code)
             except UserError:
-                self.code = 2
+                return Done(2)
+        return Done(0)
+
+
+@dataclass
+class Done:
+    code: int | None
 
     def poll(self) -> int | None:
-        return None if self.hangs else self.code
-
-    def wait(self) -> int:
         return self.code
 
     def kill(self) -> None:
@@ -211,29 +216,25 @@ class InProcess:
 
 
 @pytest.fixture
-def processes(monkeypatch: pytest.MonkeyPatch) -> type[InProcess]:
-    monkeypatch.setattr(kernel, "_Process", InProcess)
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Gpus:
+    two = Gpus()
+    monkeypatch.setattr(Slot, "start", lambda slot, task: two.start(slot, task))
     monkeypatch.setattr(kernel, "gpu_count", lambda: 2)
-    InProcess.started, InProcess.fails_on, InProcess.hangs_on = [], None, None
-    return InProcess
-
-
-def folds_of(processes: type[InProcess]) -> dict[int | None, str]:
-    return {gpu: arguments[arguments.index("--folds") + 1] for gpu, arguments in processes.started}
+    return two
 
 
 def test_two_gpus_share_the_folds(
-    stage: Stage, built: Callable[..., Path], at_home: Callable[[], tuple[bytes, bytes]], processes: type[InProcess]
+    stage: Stage, built: Callable[..., Path], at_home: Callable[[], tuple[bytes, bytes]], gpus: Gpus
 ) -> None:
     stage.mount(built(), Path("input"), NEW)
     done = kernel.infer(attached(stage), budget_minutes=60)
-    assert folds_of(processes) == {0: "0", 1: "1"}
+    assert gpus.started == [("GPU 0", "0"), ("GPU 1", "1")]
     assert done.folds == [0, 1]
     assert done.path.read_bytes() == at_home()[0]
 
 
 def test_the_script_copes_with_packed_folders_in_the_old_layout_and_another_test_set(
-    stage: Stage, built: Callable[..., Path], at_home: Callable[[], tuple[bytes, bytes]], processes: type[InProcess]
+    stage: Stage, built: Callable[..., Path], at_home: Callable[[], tuple[bytes, bytes]], gpus: Gpus
 ) -> None:
     folder = built("--script")  # before the test set changes: nothing of it may be in the bundle
     another_test_set()
@@ -242,16 +243,26 @@ def test_the_script_copes_with_packed_folders_in_the_old_layout_and_another_test
     same_bytes(stage, at_home(), 7)
 
 
+def test_a_fold_whose_gpu_failed_is_predicted_by_the_other_one(
+    stage: Stage, built: Callable[..., Path], at_home: Callable[[], tuple[bytes, bytes]], gpus: Gpus
+) -> None:
+    stage.mount(built(), Path("input"), NEW)
+    gpus.fails_on = "GPU 1"
+    done = kernel.infer(attached(stage), budget_minutes=60)
+    assert gpus.started == [("GPU 0", "0"), ("GPU 1", "1"), ("GPU 0", "1")]
+    assert done.path.read_bytes() == at_home()[0]
+
+
 @pytest.mark.parametrize("misfortune", ["fails_on", "hangs_on"])
 def test_one_gpu_failing_leaves_a_valid_submission_that_says_what_it_lacks(
     stage: Stage,
     built: Callable[..., Path],
-    processes: type[InProcess],
+    gpus: Gpus,
     capsys: pytest.CaptureFixture[str],
     misfortune: str,
 ) -> None:
     stage.mount(built(), Path("input"), NEW)
-    setattr(processes, misfortune, 1)
+    setattr(gpus, misfortune, "GPU 1")
     done = kernel.infer(attached(stage), budget_minutes=1e-9)
     assert done.folds == [0]
     assert "NOT in it: fold1" in capsys.readouterr().out
@@ -259,9 +270,9 @@ def test_one_gpu_failing_leaves_a_valid_submission_that_says_what_it_lacks(
     assert done.path.read_bytes() == Path("home.csv").read_bytes()
 
 
-def test_no_gpu_succeeding_is_an_error(stage: Stage, built: Callable[..., Path], processes: type[InProcess]) -> None:
+def test_no_gpu_succeeding_is_an_error(stage: Stage, built: Callable[..., Path], gpus: Gpus) -> None:
     stage.mount(built("--folds", "1"), Path("input"), NEW)
-    processes.fails_on = 0
+    gpus.fails_on = "GPU 0"
     with pytest.raises(UserError, match="no fold could be predicted"):
         kernel.infer(attached(stage), budget_minutes=60)
 
@@ -269,7 +280,7 @@ def test_no_gpu_succeeding_is_an_error(stage: Stage, built: Callable[..., Path],
 def test_folds_that_would_be_late_are_left_out_but_not_the_first(
     stage: Stage,
     built: Callable[..., Path],
-    processes: type[InProcess],
+    gpus: Gpus,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -279,32 +290,8 @@ def test_folds_that_would_be_late_are_left_out_but_not_the_first(
     printed = capsys.readouterr().out
     assert done.folds == [0]
     assert len(pd.read_csv(done.path)) == 24
-    assert "fold1: not started" in printed and "NOT in it: fold1" in printed
-
-
-def test_a_process_gets_its_gpu_and_the_library_and_passes_on_what_it_prints(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['PYTHONPATH'].split(':')[0]); exit(3)"
-    assert kernel._Process(["-c", code], tmp_path, 1, tmp_path).wait() == 3
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    assert kernel._Process(["-c", code], tmp_path, 1, tmp_path).wait() == 3
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # none
-    assert kernel._Process(["-c", code], tmp_path, 0, tmp_path).wait() == 3
-    said = [f"[process 1] 1 {tmp_path}/src", f"[process 1] 7 {tmp_path}/src", f"[process 0]  {tmp_path}/src", ""]
-    assert capsys.readouterr().out == "\n".join(said)
-
-
-def test_a_process_is_stopped_with_all_it_started(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    inner = "import time; print('on', flush=True); time.sleep(30)"
-    outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
-    process = kernel._Process(["-c", outer], tmp_path, 0, tmp_path)
-    printed, start = "", time.monotonic()
-    while "on" not in printed and time.monotonic() < start + 20:
-        time.sleep(0.05)
-        printed += capsys.readouterr().out
-    process.kill()
-    assert "on" in printed and time.monotonic() < start + 20
+    assert gpus.started == [("GPU 0", "0")]
+    assert "NOT in it: fold1" in printed
 
 
 # ------------------------------------------------------------------------------------------------------ inputs
@@ -402,8 +389,8 @@ def test_a_training_script_trains_scores_and_predicts(stage: Stage, training: Pa
     stage.check()
 
 
-def test_training_out_of_time_goes_on_from_its_previous_output(
-    stage: Stage, training: Path, trained: Path, processes: type[InProcess], capsys: pytest.CaptureFixture[str]
+def test_training_out_of_time_resumes_from_its_previous_output(
+    stage: Stage, training: Path, trained: Path, gpus: Gpus, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = attached(stage)
     with pytest.MonkeyPatch.context() as patch:
@@ -417,10 +404,10 @@ def test_training_out_of_time_goes_on_from_its_previous_output(
     stage.working.rename(stage.input / "notebooks")  # the output, attached
     stage.working.mkdir()
     stage._seal()
-    processes.started.clear()
+    gpus.started.clear()
     kernel.train(bundle, budget_minutes=60)
-    assert "going on from" in capsys.readouterr().out
-    assert folds_of(processes) == {None: "0,1"}  # all GPUs, for train.py to share out
+    assert "resuming" in capsys.readouterr().out
+    assert gpus.started == [("all GPUs", "0,1")]  # for train.py to distribute
     for name in ("fold0/weights.safetensors", "fold1/weights.safetensors", "oof.csv"):
         assert (stage.working / "runs/tiny" / name).read_bytes() == (trained / "runs/tiny" / name).read_bytes(), name
     assert json.loads((stage.working / "runs/tiny/metrics.json").read_text())["folds"] == [0, 1]
@@ -428,14 +415,12 @@ def test_training_out_of_time_goes_on_from_its_previous_output(
     stage.check()
 
 
-def test_a_fold_that_fails_leaves_the_others_and_their_submission(
-    stage: Stage, training: Path, processes: type[InProcess]
-) -> None:
+def test_a_fold_that_fails_leaves_the_others_and_their_submission(stage: Stage, training: Path, gpus: Gpus) -> None:
     broken = stage.working / "runs/tiny/fold1/last.pt"
     broken.parent.mkdir(parents=True)
     broken.write_bytes(b"damaged")
     with pytest.raises(UserError, match="exit code 2"):
         kernel.train(attached(stage), budget_minutes=60)
-    assert [arguments[arguments.index("--folds") + 1] for _, arguments in processes.started] == ["0,1", "0"]
+    assert gpus.started == [("all GPUs", "0,1"), ("all GPUs", "0")]
     assert json.loads((stage.working / "runs/tiny/metrics.json").read_text())["folds"] == [0]
     assert len(pd.read_csv(stage.working / "submission.csv")) == 24

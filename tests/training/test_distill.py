@@ -126,3 +126,15 @@ def test_a_teacher_needs_all_folds_and_the_same_rows(finished: Path) -> None:
     Path("input/train.csv").write_text("\n".join([*rows[:-1], ""]))
     with pytest.raises(UserError, match="training data changed"):
         distill.main(["runs/tiny"])
+
+
+def test_other_soft_targets_under_a_run_are_refused(taught: Path) -> None:
+    fit(*STUDENT)
+    content = SOFT.read_bytes()
+    soft = read(SOFT)
+    soft.iloc[:, 2:] = 1 / 6
+    soft.to_csv(SOFT, index=False)
+    with pytest.raises(UserError, match=r"soft_targets\.csv .*runs/student"):
+        fit(*STUDENT)
+    SOFT.write_bytes(content)
+    fit(*STUDENT)  # as it was: continues

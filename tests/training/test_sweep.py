@@ -1,6 +1,9 @@
 """sweep.py end to end on the tiny competition: what it searches, how it goes on, what it refuses."""
 
+import errno
+import os
 import re
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,12 +13,10 @@ from filelock import FileLock
 pytest.importorskip("optuna")
 
 import sweep
-import train
 from scenes.config import load_config
-from scenes.console import UserError
-from scenes.training import parallel
-from scenes.training import sweep as search
-from scenes.training.process import Task
+from scenes.console import UserError, report
+from scenes.training import crossval, trial, workers
+from scenes.training.workers import Task
 from tiny import TINY
 
 SETTINGS = [*TINY, "train.epochs=1", "train.batch_size=48"]
@@ -26,10 +27,48 @@ def run(*arguments: str, trials: int = 3) -> None:
     sweep.main(["tiny.yaml", "--space", "space.yaml", "--trials", str(trials), *arguments, "--set", *SETTINGS])
 
 
+@dataclass(eq=False)
+class HereSlot:
+    """Runs the children's commands in this process, which is quicker; test_workers.py covers processes."""
+
+    name: str = "here"
+    codes: list[int] = field(default_factory=list)
+    started: list[str] = field(default_factory=list)
+
+    def start(self, task: Task) -> "HereSlot":
+        task.log("here")
+        self.started.append(task.label)
+        self.code = self.codes.pop(0) if self.codes else 0
+        if not self.code:
+            with task.log_file.open("a") as log, redirect_stderr(log):
+                try:
+                    trial.main(task.command()[2:])
+                except (SystemExit, OSError) as error:
+                    self.code = report(error) if isinstance(error, OSError) else int(error.code or 0)
+        return self
+
+    def poll(self) -> int:
+        return self.code
+
+    def ask_to_stop(self) -> None:
+        pass
+
+    kill = ask_to_stop
+
+
 @pytest.fixture
-def here(workspace: Path) -> Path:
+def here(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("space.yaml").write_text(SPACE)
+    monkeypatch.setattr(workers, "local_slots", lambda *_: [HereSlot()])
+    monkeypatch.setattr(workers, "POLL_SECONDS", 0)
     return workspace
+
+
+@pytest.fixture
+def slots(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[HereSlot]:
+    two = [HereSlot(), HereSlot()]
+    monkeypatch.setattr(workers, "make_slots", lambda asked, *_: two if asked else [])
+    return two
 
 
 def test_the_best_trial_becomes_a_config_and_the_sweep_goes_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,7 +92,7 @@ def test_the_best_trial_becomes_a_config_and_the_sweep_goes_on(here: Path, capsy
 def test_a_trial_that_was_cut_off_comes_first(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train = search.cross_validate
+    train = crossval.cross_validate
 
     def dies_at_the_second_fold(config: object, folds: list[int]) -> object:
         if folds == [1]:
@@ -61,13 +100,13 @@ def test_a_trial_that_was_cut_off_comes_first(
         return train(config, folds)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(search, "cross_validate", dies_at_the_second_fold)
+        patch.setattr(crossval, "cross_validate", dies_at_the_second_fold)
         run(trials=1)
     begun = capsys.readouterr().out.partition("trial 0: ")[2].splitlines()[0]
     run(trials=1)
     after = capsys.readouterr().out
     assert begun in after  # the same values
-    assert "fold0: finished before" in after
+    assert "trial 1 fold1" in after
 
 
 def test_a_trial_that_diverges_does_not_end_the_sweep(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,8 +128,8 @@ def test_a_sweep_at_work_is_left_alone(here: Path) -> None:
 @pytest.mark.parametrize(
     ("space", "says"),
     [
-        ("", "a space is made of"),
-        ("- 1", "a space is made of"),
+        ("", "a space consists of"),
+        ("- 1", "a space consists of"),
         ("train.lr: 3", r"train\.lr: write a list"),
         ("train.lr: []", r"train\.lr: write a list"),
         ("train.lr: {low: 1}", r"train\.lr: write a list"),
@@ -125,46 +164,6 @@ def test_wrong_arguments_are_refused(arguments: list[str], here: Path) -> None:
         run(*arguments)
 
 
-# ---------------------------------------------------------------------------------------------- trials in parallel
-
-
-@dataclass(eq=False)
-class HereSlot:
-    """Stands in for processes, which tests/training/test_parallel.py proves: the same commands in this one."""
-
-    name: str = "here"
-    codes: list[int] = field(default_factory=list)
-    started: list[str] = field(default_factory=list)
-
-    def start(self, task: Task) -> "HereSlot":
-        task.log("here")
-        self.started.append(task.label)
-        self.code = self.codes.pop(0) if self.codes else 0
-        if not self.code:
-            try:
-                train.main(task.command()[1:])
-            except UserError as error:
-                task.log(f"error: {error}")
-                self.code = 2
-        return self
-
-    def poll(self) -> int:
-        return self.code
-
-    def ask_to_stop(self) -> None:
-        pass
-
-    kill = ask_to_stop
-
-
-@pytest.fixture
-def slots(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[HereSlot]:
-    two = [HereSlot(), HereSlot()]
-    monkeypatch.setattr(parallel, "make_slots", lambda asked, *_: two if asked else [])
-    monkeypatch.setattr(parallel, "POLL_SECONDS", 0)
-    return two
-
-
 def test_slots_share_the_trials_and_the_sweep_goes_on(
     slots: list[HereSlot], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -174,7 +173,7 @@ def test_slots_share_the_trials_and_the_sweep_goes_on(
     assert sum(len(slot.started) for slot in slots) == 6
     assert load_config(Path("runs/tiny.sweep/best.yaml")).name == "tiny_best"
     assert [path.name for path in Path("runs").iterdir()] == ["tiny.sweep"]
-    assert "3 trials came to an end, 0 were stopped early" in capsys.readouterr().out
+    assert "3 trials were completed, 0 stopped early" in capsys.readouterr().out
     run("--parallel=2", trials=4)
     assert "1 trials to go" in capsys.readouterr().out
 
@@ -202,3 +201,25 @@ def test_a_trial_that_diverges_leaves_the_other_slots_alone(
     printed = capsys.readouterr().out
     assert "is given up" in printed and "no longer finite" in printed
     assert load_config(Path("runs/tiny.sweep/best.yaml")).train.lr == 1e-3
+
+
+def test_a_full_disk_is_no_bad_trial_and_stops_the_sweep(
+    slots: list[HereSlot], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def disk_is_full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/x")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left on device"):
+        patch.setattr(crossval, "cross_validate", disk_is_full)
+        run("--parallel=2")
+    assert "given up" not in capsys.readouterr().out
+    run("--parallel=2", trials=1)
+    assert "1 trials were completed" in capsys.readouterr().out
+
+
+def test_trials_differ_in_model_and_precision_and_run_in_processes_of_their_own(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("space.yaml").write_text("model.name: [test_efficientnet, test_vit]\ntrain.precision: [fp32, bf16]\n")
+    run("--folds=0", trials=2)
+    assert "2 trials were completed" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The way into the bundle, copied into each notebook: there is no library yet, so the standard library alone."""
+"""Finds and checks the bundle. Copied into each notebook, where only the standard library is importable yet."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def attach(dataset: str, digest: str) -> Path:
-    """Finds the bundle wherever it is mounted, checks every file of it and makes its library importable.
+    """Finds the bundle wherever it is mounted, checks all its files and makes its library importable.
 
     Args:
         dataset: OWNER/SLUG, for messages.
@@ -20,7 +20,7 @@ def attach(dataset: str, digest: str) -> Path:
         The bundle's folder.
 
     Raises:
-        RuntimeError: If it is not attached, of another version, or damaged.
+        RuntimeError: If it is not attached, another version, or damaged.
     """
     root = Path(os.environ.get("SCENES_KAGGLE_INPUT", "/kaggle/input"))
     bundle = unpacked(find(root, dataset, digest))
@@ -28,17 +28,18 @@ def attach(dataset: str, digest: str) -> Path:
     wrong = [part for part, expected in parts.items() if sha256(bundle / part) != expected]
     if wrong:
         raise RuntimeError(
-            f"{bundle}: {len(wrong)} of {len(parts)} files are missing or not as the manifest has them "
+            f"{bundle}: {len(wrong)} of {len(parts)} files are missing or damaged "
             f"({', '.join(wrong[:5])}): upload the dataset again, python src/kernel.py push"
         )
     sys.dont_write_bytecode = True  # the input is read-only
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # for child processes
     sys.path.insert(0, str(bundle / "src"))
-    print(f"{bundle}: {len(parts)} files, all as the manifest has them")
+    print(f"{bundle}: {len(parts)} files, all match the manifest")
     return bundle
 
 
 def find(root: Path, dataset: str, digest: str) -> Path:
-    """The manifest with this SHA-256 anywhere below `root`, or the archive that holds it."""
+    """Finds the folder, or the archive, that holds the manifest with this SHA-256 anywhere below `root`."""
     folders = [Path(folder) for folder, _, names in os.walk(root) if "manifest.json" in names]
     for folder in folders:
         if sha256(folder / "manifest.json") == digest:
@@ -51,12 +52,12 @@ def find(root: Path, dataset: str, digest: str) -> Path:
     found = f"; other manifests: {', '.join(map(str, folders))}" if folders else ""
     raise RuntimeError(
         f"the dataset {dataset} this notebook was built with is not below {root}{found}: attach it, or its newest "
-        "version, by Add Input"
+        "version, with Add Input"
     )
 
 
 def unpacked(place: Path) -> Path:
-    """The bundle as a folder: `datasets create -r zip` uploads folders as archives, which Kaggle may leave packed."""
+    """Unpacks the archives that `datasets create -r zip` made of folders, where Kaggle left them packed."""
     archives = [place] if place.suffix == ".zip" else sorted(place.glob("*.zip"))
     if not archives:
         return place
@@ -72,7 +73,7 @@ def unpacked(place: Path) -> Path:
 
 
 def sha256(file: Path) -> str:
-    """A file's SHA-256 in hexadecimal, empty if there is no such file."""
+    """Returns a file's SHA-256 in hexadecimal, an empty string if there is no such file."""
     if not file.is_file():
         return ""
     with file.open("rb") as opened:

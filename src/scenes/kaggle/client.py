@@ -1,4 +1,4 @@
-"""Dataset and kernel to Kaggle and the results back, step by step; a step that is done is not done again."""
+"""Uploads dataset and kernel and fetches the results, step by step; a step that is done is not repeated."""
 
 import csv
 import hashlib
@@ -20,13 +20,13 @@ from scenes.runs import write_json
 
 T = TypeVar("T", bound=Mapping[str, Any])
 RUNNING = ("newscript", "queued", "running", "cancelrequested")
-PATIENCE = 10  # polls in a row that may fail: what was just made is not known everywhere at once
+MOST_FAILURES = 10  # polls in a row: what was just created is not known to all of Kaggle's servers at once
 LOG_LINES = 15
-LINE_SECONDS = 120.0  # a line at least this often while waiting
+LINE_SECONDS = 120.0  # while waiting, print a line at least this often
 
 
 class Place:
-    """A folder made by `build`, and how far it has come on Kaggle."""
+    """A folder made by `build`, and the state of its upload."""
 
     def __init__(self, folder: Path) -> None:
         """Reads the metadata and the state.
@@ -36,12 +36,12 @@ class Place:
         """
         metadata = folder / "kernel" / "kernel-metadata.json"
         if not metadata.exists():
-            raise UserError(f"{folder}: nothing is built there; python src/kernel.py build makes it")
+            raise UserError(f"{folder}: nothing was built there; run python src/kernel.py build first")
         self.folder = folder
         self.metadata = _read(metadata)
         self.manifest = _read(folder / "dataset" / "manifest.json")
         self._file = folder / "state.json"
-        whose = {"of": [self.dataset, self.kernel]}  # built for another owner, nothing is done yet
+        whose = {"of": [self.dataset, self.kernel]}  # state of another owner's build does not count
         known = json.loads(self._file.read_text()) if self._file.exists() else {}
         self.state: dict[str, Any] = known if whose.items() <= known.items() else whose
 
@@ -67,11 +67,11 @@ class Place:
 
     @property
     def submission(self) -> Path:
-        """The kernel's submission, once it is fetched."""
+        """The kernel's submission, once fetched."""
         return self.output / "submission.csv"
 
     def save(self, **changes: Any) -> None:
-        """Remembers what is done."""
+        """Saves what is done."""
         self.state |= changes
         write_json(self._file, self.state)
 
@@ -80,7 +80,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not readable ({error}); python src/kernel.py build makes it anew") from None
+        raise UserError(f"{file}: not readable ({error}); run python src/kernel.py build again") from None
     return content
 
 
@@ -89,8 +89,8 @@ def push(place: Place, interval: float, again: bool = False) -> None:
 
     Args:
         place: What was built.
-        interval: Seconds between two questions to Kaggle.
-        again: Run the kernel once more although nothing changed.
+        interval: Seconds between two requests.
+        again: Run the kernel again although nothing changed.
 
     Raises:
         UserError: If Kaggle refuses a step, or the kernel fails.
@@ -104,13 +104,13 @@ def push(place: Place, interval: float, again: bool = False) -> None:
 
 
 def submit(place: Place, interval: float, file: Path | None = None, message: str | None = None) -> None:
-    """Submits and shows the score when it is there; what was submitted already is not submitted again.
+    """Submits and prints the score when it is known; does not submit anything twice.
 
     Args:
         place: What was pushed.
-        interval: Seconds between two questions to Kaggle.
-        file: The submission's file; by default the kernel itself is submitted, as a code competition wants it.
-        message: What to call it; by default a name that tells it from others.
+        interval: Seconds between two requests.
+        file: The submission's file; by default the kernel itself, as code competitions require.
+        message: Its description; by default one that is unique.
 
     Raises:
         UserError: If there is nothing to submit, Kaggle refuses it or cannot score it.
@@ -123,10 +123,10 @@ def submit(place: Place, interval: float, file: Path | None = None, message: str
     else:
         version = place.state.get("kernel", {}).get("version")
         if place.state.get("kernel", {}).get("status") != "complete" or not version:
-            raise UserError(f"{place.kernel}: no version has run to its end; python src/kernel.py push first")
+            raise UserError(f"{place.kernel}: no version is complete; run python src/kernel.py push first")
         mark, options = f"version {version}", ["-k", place.kernel, "-v", str(version), "-f", "submission.csv"]
-    message = " ".join((message or f"{place.metadata['title']}, {mark}").split())  # as it comes back in a table
-    if _submission(place, message):  # a day has few of them
+    message = " ".join((message or f"{place.metadata['title']}, {mark}").split())  # as Kaggle lists it
+    if _submission(place, message):  # the number per day is limited
         say(f"{message!r} was submitted before")
     else:
         _check(
@@ -139,14 +139,14 @@ def submit(place: Place, interval: float, file: Path | None = None, message: str
     if _plain(row["status"]) != "complete":
         raise UserError(
             f"Kaggle could not score {message!r}: see https://www.kaggle.com/competitions/{place.competition}; "
-            "another --message submits it once more"
+            "to submit it again, use another --message"
         )
     private = f", private {row['privateScore']}" if row.get("privateScore") else ""
     say(f"score: public {row.get('publicScore') or 'not published'}{private}")
 
 
 def _upload(place: Place) -> None:
-    """Creates the dataset, or a version of it, unless this very content was uploaded."""
+    """Creates the dataset, or a new version of it, unless the same content was uploaded before."""
     folder = place.folder / "dataset"
     digest = sha256(folder / "manifest.json")
     if place.state.get("dataset", {}).get("manifest") == digest:
@@ -183,7 +183,7 @@ def _wait_for_dataset(place: Place, interval: float) -> None:
 
 
 def _dataset_status(place: Place) -> dict[str, Any] | None:
-    """Status and version of the dataset; None if there is no such dataset, which Kaggle also calls forbidden."""
+    """Asks for status and version of the dataset; None if there is none, which Kaggle may also call forbidden."""
     try:
         lines = call(["datasets", "status", place.dataset, "--format", "json"], quiet=True)
     except KaggleError as error:
@@ -194,7 +194,7 @@ def _dataset_status(place: Place) -> dict[str, Any] | None:
 
 
 def _start(place: Place, again: bool) -> None:
-    """Pushes the kernel, unless this very kernel runs or has run to its end."""
+    """Pushes the kernel, unless the same kernel is running or complete."""
     files = sorted((place.folder / "kernel").iterdir())
     parts = [place.state["dataset"]["manifest"], *(f"{file.name} {sha256(file)}" for file in files)]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -205,7 +205,7 @@ def _start(place: Place, again: bool) -> None:
     ran_before = known.get("completed", False)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(shutil.copytree(place.folder / "kernel", Path(scratch) / "kernel"))
-        if place.manifest["kind"] == "train" and ran_before:  # its own output is where it goes on
+        if place.manifest["kind"] == "train" and ran_before:  # it resumes from its own output
             write_json(folder / "kernel-metadata.json", place.metadata | {"kernel_sources": [place.kernel]})
         lines = call(["kernels", "push", "-p", str(folder)], _remedies(place))
     _check(lines, "push error|not valid (dataset|competition|kernel) sources")
@@ -213,7 +213,7 @@ def _start(place: Place, again: bool) -> None:
     if not found:
         raise KaggleError("the kaggle command did not say which version it pushed:\n" + "\n".join(lines))
     if kept := keep_old(place.output):
-        say(f"the output of the version before is now {kept}")
+        say(f"the output of the previous version is now {kept}")
     place.save(
         kernel={
             "pushed": digest,
@@ -235,7 +235,7 @@ def _follow(place: Place, interval: float) -> None:
         try:
             text = "\n".join(call(["kernels", "status", f"{place.kernel}/{known['version']}"], quiet=True))
         except KaggleError as error:
-            if error.kind in ("missing", "forbidden"):  # Kaggle's two words for what it does not know yet
+            if error.kind in ("missing", "forbidden"):  # what Kaggle answers about a version it does not know yet
                 return None
             raise
         status = re.search(r'has status "(?:\w+\.)?(\w+)"', text)
@@ -250,7 +250,7 @@ def _follow(place: Place, interval: float) -> None:
 
 
 def _fetch(place: Place) -> None:
-    """Downloads what the kernel wrote and its log, and says how it ended.
+    """Downloads the kernel's output and log, and reports how it ended.
 
     Raises:
         UserError: If the kernel failed; with the end of its log.
@@ -271,7 +271,7 @@ def _fetch(place: Place) -> None:
         raise UserError(
             f"{place.kernel} version {known['version']} ended as {known['status']}: "
             f"{known['failure'] or 'no reason given'}; its log, {log}, ends\n{_end_of(log)}\n"
-            "The same command runs it again"
+            "the same command runs it again"
         )
     say(f"{place.kernel} version {known['version']} is complete; its output and log: {place.output}/")
     if place.submission.exists():
@@ -279,7 +279,7 @@ def _fetch(place: Place) -> None:
 
 
 def _end_of(log: Path) -> str:
-    """The last lines of a kernel's log, which Kaggle writes as JSON entries."""
+    """Returns the last lines of a kernel's log, which Kaggle writes as JSON entries."""
     if not log.exists():
         return "  (there is no log)"
     text = log.read_text(encoding="utf-8", errors="replace")
@@ -289,25 +289,25 @@ def _end_of(log: Path) -> str:
 
 
 def _submission(place: Place, message: str) -> dict[str, str] | None:
-    """The newest submission of this description."""
+    """Returns the newest submission with this description."""
     lines = call(["competitions", "submissions", place.competition, "-v"], _remedies(place), quiet=True)
     start = next((at for at, line in enumerate(lines) if line.startswith("ref,")), len(lines))
     return next((row for row in csv.DictReader(lines[start:]) if row["description"] == message), None)
 
 
 def _poll(ask: Callable[[], T | None], is_done: Callable[[T], bool], interval: float, what: str) -> T:
-    """Asks until the answer is final; says how it stands. No answer, or no network, is borne for a while."""
+    """Asks until the answer is final and prints the status. A missing answer or network is retried for a while."""
     failures, shown, start, said = 0, "", time.monotonic(), 0.0
     while True:
         try:
             answer = ask()
         except KaggleError as error:
-            if error.kind != "network" or failures >= PATIENCE:
+            if error.kind != "network" or failures >= MOST_FAILURES:
                 raise
             answer = None
         failures = 0 if answer else failures + 1
-        if answer is None and failures > PATIENCE:
-            raise UserError(f"{what}: Kaggle does not know it; give the same command again to go on")
+        if answer is None and failures > MOST_FAILURES:
+            raise UserError(f"{what}: Kaggle does not know it; run the same command again to continue")
         waited = time.monotonic() - start
         if answer and (_plain(answer["status"]) != shown or waited - said >= LINE_SECONDS):
             shown, said = _plain(answer["status"]), waited
@@ -318,12 +318,12 @@ def _poll(ask: Callable[[], T | None], is_done: Callable[[T], bool], interval: f
 
 
 def _plain(status: str) -> str:
-    """A status without the enumeration's name and its underscores: KernelWorkerStatus.CANCEL_REQUESTED."""
+    """Simplifies a status: KernelWorkerStatus.CANCEL_REQUESTED becomes cancelrequested."""
     return status.rpartition(".")[2].lower().replace("_", "")
 
 
 def _check(lines: list[str], words: str) -> None:
-    """Some refusals the kaggle command only prints, and ends with exit code 0."""
+    """Raises a refusal that the kaggle command only printed, ending with exit code 0."""
     if found := [line for line in lines if re.search(words, line, re.IGNORECASE)]:
         raise KaggleError("Kaggle refused it: " + "; ".join(found))
 
@@ -333,5 +333,5 @@ def _remedies(place: Place) -> dict[str, str]:
     return {
         "forbidden": f"Kaggle denies access: is {owner} the account your token belongs to, and has it accepted the "
         f"rules, https://www.kaggle.com/competitions/{place.competition}/rules ?",
-        "missing": f"Kaggle knows none of that name ({place.dataset}, {place.kernel}, {place.competition})",
+        "missing": f"Kaggle does not know one of these names ({place.dataset}, {place.kernel}, {place.competition})",
     }

@@ -1,4 +1,4 @@
-"""What happens in a Kaggle kernel: the bundle's folds predict the test images, or go on training, on all GPUs."""
+"""What a Kaggle kernel does: predicts the test images with the bundle's folds, or trains them, on all GPUs."""
 
 import base64
 import html
@@ -6,11 +6,10 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,15 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from scenes.config import Config, load_config
-from scenes.console import UserError, say
+from scenes.config import load_config
+from scenes.console import StoppedError, UserError, say
 from scenes.data.decode import BadImageError, decode
 from scenes.data.folds import fold_name, folds_text
 from scenes.environment import unsatisfied
 from scenes.files import write_text
-from scenes.kaggle.worker import part_file
 from scenes.model.weights import kaggle_input
 from scenes.runs import Run
-from scenes.training.process import OUT_OF_TIME, POLL_SECONDS, Process, gpu_count, only_gpu
+from scenes.training.workers import INTERRUPTED, OUT_OF_TIME, Slot, Task, follow, gpu_count, local_slots
 
 SEARCH_DEPTH = 5
 LEAST_MINUTES = 1.0  # to train, however long the search for the data took
@@ -36,14 +34,14 @@ LEAST_MINUTES = 1.0  # to train, however long the search for the data took
 
 @dataclass(frozen=True)
 class Submitted:
-    """A submission and what it was made of.
+    """A submission and what it was made from.
 
     Attributes:
         path: The submission.
-        folds: Those it is the mean of.
+        folds: The folds it is the mean of.
         submission: Its two columns.
         probabilities: float32, shape (n, classes).
-        names: The classes for people to read.
+        names: The classes' names for people.
         images: The test images' files.
     """
 
@@ -54,27 +52,27 @@ class Submitted:
     names: list[str]
     images: list[Path]
 
-    def pictures(self, count: int = 12, side: int = 150) -> "Html":
-        """Some test images, evenly spread, each with its most probable class."""
+    def examples(self, count: int = 12, side: int = 150) -> "Html":
+        """Shows some test images, evenly spread, each with its most probable class."""
         rows = np.linspace(0, len(self.images) - 1, min(count, len(self.images))).round().astype(int)
-        return Html("".join(self._picture(row, side) for row in rows))
+        return Html("".join(self._figure(row, side) for row in rows))
 
-    def _picture(self, row: int, side: int) -> str:
+    def _figure(self, row: int, side: int) -> str:
         best = int(self.probabilities[row].argmax())
         caption = f"{html.escape(self.names[best])} {self.probabilities[row, best]:.0%}"
         try:
             image = Image.fromarray(decode(self.images[row], side).pixels)
         except BadImageError as error:
-            picture = html.escape(str(error))
+            shown = html.escape(str(error))
         else:
             packed = io.BytesIO()
             image.save(packed, "JPEG")
-            picture = f'<img src="data:image/jpeg;base64,{base64.b64encode(packed.getvalue()).decode()}">'
-        return f'<figure style="display:inline-block;margin:4px">{picture}<figcaption>{caption}</figcaption></figure>'
+            shown = f'<img src="data:image/jpeg;base64,{base64.b64encode(packed.getvalue()).decode()}">'
+        return f'<figure style="display:inline-block;margin:4px">{shown}<figcaption>{caption}</figcaption></figure>'
 
 
 class Html(str):
-    """Text that a notebook shows as HTML."""
+    """Text that a notebook displays as HTML."""
 
     def _repr_html_(self) -> str:
         return self
@@ -83,18 +81,20 @@ class Html(str):
 def infer(bundle: Path, budget_minutes: float) -> Submitted:
     """Predicts the test images with each fold of the bundle and writes the submission.
 
-    There is one process a GPU. After the first fold the submission is complete and valid; each further fold makes it
-    the mean of all so far. With all folds its bytes are those of infer.py.
+    Each GPU takes one fold after another. After the first fold the submission is complete and valid; each further fold
+    makes it the mean of all so far. With all folds its bytes are those of infer.py. A fold that fails on one GPU is
+    tried on the others.
 
     Args:
         bundle: From `attach`.
         budget_minutes: Folds that would not be ready by then are left out; the first is always predicted.
 
     Returns:
-        The submission, which lies in the working folder.
+        The submission, which is in the working folder.
 
     Raises:
         UserError: If the competition's files cannot be found or used, or no fold could be predicted.
+        StoppedError: If it was interrupted.
     """
     until = time.time() + 60 * budget_minutes
     manifest = _manifest(bundle)
@@ -102,55 +102,75 @@ def infer(bundle: Path, budget_minutes: float) -> Submitted:
     data = source.load_config().data
     root = find_competition([data.test_csv, data.test_image_dir or data.image_dir], manifest["competition"])
     with tempfile.TemporaryDirectory(prefix="scenes-") as scratch:
-        settings = [f"data.root={json.dumps(str(root))}", f"data.cache={json.dumps(scratch)}"]
-        ensemble = _Ensemble(source, source.load_config(settings), folds, Path(scratch) / "parts")
-        command = ["-m", "scenes.kaggle.worker", "--run", str(source.folder), "--parts", str(ensemble.parts)]
-        options = ["--until", str(until), "--set", *settings]
-        workers = [
-            _Process([*command, "--folds", folds_text(dealt), *options], bundle, gpu, scratch)
-            for gpu, dealt in _deal(folds)
-        ]
-        try:
-            done = ensemble.follow(workers, until)
-        finally:
-            for worker in workers:
-                worker.kill()
+        prediction = _Prediction(source, folds, until, Path(scratch), _data_settings(root, scratch))
+        gpus = gpu_count()
+        slots = local_slots(min(max(1, gpus), len(folds)), gpus)
+        is_interrupted = follow(slots, prediction.next_task, prediction.ended, prediction.is_over)
+        if is_interrupted:
+            raise StoppedError("interrupted", INTERRUPTED, "the submission is of the folds so far")
+        done = prediction.done
+    if not done:
+        raise UserError("no fold could be predicted: the lines above say why")
     say(f"{done.path}: {len(done.submission)} rows, the mean of {len(done.folds)} of {len(folds)} folds")
     if missing := [fold_name(fold) for fold in folds if fold not in done.folds]:
         say(f"NOT in it: {', '.join(missing)}, failed or out of time; the lines above say which")
     return done
 
 
-class _Ensemble:
-    """Turns the folds' files, as they appear, into the submission of all so far."""
+class _Prediction:
+    """The folds still to predict, and the submission of those that are done."""
 
-    def __init__(self, source: Run, config: Config, folds: Sequence[int], parts: Path) -> None:
+    def __init__(self, source: Run, folds: Sequence[int], until: float, scratch: Path, settings: list[str]) -> None:
         from scenes.inference.submit import read_inputs
 
-        self.source, self.config, self.folds, self.parts = source, config, folds, parts
-        self.inputs = read_inputs(config)  # decodes all images before the workers start, which open the cache
-        parts.mkdir()
+        self.source, self.folds, self.until, self.scratch, self.settings = source, folds, until, scratch, settings
+        self.config = source.load_config(settings)
+        self.inputs = read_inputs(self.config)  # decodes all images; the workers find them in the cache
+        self.pending = list(folds)
+        self.tried: dict[int, set[Slot]] = {fold: set() for fold in folds}
+        self.started: dict[Task, tuple[int, float]] = {}
+        self.took = 0.0
+        self.done: Submitted | None = None
 
-    def follow(self, workers: Sequence["_Process"], until: float) -> Submitted:
-        done: Submitted | None = None
-        while True:
-            alive = any(worker.poll() is None for worker in workers)  # asked first: what ended has written its files
-            ready = [fold for fold in self.folds if part_file(self.parts, fold).exists()]
-            if ready and (done is None or ready != done.folds):
-                done = self.write(ready)
-                say(f"{done.path}: of {', '.join(map(fold_name, ready))}")
-            if not alive or (done and time.time() > until):
-                break
-            time.sleep(POLL_SECONDS)
-        if not done:
-            raise UserError("no fold could be predicted: the lines above say why")
-        return done
+    def next_task(self, slot: Slot) -> Task | None:
+        """A fold that has not failed on this GPU, if it would be ready in time."""
+        fold = next((fold for fold in self.pending if slot not in self.tried[fold]), None)
+        if fold is None:
+            return None
+        if self.done and time.time() + self.took > self.until:
+            say(f"{', '.join(map(fold_name, self.pending))}: not started, would not be ready in time")
+            self.pending.clear()
+            return None
+        self.pending.remove(fold)
+        self.tried[fold].add(slot)
+        command = ["-m", "scenes.kaggle.worker", "--run", str(self.source.folder), "--fold", str(fold)]
+        log, out = self.scratch / f"{fold_name(fold)}.txt", str(self._file(fold))
+        task = Task(fold_name(fold), log, [*command, "--out", out], self.settings)
+        self.started[task] = fold, time.time()
+        return task
 
-    def write(self, ready: list[int]) -> Submitted:
-        """Averages and checks as infer.py does, and writes both files anew."""
+    def ended(self, task: Task, code: int, _: Sequence[str]) -> None:
+        """Writes the submission with the new fold, or queues a fold that failed for another GPU."""
+        fold, start = self.started[task]
+        if code:
+            self.pending.append(fold)
+        else:
+            self.took = time.time() - start
+            self.done = self._write([fold for fold in self.folds if self._file(fold).exists()])
+            say(f"{self.done.path}: of {', '.join(map(fold_name, self.done.folds))}")
+
+    def is_over(self) -> bool:
+        """Whether there is a submission and no time left."""
+        return self.done is not None and time.time() > self.until
+
+    def _file(self, fold: int) -> Path:
+        return self.scratch / f"{fold_name(fold)}.npz"
+
+    def _write(self, ready: list[int]) -> Submitted:
+        """Averages as infer.py does, and writes both files anew."""
         from scenes.inference.submit import average, make_tables, mean_prior
 
-        loaded = [np.load(part_file(self.parts, fold), allow_pickle=False) for fold in ready]
+        loaded = [np.load(self._file(fold), allow_pickle=False) for fold in ready]
         classes = loaded[0]["classes"].tolist()
         if any(part["classes"].tolist() != classes for part in loaded):
             raise UserError(f"{self.source.folder}: the folds were trained on different classes")
@@ -165,10 +185,9 @@ class _Ensemble:
 
 
 def train(bundle: Path, budget_minutes: float) -> None:
-    """Trains the bundle's folds, going on from the output of an earlier version of the kernel if that is attached.
+    """Trains the bundle's folds on all GPUs; resumes from the output of an earlier version if that is attached.
 
-    The folds are dealt to the GPUs. In the end `runs/NAME` lies in the working folder, and a submission of the finished
-    folds where there are test images.
+    Afterwards `runs/NAME` is in the working folder, with a submission of the finished folds if there are test images.
 
     Args:
         bundle: From `attach`.
@@ -179,33 +198,38 @@ def train(bundle: Path, budget_minutes: float) -> None:
     """
     start = time.time()
     manifest = _manifest(bundle)
-    config_file = bundle / "config.yaml"
-    config, folds = load_config(config_file), manifest["folds"]
+    config, folds = load_config(bundle / "config.yaml"), manifest["folds"]
     root = find_competition([config.data.train_csv, config.data.image_dir], manifest["competition"])
     run = _resume(manifest["name"])
-    with tempfile.TemporaryDirectory(prefix="scenes-") as scratch:
-        settings = [f"data.root={json.dumps(str(root))}", f"data.cache={json.dumps(scratch)}"]
+    with tempfile.TemporaryDirectory(prefix="scenes-") as scratch, chdir(working()):
+        settings = _data_settings(root, scratch)
         left = max(LEAST_MINUTES, budget_minutes - (time.time() - start) / 60)
-
-        def command(folds: Sequence[int], *more: str) -> int:
-            script = [str(bundle / "src" / "train.py"), str(config_file), "--parallel", "auto", "--submit"]
-            options = ["--folds", folds_text(folds), "--set", *settings, *more]
-            process = _Process([*script, *options], bundle, None, working())
-            try:
-                return process.wait()
-            finally:
-                process.kill()
-
-        codes = [command(folds, f"train.time_budget_minutes={left}")]
+        codes = [_train_py(bundle, folds, [*settings, f"train.time_budget_minutes={left}"], scratch)]
         finished = [fold for fold in folds if run.is_finished(fold)]
-        if finished and codes != [0]:
-            codes.append(command(finished))
+        if finished and codes != [0]:  # scores and a submission of those
+            codes.append(_train_py(bundle, finished, settings, scratch))
     _name_as_kaggle_wants(run, working() / "submissions")
     say(f"runs/{run.name}: {len(finished)} of {len(folds)} folds are finished")
     if failed := [code for code in codes if code not in (0, OUT_OF_TIME)]:
         raise UserError(f"training failed (exit code {failed[0]}): the lines above say why")
     if OUT_OF_TIME in codes:
-        say("The time was up; everything is saved. To go on: python src/kernel.py push --train … --again")
+        say("The time is up; everything is saved. To continue: python src/kernel.py push --train … --again")
+
+
+def _train_py(bundle: Path, folds: Sequence[int], settings: Sequence[str], scratch: str) -> int:
+    """Runs train.py, which uses all GPUs; returns its exit code."""
+    arguments = [str(bundle / "src" / "train.py"), str(bundle / "config.yaml")]
+    options = ["--parallel", "auto", "--submit", "--folds", folds_text(folds)]
+    tasks = [Task("", Path(scratch) / "log.txt", [*arguments, *options], settings)]
+    slot = Slot("all GPUs", {"SCENES_KAGGLE_INPUT": str(bundle)})  # where it looks for pretrained weights
+    codes: list[int] = []
+    follow([slot], lambda _: tasks.pop() if tasks else None, lambda _task, code, _lines: codes.append(code))
+    return codes[0] if codes else INTERRUPTED
+
+
+def _data_settings(root: Path, scratch: str) -> list[str]:
+    """The ``--set`` that makes a run read the competition's files; the cache goes away with the kernel."""
+    return [f"data.root={json.dumps(str(root))}", f"data.cache={json.dumps(scratch)}"]
 
 
 def _name_as_kaggle_wants(run: Run, submissions: Path) -> None:
@@ -217,11 +241,11 @@ def _name_as_kaggle_wants(run: Run, submissions: Path) -> None:
 
 
 def find_competition(files: Sequence[Path], slug: str) -> Path:
-    """Finds the folder that holds the competition's files, wherever Kaggle mounted it.
+    """Finds the folder with the competition's files, wherever Kaggle mounted it.
 
     Args:
         files: What must be there, relative to that folder.
-        slug: The competition's name: decides where several folders qualify.
+        slug: The competition's name, which decides if several folders qualify.
 
     Raises:
         UserError: If there is none, or more than one.
@@ -232,7 +256,7 @@ def find_competition(files: Sequence[Path], slug: str) -> Path:
     chosen = named or found
     wanted = " and ".join(map(str, files))
     if not chosen:
-        raise UserError(f"no folder below {root} holds {wanted}: attach the competition {slug} by Add Input")
+        raise UserError(f"no folder below {root} holds {wanted}: attach the competition {slug} with Add Input")
     if len(chosen) > 1:
         raise UserError(
             f"{len(chosen)} folders hold {wanted}: {', '.join(map(str, chosen))}; detach all but the competition's"
@@ -242,12 +266,12 @@ def find_competition(files: Sequence[Path], slug: str) -> Path:
 
 
 def working() -> Path:
-    """The folder whose files are the kernel's output; SCENES_KAGGLE_WORKING moves it for tests."""
+    """Returns the folder whose files are the kernel's output; tests set SCENES_KAGGLE_WORKING."""
     return Path(os.environ.get("SCENES_KAGGLE_WORKING", "/kaggle/working"))
 
 
 def _folders(folder: Path, depth: int) -> Iterator[Path]:
-    """A folder and those below it, in order."""
+    """Yields a folder and those below it, in order."""
     yield folder
     if depth:
         for inner in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()):
@@ -255,14 +279,14 @@ def _folders(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _manifest(bundle: Path) -> dict[str, Any]:
-    """Reads the manifest, and says what of the machine's packages is outside the tested ranges."""
+    """Reads the manifest, and lists packages of this machine that are outside the supported ranges."""
     for line in unsatisfied(pyproject=bundle / "pyproject.toml"):
         say(f"not tested with this: {line}")
     return json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
 
 
 def _resume(name: str) -> Run:
-    """Copies the run out of an attached earlier output; input is read-only, and so would be plain copies of it."""
+    """Copies the run out of an attached earlier output, without the read-only permissions of the input."""
     run = Run(working() / "runs" / name)
     earlier = [folder for folder in kaggle_input().glob(f"**/runs/{name}") if (folder / "config.yaml").is_file()]
     if len(earlier) > 1:
@@ -272,39 +296,5 @@ def _resume(name: str) -> Run:
             target = run.folder / file.relative_to(earlier[0])
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
-    say(f"going on from {earlier[0]}" if earlier else f"runs/{name} starts anew: no earlier output is attached")
+    say(f"resuming {earlier[0]}" if earlier else f"runs/{name} starts from scratch: no earlier output is attached")
     return run
-
-
-def _deal(folds: Sequence[int]) -> list[tuple[int, list[int]]]:
-    """Each GPU's folds; without a GPU all go to one process."""
-    gpus = max(1, gpu_count())
-    return [(gpu, list(folds[gpu::gpus])) for gpu in range(min(gpus, len(folds)))]
-
-
-class _Process(Process):
-    """A process of the bundle; what it prints is passed on line by line, which a notebook shows."""
-
-    def __init__(self, arguments: list[str], bundle: Path, gpu: int | None, folder: str | Path) -> None:
-        """Starts it on one GPU, or with None on all."""
-        environment = {
-            "PYTHONPATH": os.pathsep.join(filter(None, (str(bundle / "src"), os.environ.get("PYTHONPATH")))),
-            "PYTHONDONTWRITEBYTECODE": "1",  # the input is read-only
-            "SCENES_KAGGLE_INPUT": str(bundle),  # where training looks for pretrained weights
-        }
-        if gpu is not None:
-            environment |= only_gpu(gpu)
-        super().__init__(arguments, environment, Path(folder), subprocess.PIPE)
-        prefix = "" if gpu is None else f"[process {gpu}] "
-        self._printer = threading.Thread(target=self._pass_on, args=(prefix,), daemon=True)
-        self._printer.start()
-
-    def _pass_on(self, prefix: str) -> None:
-        assert self.output
-        for line in io.TextIOWrapper(self.output, encoding="utf-8", errors="replace"):
-            say(prefix + line.rstrip())
-
-    def wait(self) -> int:
-        """Its exit code, when all it printed is passed on."""
-        self._printer.join()
-        return super().wait()

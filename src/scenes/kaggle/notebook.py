@@ -1,4 +1,4 @@
-"""The kernel's code: a short story with the scores, the way into the bundle, one call, what came out."""
+"""Writes the kernel's code: what it does, the scores, attaching the bundle, one call, the result."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ BOOTSTRAP = Path(__file__).with_name("bootstrap.py")
 
 
 class Cell(NamedTuple):
-    """A cell of the notebook: markdown, or code; `shown` code only makes sense where its value is shown."""
+    """A cell: markdown or code. One that is `shown` displays a value, so a script leaves it out."""
 
     kind: str
     text: str
@@ -28,50 +28,51 @@ def inference_cells(
     digest: str,
     budget: float,
 ) -> list[Cell]:
-    """The story of a prediction.
+    """Makes the cells of a notebook that predicts.
 
     Args:
         config: The run's config.
         manifest: The bundle's.
         metrics: The run's metrics.json, if there is one.
-        views: Under which it predicts.
+        views: The names of the views it predicts with.
         dataset: OWNER/SLUG of the bundle.
         digest: SHA-256 of the manifest.
         budget: Minutes.
     """
     return [
-        Cell("markdown", _title(f"Predicts under the views {views} with", config, manifest, dataset)),
+        Cell("markdown", _title(f"Predicts with the views {views} and", config, manifest, dataset)),
         *([Cell("markdown", _scores(manifest, metrics))] if metrics else []),
         *_attach(dataset, digest),
         Cell(
             "markdown",
-            "## Prediction\n\nEach GPU takes folds; after the first one `submission.csv` is complete, every further "
-            f"one makes it the mean of all so far. None is started that would not be ready after {budget:g} minutes.",
+            "## Prediction\n\nEach GPU predicts one fold after another. After the first fold `submission.csv` is "
+            "complete; each further fold makes it the mean of all so far. A fold that would not be ready within "
+            f"{budget:g} minutes is not started.",
         ),
         Cell("code", f"from scenes.kaggle import kernel\n\ndone = kernel.infer(bundle, budget_minutes={budget:g})"),
-        Cell("markdown", "## What it sees", shown=True),
-        Cell("code", "done.pictures()", shown=True),
+        Cell("markdown", "## Some predictions", shown=True),
+        Cell("code", "done.examples()", shown=True),
         Cell("markdown", "## The submission"),
         Cell("code", "print(done.submission.head(10).to_string(index=False))"),
     ]
 
 
 def training_cells(config: Config, manifest: dict[str, Any], dataset: str, digest: str, budget: float) -> list[Cell]:
-    """The story of a training; arguments as `inference_cells`'."""
+    """Makes the cells of a notebook that trains; arguments as `inference_cells`'."""
     return [
         Cell("markdown", _title("Trains", config, manifest, dataset)),
         *_attach(dataset, digest),
         Cell(
             "markdown",
-            f"## Training\n\nEach GPU takes folds; after {budget:g} minutes the state is saved. Run again with this "
-            "notebook's own output attached, it goes on from there.",
+            f"## Training\n\nEach GPU trains one fold after another; after {budget:g} minutes the state is saved. "
+            "Run it again with its own output attached to continue from there.",
         ),
         Cell("code", f"from scenes.kaggle import kernel\n\nkernel.train(bundle, budget_minutes={budget:g})"),
     ]
 
 
 def as_notebook(cells: list[Cell]) -> str:
-    """A notebook of format 4.5; the same cells give the same bytes."""
+    """Formats cells as a notebook of format 4.5; the same cells give the same bytes."""
     content = {
         "cells": [
             {"cell_type": cell.kind, "id": f"cell-{number}", "metadata": {}, "source": cell.text.splitlines(True)}
@@ -89,7 +90,7 @@ def as_notebook(cells: list[Cell]) -> str:
 
 
 def as_script(cells: list[Cell]) -> str:
-    """The same as a Python script."""
+    """Formats cells as a Python script."""
     parts = []
     for cell in cells:
         if cell.kind == "code" and not cell.shown:
@@ -101,18 +102,18 @@ def as_script(cells: list[Cell]) -> str:
 
 def _title(what: str, config: Config, manifest: dict[str, Any], dataset: str) -> str:
     folds = ", ".join(fold_name(fold) for fold in manifest["folds"])
-    precision = " Its weights are kept in half precision." if manifest["half"] else ""
+    precision = " Its weights are stored in half precision." if manifest["half"] else ""
     return (
         f"# {manifest['name']}\n\n"
         f"{what} `{config.model.name}`, {folds}, for the competition "
-        f"[{manifest['competition']}](https://www.kaggle.com/competitions/{manifest['competition']}), without a "
-        f"network: library, config and weights come from the dataset "
+        f"[{manifest['competition']}](https://www.kaggle.com/competitions/{manifest['competition']}), without "
+        f"network access: library, config and weights come from the dataset "
         f"[{dataset}](https://www.kaggle.com/datasets/{dataset}).{precision}"
     )
 
 
 def _scores(manifest: dict[str, Any], metrics: dict[str, Any]) -> str:
-    """The scores of the folds that are used, and of all held-out rows together."""
+    """Lists the scores of the folds that are used, and of all held-out rows together."""
     kept = [(fold_name(fold), metrics["per_fold"].get(str(fold))) for fold in manifest["folds"] if fold != FULL]
     rows = [(name, scores) for name, scores in kept if scores] + [(f"all {len(metrics['folds'])} folds", metrics)]
     lines = [
@@ -122,13 +123,13 @@ def _scores(manifest: dict[str, Any], metrics: dict[str, Any]) -> str:
     ]
     notes = [f"\nOptimistic: {metrics['optimistic']}."] if metrics["optimistic"] else []
     if half := manifest["half"]:
-        notes.append(f"\nHalf precision: {half['accuracy_half']:.4f} in place of {half['accuracy']:.4f}.")
+        notes.append(f"\nHalf precision: {half['accuracy_half']:.4f} instead of {half['accuracy']:.4f}.")
     header = "## Cross-validation\n\n| out of fold | n | accuracy ± s.e. | log loss |\n|---|---|---|---|"
     return "\n".join([header, *lines, *notes])
 
 
 def _attach(dataset: str, digest: str) -> list[Cell]:
-    explains = "## The bundle\n\nFound wherever it is mounted; every file is checked against the manifest's SHA-256."
+    explains = "## The bundle\n\nFound wherever it is mounted; all files are checked against their SHA-256."
     code = BOOTSTRAP.read_text(encoding="utf-8").rstrip()
     return [
         Cell("markdown", explains),

@@ -1,62 +1,41 @@
-"""Predicts the test images with some folds on one GPU, a file for each: what `kernel.infer` starts for each GPU."""
+"""Predicts the test images with one fold: what `kernel.infer` runs on each GPU."""
 
 import argparse
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from scenes.config import Config
-from scenes.console import run, say
-from scenes.data.folds import fold_name, parse_folds
+from scenes.console import add_settings_option, run
 from scenes.environment import ensure_environment
 from scenes.files import write_atomic
-from scenes.runs import Run
-from scenes.training.process import end_with_parent
+from scenes.training.workers import end_with_parent
 
 
-def main() -> None:
-    """Reads the command line and predicts."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes the fold's predictions, float32 of shape (1, views, n, classes), and the classes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--folds", required=True)
-    parser.add_argument("--parts", type=Path, required=True, help="where the files go")
-    parser.add_argument("--until", type=float, required=True, help="start no fold that would end later, in Unix time")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
-    arguments = parser.parse_args()
+    parser.add_argument("--fold", type=int, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="an .npz file")
+    add_settings_option(parser)
+    arguments = parser.parse_args(argv)
+
     end_with_parent()
+
+    import numpy as np
+
+    from scenes.inference.submit import predict_each, read_inputs
+    from scenes.runs import Run
+
     source = Run(arguments.run)
     config = source.load_config(arguments.set)
-    predict_parts(source, config, parse_folds(arguments.folds, config.data.folds), arguments.parts, arguments.until)
-
-
-def predict_parts(source: Run, config: Config, folds: list[int], parts: Path, until: float) -> None:
-    """Writes float32 probabilities of shape (1, views, n, classes), and the classes, for one fold after another.
-
-    The first fold is always predicted; a later one only if the time is enough for as long as the one before took.
-    """
-    from scenes.inference.submit import predict_each, read_inputs
-
     inputs = read_inputs(config)
-    took = 0.0
-    for fold in folds:
-        start = time.time()
-        if took and start + took > until:
-            say(f"{fold_name(fold)}: not started, it would not be ready in time")
-            continue
-        predicted, classes = predict_each(source, config, [fold], inputs)
-        write_atomic(part_file(parts, fold), lambda path: _save(path, predicted, classes))  # noqa: B023 - called at once
-        took = time.time() - start
+    predicted, classes = predict_each(source, config, [arguments.fold], inputs)
 
+    def save(path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez(file, predicted=predicted, classes=np.array(classes))
 
-def part_file(parts: Path, fold: int) -> Path:
-    """Where a fold's probabilities go."""
-    return parts / f"{fold_name(fold)}.npz"
-
-
-def _save(path: Path, predicted: np.ndarray, classes: list[str]) -> None:
-    with path.open("wb") as file:
-        np.savez(file, predicted=predicted, classes=np.array(classes))
+    write_atomic(arguments.out, save)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Soft targets from trained runs, for a student to train on: what each fold's models say of the rows they may judge."""
+"""Makes soft targets from trained runs, for a student to train on."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,19 +18,19 @@ from scenes.inference.submit import write_table
 from scenes.model.device import choose_device
 from scenes.runs import Run
 
-LABEL_SHARE = 0.5  # of a training row's target; the rest is the teachers' (Hinton et al. 2015, arXiv:1503.02531)
+LABEL_SHARE = 0.5  # of a training row's target; the rest is the teachers'
 
 
 def write_soft_targets(runs: Sequence[Run], out: Path) -> None:
     """Writes, for every fold, targets by the models that never saw that fold's labels.
 
     A fold's training rows get the mean of their label and the teachers' probabilities, the test images the teachers'
-    alone. Those of the training rows are by models that trained on them: what they add to the label is how alike the
-    classes are.
+    probabilities alone. The teachers trained on those training rows; what they add to the label is the similarity of
+    the classes (Hinton et al. 2015, arXiv:1503.02531).
 
     Args:
         runs: The teachers, with all folds trained on the same rows in the same folds.
-        out: The CSV: image_name, fold and a column a class.
+        out: A CSV with the columns image_name, fold and one for each class.
 
     Raises:
         UserError: If a run's folds are not all trained, or differ from the first run's.
@@ -64,7 +64,7 @@ def write_soft_targets(runs: Sequence[Run], out: Path) -> None:
 
 
 def _teach(run: Run, fold: int, images: Pictures, rows: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """A teacher's probabilities, float32, shape (rows, classes): the mean over its views."""
+    """Predicts with a teacher; returns the mean over its views, float32, shape (rows, classes)."""
     config, device = run.load_config(), choose_device()
     models, known = load_folds(run, config, [fold], device)
     if known != list(classes):

@@ -1,4 +1,4 @@
-"""A search for better settings: Optuna proposes, two folds judge, bad trials stop early."""
+"""A search for better settings: Optuna proposes trials, two folds evaluate them, bad trials stop early."""
 
 import json
 import shutil
@@ -17,13 +17,12 @@ from scenes.console import Problem, StoppedError, UserError, print_table, raise_
 from scenes.data.folds import fold_name
 from scenes.files import only_process, write_result
 from scenes.randomness import key
-from scenes.runs import RUNS, read_json
-from scenes.training.crossval import cross_validate
+from scenes.runs import RUNS, Run, read_json
 from scenes.training.job import prepare
-from scenes.training.parallel import FAILED, Experiment, Slot, failure, follow
-from scenes.training.process import INTERRUPTED, MISTAKE, Task
+from scenes.training.trial import CANNOT_TRAIN
+from scenes.training.workers import INTERRUPTED, Slot, Task, failure, follow
 
-SHOWN = 5
+SHOWN = 5  # trials in the table at the end
 RANGE_KEYS = {"low", "high", "log"}
 
 Space = Mapping[str, Any]
@@ -35,44 +34,46 @@ def sweep(
     space_file: Path,
     trials: int,
     folds: Sequence[int],
-    slots: Sequence[Slot] = (),
+    slots: Sequence[Slot],
 ) -> Path:
-    """Searches a space for the settings with the lowest held-out log loss; a sweep that was stopped goes on.
+    """Searches a space for the settings with the lowest held-out log loss; resumes a sweep that was stopped.
 
     Args:
-        config_file: The experiment to better.
+        config_file: The experiment to improve.
         overrides: ``key=value`` strings, as in train.py.
         space_file: What to search, see configs/sweeps/.
-        trials: How many there shall be in all.
-        folds: Which folds judge a trial.
-        slots: Where trials run at the same time; by default one after another in this process.
+        trials: The total number of trials, those of earlier sessions included.
+        folds: Which folds evaluate a trial.
+        slots: Where trials run; each fold of a trial is a process.
 
     Returns:
         The best config's file.
 
     Raises:
-        UserError: If the space or a config cannot be used, another process is at it, or no trial came to an end.
+        UserError: If the space or a config cannot be used, the sweep is already running, or no trial was completed.
         StoppedError: If a signal stopped it.
     """
     base = load_config(config_file, overrides)
     space = read_space(space_file)
-    for number in (0, -1):  # both ends of every range; what is wrong is known before the first trial
+    for number in (0, -1):  # both ends of every range, so that mistakes are found before the first trial
         ends = {
             name: part[number] if isinstance(part, list) else part["low" if number == 0 else "high"]
             for name, part in space.items()
         }
-        prepare(_configure(config_file, overrides, ends), folds)
+        prepare(load_config(config_file, _settings(overrides, ends, base.name)), folds)
     folder = RUNS / f"{base.name}.sweep"
-    with only_process(folder, "at this sweep"):  # two would take each other's trials for interrupted ones
+    with only_process(folder, "running this sweep"):  # two would take each other's trials for interrupted ones
         study = _open(folder, base, space, folds)
         _enqueue_interrupted(study)
         left = trials - len(_done(study))
         if left > 0:
             listed = ", ".join(map(str, folds))
-            say(f"{folder}: {left} trials to go, folds {listed}; the same command goes on after a stop")
-            search = _Search(study, config_file, overrides, space, folds)
-            search.in_parallel(left, slots) if slots else study.optimize(search.judge, left)
-        return _conclude(study, folder, config_file, overrides)
+            say(f"{folder}: {left} trials to go, folds {listed}; after a stop the same command continues")
+            _Search(study, config_file, overrides, base.name, space, folds, left).run(slots)
+        best = _show(study, folder)
+        path = folder / "best.yaml"
+        write_result(path, dump(load_config(config_file, _settings(overrides, best, f"{base.name}_best"))))
+        return path
 
 
 def read_space(path: Path) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def read_space(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a readable YAML file ({error}); see configs/sweeps/finetune.yaml") from None
     if not isinstance(space, dict) or not space:
-        raise UserError(f"{path}: a space is made of `key: [choices]` and `key: {{low: …, high: …}}` lines")
+        raise UserError(f"{path}: a space consists of `key: [choices]` and `key: {{low: …, high: …}}` lines")
     for name, part in space.items():
         if isinstance(part, list) and part and all(isinstance(choice, bool | int | float | str) for choice in part):
             continue
@@ -94,36 +95,30 @@ def read_space(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: {name}: write a list of plain choices, or {{low: …, high: …, log: true}}")
         low, high = part["low"], part["high"]
         if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in (low, high)) or low >= high:
-            raise UserError(f"{path}: {name}: low and high are numbers, low the smaller one")
+            raise UserError(f"{path}: {name}: low and high must be numbers, low the smaller one")
         if part.get("log") and low <= 0:
             raise UserError(f"{path}: {name}: a logarithmic range begins above 0")
     return space
 
 
-def _configure(config_file: Path, overrides: Sequence[str], values: Mapping[str, Any], suffix: str = "") -> Config:
-    """The experiment with a trial's values, under the trial's name."""
-    return load_config(config_file, _settings(config_file, overrides, values, suffix))
-
-
-def _settings(config_file: Path, overrides: Sequence[str], values: Mapping[str, Any], suffix: str) -> list[str]:
-    """What ``--set`` makes a trial of the experiment."""
-    pairs = [f"{name}={json.dumps(value)}" for name, value in values.items()]
-    return [*overrides, *pairs, f"name={load_config(config_file, overrides).name}{suffix}"]
+def _settings(overrides: Sequence[str], values: Mapping[str, Any], name: str) -> list[str]:
+    """The ``--set`` of an experiment with these values and this name."""
+    return [*overrides, *(f"{key}={json.dumps(value)}" for key, value in values.items()), f"name={name}"]
 
 
 def _open(folder: Path, base: Config, space: Space, folds: Sequence[int]) -> optuna.Study:
-    """Opens the study in the folder's SQLite file; refuses one that began otherwise."""
+    """Opens the study in the folder's SQLite file; refuses one that began with something else."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = f"sqlite:///{(folder / 'study.db').resolve()}"
     study = optuna.create_study(storage=storage, study_name=base.name, load_if_exists=True)
-    # A sampler that began with the same seed after a stop would propose the same trials again.
+    # With the same seed after a stop, the sampler would propose the same trials again.
     study.sampler = optuna.samplers.TPESampler(seed=key("sweep", base.seed, len(study.trials)) % 2**32)
     study.pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
     begun = {"config": dump(base), "space": json.dumps(space), "folds": list(folds)}
     for name, value in begun.items():
         if study.user_attrs.get(name, value) != value:
             raise UserError(
-                f"{folder}: this sweep began with another {name}; restore it, or give this one a name: --set name=NEW"
+                f"{folder}: this sweep began with another {name}; restore it, or rename this one: --set name=NEW"
             )
         study.set_user_attr(name, value)
     return study
@@ -134,7 +129,7 @@ def _done(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def _enqueue_interrupted(study: optuna.Study) -> None:
-    """Lets trials that a kill or an error cut off come first; their runs go on from their checkpoints."""
+    """Puts trials that were killed or failed first in the queue; their runs resume from their checkpoints."""
     waiting = [trial.params for trial in [*_done(study), *study.get_trials(states=(TrialState.WAITING,))]]
     for trial in study.get_trials(states=(TrialState.RUNNING, TrialState.FAIL)):
         if trial.state == TrialState.RUNNING:
@@ -144,133 +139,98 @@ def _enqueue_interrupted(study: optuna.Study) -> None:
             waiting.append(trial.params)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Attempt:
-    """A trial, what it trains, and its folds' log losses so far."""
+    """A trial, the run it trains, and its folds' log losses so far."""
 
     trial: Trial
-    experiment: Experiment
+    settings: list[str]
+    run: Run
     losses: list[float] = field(default_factory=list)
 
     @property
     def mean(self) -> float:
         return sum(self.losses) / len(self.losses)
 
-    @property
-    def next_fold(self) -> int:
-        return self.experiment.folds[len(self.losses)]
-
-    @property
-    def is_judged(self) -> bool:
-        return len(self.losses) == len(self.experiment.folds)
-
-    def add_fold(self) -> None:
-        """Takes the fold that was trained into account.
-
-        Raises:
-            optuna.TrialPruned: If the trial is not worth going on with.
-        """
-        fold = self.next_fold
-        scores = read_json(self.experiment.run.metrics_file, "per_fold")["per_fold"]
-        self.losses.append(scores[str(fold)]["log_loss"])
-        self.trial.report(self.mean, len(self.losses) - 1)
-        is_bad = not self.is_judged and self.trial.should_prune()
-        if is_bad or self.is_judged:
-            note = f" after fold {fold}, stopped early" if is_bad else ""
-            say(f"trial {self.trial.number}: log loss {self.mean:.4f}{note}")
-            shutil.rmtree(self.experiment.run.folder)  # its scores are in the study; a hundred networks fill the disk
-        if is_bad:
-            raise optuna.TrialPruned
-
-    def give_up(self, why: object) -> None:
-        """Ends a trial that cannot be trained, e.g. a rate at which the loss is no longer finite.
-
-        Raises:
-            optuna.TrialPruned: Always.
-        """
-        say(f"trial {self.trial.number} is given up: {why}")  # the data was checked before
-        shutil.rmtree(self.experiment.run.folder)
-        raise optuna.TrialPruned from None
-
 
 @dataclass
 class _Search:
-    """How trials are made of what Optuna proposes, and judged."""
+    """Trains the trials that Optuna proposes, fold by fold, and tells it the results."""
 
     study: optuna.Study
     config_file: Path
     overrides: Sequence[str]
+    name: str
     space: Space
     folds: Sequence[int]
+    left: int
+    ready: list[_Attempt] = field(default_factory=list)
+    running: dict[Task, _Attempt] = field(default_factory=dict)
+    failures: list[Problem] = field(default_factory=list)
 
-    def begin(self, trial: Trial) -> _Attempt:
+    def run(self, slots: Sequence[Slot]) -> None:
+        """Trains as many trials as are left.
+
+        Raises:
+            UserError: With the folds that failed for a reason other than their settings.
+            StoppedError: If a signal stopped it.
+        """
+        if follow(slots, self._next_task, self._ended):
+            raise StoppedError("interrupted", INTERRUPTED)
+        raise_problems(self.failures, "The sweep stopped; trials that were running are complete")
+
+    def _next_task(self, _: Slot) -> Task | None:
+        if not self.ready and self.left and not self.failures:
+            self.left -= 1
+            self.ready.append(self._begin(self.study.ask()))
+        names = {attempt.run.name for attempt in self.running.values()}
+        # A trial with the values of one that is running waits for it: they share a run.
+        attempt = next((attempt for attempt in self.ready if attempt.run.name not in names), None)
+        if attempt is None:
+            return None
+        self.ready.remove(attempt)
+        fold = self.folds[len(attempt.losses)]
+        command = ("-m", "scenes.training.trial", str(self.config_file), "--fold", str(fold))
+        label = f"trial {attempt.trial.number} {fold_name(fold)}"
+        task = Task(label, attempt.run.fold_folder(fold) / "log.txt", command, attempt.settings)
+        self.running[task] = attempt
+        return task
+
+    def _begin(self, trial: Trial) -> _Attempt:
         """Draws a trial's values."""
         values = {name: _suggest(trial, name, part) for name, part in self.space.items()}
         say(f"trial {trial.number}: {', '.join(f'{name} {_shown(value)}' for name, value in values.items())}")
-        # Named by the values: a trial that is tried again finds its run.
-        suffix = f".trial-{key('trial', repr(sorted(values.items()))):016x}"
-        settings = _settings(self.config_file, [*self.overrides, "report=false"], values, suffix)
-        config = load_config(self.config_file, settings)
-        return _Attempt(trial, Experiment(self.config_file, settings, config, self.folds))
+        # Named after the values, so that a trial that is tried again finds its run.
+        name = f"{self.name}.trial-{key('trial', repr(sorted(values.items()))):016x}"
+        return _Attempt(trial, _settings([*self.overrides, "report=false"], values, name), Run(RUNS / name))
 
-    def judge(self, trial: Trial) -> float:
-        """Trains a trial's folds one by one; its mean log loss."""
-        attempt = self.begin(trial)
-        while not attempt.is_judged:
-            try:
-                cross_validate(attempt.experiment.config, [attempt.next_fold])
-            except UserError as error:
-                attempt.give_up(error)
-            attempt.add_fold()
-        return attempt.mean
-
-    def in_parallel(self, trials: int, slots: Sequence[Slot]) -> None:
-        """Trains so many trials, one a slot at a time, each fold in a process of its own.
-
-        Raises:
-            UserError: With the folds that failed for another reason than their settings.
-            StoppedError: If a signal stopped it.
-        """
-        at_work: dict[Task, _Attempt] = {}
-        ready: list[_Attempt] = []
-        failures: list[Problem] = []
-        asked = 0
-
-        def next_task() -> Task | None:
-            nonlocal asked
-            if not ready and asked < trials and not failures:
-                asked += 1
-                ready.append(self.begin(self.study.ask()))
-            names = {attempt.experiment.config.name for attempt in at_work.values()}
-            for attempt in ready:
-                if attempt.experiment.config.name not in names:  # one of the same values waits: they share a run
-                    ready.remove(attempt)
-                    fold = attempt.next_fold
-                    task = attempt.experiment.task(fold, f"trial {attempt.trial.number} {fold_name(fold)}")
-                    at_work[task] = attempt
-                    return task
-            return None
-
-        def ended(task: Task, code: int, lines: Sequence[str]) -> None:
-            attempt = at_work.pop(task)
-            if code not in (0, MISTAKE):  # the study keeps the trial as running: the next sweep goes on with it
-                failures.append(failure(task, code, lines))
-                return
-            try:
-                if code == MISTAKE:
-                    attempt.give_up(" ".join(lines))
-                attempt.add_fold()
-            except optuna.TrialPruned:
-                self.study.tell(attempt.trial, state=TrialState.PRUNED)
-                return
-            if attempt.is_judged:
-                self.study.tell(attempt.trial, attempt.mean)
+    def _ended(self, task: Task, code: int, lines: Sequence[str]) -> None:
+        """Takes a fold that ended into account: the trial continues, is complete, is stopped early or given up."""
+        attempt = self.running.pop(task)
+        trial = attempt.trial
+        if code == CANNOT_TRAIN:
+            say(f"trial {trial.number} is given up: {' '.join(lines)}")
+            self._close(attempt, TrialState.PRUNED)
+        elif code:
+            self.failures.append(failure(task, code, lines))  # still running in the study: the next sweep resumes it
+        else:
+            fold = self.folds[len(attempt.losses)]
+            scores = read_json(attempt.run.metrics_file, "per_fold")["per_fold"]
+            attempt.losses.append(scores[str(fold)]["log_loss"])
+            trial.report(attempt.mean, len(attempt.losses) - 1)
+            if len(attempt.losses) == len(self.folds):
+                say(f"trial {trial.number}: log loss {attempt.mean:.4f}")
+                self._close(attempt, TrialState.COMPLETE)
+            elif trial.should_prune():
+                say(f"trial {trial.number}: log loss {attempt.mean:.4f} after fold {fold}, stopped early")
+                self._close(attempt, TrialState.PRUNED)
             else:
-                ready.append(attempt)
+                self.ready.append(attempt)
 
-        if follow(slots, next_task, ended):
-            raise StoppedError("interrupted", INTERRUPTED)
-        raise_problems(failures, FAILED)
+    def _close(self, attempt: _Attempt, state: TrialState) -> None:
+        """Tells the study, and deletes the run: the networks of a hundred trials would fill the disk."""
+        self.study.tell(attempt.trial, attempt.mean if state == TrialState.COMPLETE else None, state)
+        shutil.rmtree(attempt.run.folder)
 
 
 def _suggest(trial: Trial, name: str, part: Any) -> Any:
@@ -282,22 +242,20 @@ def _suggest(trial: Trial, name: str, part: Any) -> Any:
     return trial.suggest_float(name, low, high, log=log)
 
 
-def _conclude(study: optuna.Study, folder: Path, config_file: Path, overrides: Sequence[str]) -> Path:
-    """Prints the best trials and what mattered, writes the best config."""
+def _show(study: optuna.Study, folder: Path) -> dict[str, Any]:
+    """Prints the best trials and which settings mattered; returns the best trial's settings."""
     complete = study.get_trials(states=(TrialState.COMPLETE,))
     if not complete:
-        raise UserError(f"{folder}: no trial came to an end; look at the messages above, or change the space")
+        raise UserError(f"{folder}: no trial was completed; see the messages above, or change the space")
     best = sorted(complete, key=lambda trial: trial.value or 0.0)
     names = list(best[0].params)
     rows = [(t.number, f"{t.value:.4f}", *(_shown(t.params[name]) for name in names)) for t in best[:SHOWN]]
     print_table(["trial", "log loss", *names], rows)
-    say(f"{len(complete)} trials came to an end, {len(_done(study)) - len(complete)} were stopped early")
+    say(f"{len(complete)} trials were completed, {len(_done(study)) - len(complete)} stopped early")
     if len({trial.value for trial in complete}) > 1:
         importances = get_param_importances(study)
         say("what mattered: " + ", ".join(f"{name} {share:.0%}" for name, share in importances.items()))
-    path = folder / "best.yaml"
-    write_result(path, dump(_configure(config_file, overrides, best[0].params, "_best")))
-    return path
+    return best[0].params
 
 
 def _shown(value: Any) -> str:

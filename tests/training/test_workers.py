@@ -1,4 +1,4 @@
-"""Folds at the same time: the files of a sequential run; failures, signals, a parent's death; Ray and its retries."""
+"""Folds side by side: the files of a sequential run; failures, signals, a parent's death; Ray and its retries."""
 
 import os
 import shutil
@@ -10,16 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from rich.console import Console
 
 import train
 from scenes.console import StoppedError, UserError
-from scenes.training import parallel
-from scenes.training.parallel import LocalSlot, follow, make_slots
-from scenes.training.process import Task
+from scenes.training import workers
+from scenes.training.workers import Slot, Task, failure, follow, make_slots
 from test_train import fit, results
 from tiny import TINY
 
@@ -29,7 +26,7 @@ import sys, time
 sys.path.insert(0, {str(Path(train.__file__).parent)!r})
 from filelock import FileLock
 from scenes.console import run
-from scenes.training.process import end_with_parent
+from scenes.training.workers import end_with_parent
 def main():
     end_with_parent()
     with FileLock(sys.argv[1] + "/.lock", timeout=0):
@@ -46,7 +43,7 @@ def steady(name: str) -> Task:
 def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "it did not happen"
         time.sleep(0.05)
 
 
@@ -71,8 +68,8 @@ def _one_thread_in_children(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def two_slots() -> list[LocalSlot]:
-    return [LocalSlot(name, sorted(os.sched_getaffinity(0)), {"SLOT": name}) for name in "ab"]
+def two_slots() -> list[Slot]:
+    return [Slot(name, {"SLOT": name}) for name in "ab"]
 
 
 # ---------------------------------------------------------------------------------------------- train.py end to end
@@ -87,8 +84,8 @@ def test_a_fold_that_fails_leaves_the_others_alone_and_then_the_files_are_those_
     with pytest.raises(UserError) as caught:
         fit("--parallel=2")
     message = str(caught.value)
-    assert "fold0: failed with exit code 2; runs/tiny/fold0/log.txt ends:" in message
-    assert "last.pt: damaged" in message and "the same command goes on" in message and "fold1" not in message
+    assert "fold0" in message and "exit code 2" in message and "runs/tiny/fold0/log.txt" in message
+    assert "last.pt: damaged" in message and "fold1" not in message
     assert Path("runs/tiny/fold1/weights.safetensors").exists()
     assert not Path("runs/tiny/metrics.json").exists()
     assert "[fold1]   fold1 epoch 2" in capsys.readouterr().out
@@ -108,7 +105,7 @@ def test_a_signal_lets_the_folds_of_all_configs_save_and_the_same_command_goes_o
         os.kill(os.getpid(), signal.SIGTERM)
 
     command = ["tiny.yaml", "other.yaml", "--folds=0", "--set", *TINY, "train.epochs=20"]
-    with meanwhile(interrupt), pytest.raises(StoppedError, match="same command") as stopped:
+    with meanwhile(interrupt), pytest.raises(StoppedError, match="interrupted") as stopped:
         train.main([*command, "--parallel=2"])
     assert stopped.value.exit_code == 130
     assert any(Path(log, "last.pt").exists() for log in logs)
@@ -117,14 +114,12 @@ def test_a_signal_lets_the_folds_of_all_configs_save_and_the_same_command_goes_o
     assert sorted(file.parent.name for file in Path("runs").glob("*/metrics.json")) == ["other", "tiny"]
 
 
-def test_one_slot_and_finished_folds_need_no_process(
-    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(parallel, "Process", None)
+def test_one_slot_and_finished_folds_need_no_process(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit("--parallel=2")
     assert "CV accuracy" in capsys.readouterr().out
     fit("--parallel=auto")
-    assert "no GPU, and one process with all cores is as fast" in capsys.readouterr().out
+    assert "no GPU" in capsys.readouterr().out
+    assert not list(Path("runs").glob("*/*/log.txt"))
 
 
 def test_a_run_that_has_no_time_left_starts_nothing(workspace: Path) -> None:
@@ -157,26 +152,26 @@ def test_two_configs_of_one_name_are_refused(workspace: Path) -> None:
 
 def test_processes_of_a_launcher_start_no_processes(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "0")  # of one or several: the folds' processes would take themselves for it
-    with pytest.raises(UserError, match="leave out torchrun"):
+    with pytest.raises(UserError, match="torchrun"):
         make_slots("2", 5)
 
 
 # ------------------------------------------------------------------------------------------------------------ slots
 
 
-def test_gpus_are_dealt_round_robin_and_cores_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_assigned_round_robin_and_cores_divided(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, GPU-7f")
-    monkeypatch.setattr(parallel, "gpu_count", lambda: 2)
+    monkeypatch.setattr(workers, "gpu_count", lambda: 2)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(7)))
-    slots = [slot for slot in make_slots("3", 10) if isinstance(slot, LocalSlot)]
+    slots = make_slots("3", 10)
     assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["4", "GPU-7f", "4"]
     assert [slot.environment["OMP_NUM_THREADS"] for slot in slots] == ["2", "2", "2"]  # the same, for the same bytes
     assert [list(slot.cores) for slot in slots] == [[0, 1], [2, 3], [4, 5, 6]]
     assert len(make_slots("auto", 10)) == 2
     assert make_slots("8", 1) == []
-    monkeypatch.setattr(parallel, "gpu_count", lambda: 0)
-    assert ["CUDA_VISIBLE_DEVICES" in slot.environment for slot in make_slots("2", 2)] == [False, False]  # type: ignore[attr-defined]
+    monkeypatch.setattr(workers, "gpu_count", lambda: 0)
+    assert ["CUDA_VISIBLE_DEVICES" in slot.environment for slot in make_slots("2", 2)] == [False, False]
 
 
 def test_a_free_slot_takes_the_next_task_and_a_killed_one_is_named(
@@ -191,23 +186,12 @@ def test_a_free_slot_takes_the_next_task_and_a_killed_one_is_named(
     def ended(task: Task, code: int, lines: object) -> None:
         codes[task.label] = code
         if code < 0:
-            problem = parallel.failure(task, code, list(lines))  # type: ignore[call-overload]
+            problem = failure(task, code, list(lines))  # type: ignore[call-overload]
             assert "killed by signal 9" in str(problem) and "memory" in str(problem)
 
-    assert not follow(two_slots(), lambda: left.pop(0) if left else None, ended)
+    assert not follow(two_slots(), lambda _: left.pop(0) if left else None, ended)
     assert codes == {"t0": 0, "t1": 3, "t2": -9, "t3": 0, "t4": 1}
     assert "[t4] why" in capsys.readouterr().out
-
-
-def test_the_table_shortens_the_log_not_the_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    work = SimpleNamespace(
-        task=Task("one fold0", tmp_path, []), slot=SimpleNamespace(name="GPU 1"), minutes="2.5 min", last=["loss " * 40]
-    )
-    with parallel._Board() as board:
-        board._live = SimpleNamespace(update=Console(width=60).print, stop=lambda: None)  # type: ignore[assignment]
-        board.show([work])  # type: ignore[list-item]
-    line = capsys.readouterr().out.splitlines()[3]
-    assert line.split()[:6] == ["one", "fold0", "GPU", "1", "2.5", "min"] and line.rstrip().endswith("…")
 
 
 def test_a_second_signal_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +209,7 @@ def test_a_second_signal_does_not_wait(tmp_path: Path, monkeypatch: pytest.Monke
 
     start = time.monotonic()
     with meanwhile(interrupt_twice), pytest.raises(KeyboardInterrupt):
-        follow(two_slots(), lambda: tasks.pop() if tasks else None, lambda *_: None)
+        follow(two_slots(), lambda _: tasks.pop() if tasks else None, lambda *_: None)
     assert time.monotonic() < start + 60
 
 
@@ -233,7 +217,7 @@ def test_an_error_of_the_parent_lets_the_processes_save(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     tasks = [steady("one")]
 
-    def next_task() -> Task:
+    def next_task(_: Slot) -> Task:
         if tasks:
             return tasks.pop()
         until(logged("begun", "one"))
@@ -246,9 +230,10 @@ def test_an_error_of_the_parent_lets_the_processes_save(tmp_path: Path, monkeypa
 
 def test_a_killed_parent_leaves_no_process_at_work(tmp_path: Path) -> None:
     parent = (
-        f"import subprocess, sys, pathlib; sys.path.insert(0, {str(Path(train.__file__).parent)!r})\n"
-        "from scenes.training.process import Process\n"
-        f"print(Process(['-c', {STEADY!r}, '.'], {{}}, pathlib.Path('.'), open('log.txt', 'ab')).pid, flush=True)\n"
+        f"import sys, pathlib; sys.path.insert(0, {str(Path(train.__file__).parent)!r})\n"
+        "from scenes.training.workers import Child, Task\n"
+        f"task = Task('steady', pathlib.Path('log.txt'), ['-c', {STEADY!r}, '.'])\n"
+        "print(Child(task, {}, 'here').pid, flush=True)\n"
         "sys.stdin.read()"
     )
     started = subprocess.Popen(
@@ -274,7 +259,7 @@ def is_at_work(pid: int) -> bool:
 
 
 def test_without_ray_the_message_says_how_to_get_it(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scenes.training.ray_slots.find_spec", lambda _: None)
+    monkeypatch.setattr("scenes.training.ray_tasks.find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"pip install ray=="):
         fit("--parallel=ray")
     assert not Path("runs").exists()
@@ -313,8 +298,8 @@ def test_more_threads_than_a_machine_has_cores_do_not_wait_for_one_that_has(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     slots = make_slots("ray", 5)
-    assert [slot.needs["num_cpus"] for slot in slots] == [1, 1]  # type: ignore[attr-defined]
-    assert slots[0].environment == {"OMP_NUM_THREADS": "4"}  # type: ignore[attr-defined]
+    assert [slot.on_ray["num_cpus"] for slot in slots if slot.on_ray] == [1, 1]
+    assert slots[0].environment == {"OMP_NUM_THREADS": "4"}
 
 
 def test_ray_trains_what_is_missing_into_the_same_files(ray: object, trained: Path, finished: Path) -> None:
@@ -340,7 +325,7 @@ def test_ray_replaces_a_killed_process_and_a_killed_worker_and_passes_a_signal_o
 
     slots = make_slots("ray", 2)
     with meanwhile(disturb):
-        assert follow(slots, lambda: tasks.pop() if tasks else None, lambda task, code, _: codes.update({task: code}))
+        assert follow(slots, lambda _: tasks.pop() if tasks else None, lambda task, code, _: codes.update({task: code}))
     assert list(codes.values()) == [130, 130]
     assert all("interrupted" in Path(name, "log.txt").read_text() for name in ("one", "two"))
 
@@ -356,4 +341,4 @@ def test_ray_refuses_a_machine_that_does_not_share_the_folder(
     monkeypatch.chdir(tmp_path)
     until(lambda: running.poll() is not None)
     assert running.poll() == 1
-    assert "is not that of the machine that asks; Ray's machines need" in Path("one/log.txt").read_text()
+    assert "shared storage" in Path("one/log.txt").read_text()

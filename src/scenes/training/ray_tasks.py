@@ -1,4 +1,4 @@
-"""Room on a Ray cluster: Ray tasks that start the same processes, on whatever machine has a GPU or cores free."""
+"""Tasks on a Ray cluster: each starts the same child process, on whichever machine has a GPU or cores free."""
 
 import logging
 import os
@@ -6,7 +6,6 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
@@ -17,28 +16,28 @@ from filelock import FileLock
 
 from scenes.console import UserError
 from scenes.environment import ROOT
-from scenes.training.process import INTERRUPTED, POLL_SECONDS, Task
+from scenes.training.workers import INTERRUPTED, POLL_SECONDS, Child, Slot, Task
 
 RETRIES = 3
-SHARED = "Ray's machines need the repository on storage they share, at one path, and the same Python and packages"
-LOCK_SECONDS = 180.0  # to wait for the process of an attempt that was lost, which saves before it ends
+NEEDS = "Ray's machines need the repository on shared storage, at one path, and the same Python and packages"
+LOCK_SECONDS = 180.0  # to wait for the process of a lost attempt, which saves its state before it ends
 
 
 class KilledError(Exception):
-    """A process that a signal ended, e.g. for want of memory; Ray tries again."""
+    """A signal, e.g. of the kernel's out-of-memory killer, ended a task's process; Ray tries it again."""
 
 
-def ray_slots(tasks: int, address: str | None) -> list["RaySlot"]:
-    """Connects to Ray and counts its GPUs, or without any its cores.
+def ray_slots(tasks: int, address: str | None) -> list[Slot]:
+    """Connects to Ray and makes a slot for each of its GPUs, or divides its cores if there are none.
 
-    Without an address: the cluster that runs on this machine, else one of this machine alone.
+    Without an address: the cluster that this machine belongs to, else a Ray of this machine alone.
 
     Raises:
         UserError: If Ray is not installed, or there is no cluster at the address.
     """
     if not find_spec("ray"):
-        raise UserError("--parallel ray needs Ray, in one version on all machines: pip install ray==2.60.0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it reports to its makers
+        raise UserError("--parallel ray needs Ray, the same version on all machines: pip install ray==2.60.0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
     import ray
 
     if not ray.is_initialized():
@@ -47,51 +46,39 @@ def ray_slots(tasks: int, address: str | None) -> list["RaySlot"]:
             ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(f"Ray does not answer{f' at {address}' if address else ''}: {error}") from None
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in the place of ours
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has replaced it
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     if not machines:
-        raise UserError("no machine of the Ray cluster lends cores: start one with ray start --num-cpus")
+        raise UserError("no machine of the Ray cluster offers cores: start one with ray start --num-cpus")
     with_gpus = [machine for machine in machines if machine.get("GPU")]
     if with_gpus:
         cores = int(min(machine["CPU"] // machine["GPU"] for machine in with_gpus))
         count = int(sum(machine["GPU"] for machine in with_gpus))
     else:
-        at_once = ceil(tasks / len(machines))
-        cores = int(max(1, min(machine["CPU"] for machine in machines) // at_once))
+        tasks_per_machine = ceil(tasks / len(machines))
+        cores = int(max(1, min(machine["CPU"] for machine in machines) // tasks_per_machine))
         count = int(sum(machine["CPU"] // cores for machine in machines))
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores)))}
     needs = {"num_gpus": 1 if with_gpus else 0, "num_cpus": cores}
-    return [RaySlot(f"Ray {i}", needs, threads) for i in range(max(1, min(count, tasks)))]
+    return [Slot(f"Ray {i}", threads, on_ray=needs) for i in range(max(1, min(count, tasks)))]
 
 
-@dataclass(frozen=True, eq=False)
-class RaySlot:
-    """A share of the cluster, wherever Ray finds it."""
+class RayTask:
+    """A task that Ray runs, and tries again if its machine or process is lost."""
 
-    name: str
-    needs: Mapping[str, int]
-    environment: Mapping[str, str]
-
-    def start(self, task: Task) -> "RayTask":
-        """Hands the task to Ray, which tries again when its machine or a process is lost."""
+    def __init__(self, task: Task, needs: Mapping[str, int], environment: Mapping[str, str]) -> None:
+        """Submits it."""
         import ray
 
         mark = uuid4().hex
-        task.log(f"given to Ray ({mark})")
-        work: Any = ray.remote(_work).options(
-            **self.needs,
+        task.log(f"submitted to Ray ({mark})")
+        run: Any = ray.remote(_run_child).options(
+            **needs,
             max_retries=RETRIES,
             retry_exceptions=[KilledError],
             runtime_env={"env_vars": {"PYTHONPATH": str(ROOT / "src")}},
         )
-        return RayTask(task, work.remote(task, Path.cwd(), mark, self.environment))
-
-
-class RayTask:
-    """A task that Ray has."""
-
-    def __init__(self, task: Task, reference: Any) -> None:
-        self._task, self._reference = task, reference
+        self._task, self._reference = task, run.remote(task, Path.cwd(), mark, environment)
 
     def poll(self) -> int | None:
         """The process's exit code, or 1 if Ray has given up; None while it runs or waits."""
@@ -105,15 +92,13 @@ class RayTask:
         except TaskCancelledError:
             return INTERRUPTED
         except RayError as error:
-            if isinstance(error, RayTaskError):
-                why = str(error.cause)
-            else:
-                why = f"{str(error).partition(chr(10))[0]}; {SHARED}"
+            first_line = str(error).partition("\n")[0]
+            why = str(error.cause) if isinstance(error, RayTaskError) else f"{first_line}; {NEEDS}"
             self._task.log(f"was given up by Ray: {why}")
             return 1
 
     def ask_to_stop(self) -> None:
-        """Lets it save and end."""
+        """Lets it save its state and exit."""
         import ray
 
         ray.cancel(self._reference)
@@ -125,22 +110,22 @@ class RayTask:
         ray.cancel(self._reference, force=True)
 
 
-def _work(task: Task, folder: Path, mark: str, environment: Mapping[str, str]) -> int:
-    """What runs on the machine that Ray chose: the process that a machine of its own would start."""
+def _run_child(task: Task, folder: Path, mark: str, environment: Mapping[str, str]) -> int:
+    """Runs a task's process on the machine that Ray chose; returns its exit code."""
     log_file, here = folder / task.log_file, socket.gethostname()
     if not log_file.is_file() or mark not in log_file.read_text(encoding="utf-8", errors="replace"):
-        raise UserError(f"{folder} on {here} is not that of the machine that asks; {SHARED}")
+        raise UserError(f"{folder} on {here} is not the folder that the command runs in; {NEEDS}")
     with FileLock(log_file.with_name(".lock"), timeout=LOCK_SECONDS):
         pass
-    process = task.start(folder, environment, here)
+    child = Child(task, environment, here, folder)
     try:
-        while (code := process.poll()) is None:
+        while (code := child.poll()) is None:
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:  # ray.cancel
-        process.ask_to_stop()
-        code = process.wait()
+        child.ask_to_stop()
+        code = child.wait()
     finally:
-        process.kill()
+        child.kill()
     if code < 0:
         raise KilledError(f"killed by signal {-code}")
     return code

@@ -1,0 +1,71 @@
+"""Weights in half precision: half the upload, and what it does to the score."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from scenes.competition.metric import accuracy
+from scenes.config import Config
+from scenes.console import UserError, say
+from scenes.data.dataset import reopen_dataset
+from scenes.data.folds import FULL, fold_name
+from scenes.files import write_atomic
+from scenes.inference.models import chosen_views
+from scenes.inference.predict import predict_as_configured
+from scenes.model.device import choose_device
+from scenes.model.weights import load_classifier, read_metadata, read_state
+from scenes.runs import Run
+
+
+def halve(source: Path, target: Path) -> None:
+    """Writes weights in half precision; vectors stay as they are, since they are small and statistics may exceed fp16.
+
+    Raises:
+        UserError: If a weight is too large for half precision.
+    """
+    state = {
+        name: tensor.half() if tensor.is_floating_point() and tensor.squeeze().ndim > 1 else tensor
+        for name, tensor in read_state(source).items()
+    }
+    if broken := [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]:
+        raise UserError(f"{source}: {broken[0]} is too large for half precision; build without --half")
+    write_atomic(target, lambda temporary: save_file(state, temporary, read_metadata(source)))
+
+
+def measure_half(run: Run, halved: Run, config: Config, folds: Sequence[int]) -> dict[str, Any] | None:
+    """Predicts the rows each fold held out in both precisions, and prints what half precision costs.
+
+    Returns:
+        Rows, both accuracies and the number of labels that change; None for a model that holds no rows out.
+
+    Raises:
+        UserError: If the training data is not that of the run.
+    """
+    held_out = [fold for fold in folds if fold != FULL]
+    if not held_out:
+        say("half precision: its effect is unknown, because a model trained on every row holds none out")
+        return None
+    say(f"half precision: predicting the rows held out by {', '.join(map(fold_name, held_out))} in both precisions")
+    data, device = reopen_dataset(run, config), choose_device()
+    rows, predicted = [], []
+    for fold in held_out:
+        with safe_open(run.fold_oof_file(fold), "np") as saved:
+            rows.append(saved.get_tensor("rows"))
+        models = [load_classifier(place.weights_file(fold), config)[0].to(device) for place in (run, halved)]
+        views = chosen_views(run, config)
+        both = predict_as_configured(config, models, data.images, rows[-1], views, device, fold_name(fold))
+        predicted.append(both.mean(1))
+    full, half = np.concatenate(predicted, 1)
+    targets = data.labels.targets[np.concatenate(rows)]
+    (before, error), (after, _) = accuracy(full, targets), accuracy(half, targets)
+    changed = int((full.argmax(1) != half.argmax(1)).sum())
+    say(
+        f"half precision: OOF accuracy {after:.4f} instead of {before:.4f} ± {error:.4f} ({after - before:+.4f}), "
+        f"{changed} of {len(targets)} labels change"
+    )
+    return {"n": len(targets), "accuracy": before, "accuracy_half": after, "labels_changed": changed}
