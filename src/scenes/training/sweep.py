@@ -55,12 +55,7 @@ def sweep(
     """
     base = load_config(config_file, overrides)
     space = read_space(space_file)
-    for number in (0, -1):  # both ends of every range, so that mistakes are found before the first trial
-        ends = {
-            name: part[number] if isinstance(part, list) else part["low" if number == 0 else "high"]
-            for name, part in space.items()
-        }
-        prepare(load_config(config_file, _settings(overrides, ends, base.name)), folds)
+    _check_ends(config_file, overrides, base.name, space, folds)
     folder = RUNS / f"{base.name}.sweep"
     with only_process(folder, "running this sweep"):  # two would take each other's trials for interrupted ones
         study = _open(folder, base, space, folds)
@@ -99,6 +94,13 @@ def read_space(path: Path) -> dict[str, Any]:
         if part.get("log") and low <= 0:
             raise UserError(f"{path}: {name}: a logarithmic range begins above 0")
     return space
+
+
+def _check_ends(config_file: Path, overrides: Sequence[str], name: str, space: Space, folds: Sequence[int]) -> None:
+    """Checks the experiment with both ends of every range, so that mistakes are found before the first trial."""
+    for number, end in ((0, "low"), (-1, "high")):
+        values = {key: part[number] if isinstance(part, list) else part[end] for key, part in space.items()}
+        prepare(load_config(config_file, _settings(overrides, values, name)), folds)
 
 
 def _settings(overrides: Sequence[str], values: Mapping[str, Any], name: str) -> list[str]:
