@@ -220,6 +220,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Gpus:
     two = Gpus()
     monkeypatch.setattr(Slot, "start", lambda slot, task: two.start(slot, task))
     monkeypatch.setattr(kernel, "gpu_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     return two
 
 

@@ -1,4 +1,4 @@
-"""sweep.py end to end on the tiny competition: what it searches, how it goes on, what it refuses."""
+"""sweep.py end to end on the tiny competition: what it searches, how it resumes, what it refuses."""
 
 import errno
 import os
@@ -71,7 +71,7 @@ def slots(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[HereSlot]:
     return two
 
 
-def test_the_best_trial_becomes_a_config_and_the_sweep_goes_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_best_trial_becomes_a_config_and_the_sweep_resumes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run()
     first = capsys.readouterr().out
     assert [first.count(f"trial {number}: train.lr") for number in range(3)] == [1, 1, 1]
@@ -164,7 +164,7 @@ def test_wrong_arguments_are_refused(arguments: list[str], here: Path) -> None:
         run(*arguments)
 
 
-def test_slots_share_the_trials_and_the_sweep_goes_on(
+def test_slots_share_the_trials_and_the_sweep_resumes(
     slots: list[HereSlot], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run("--parallel=2")

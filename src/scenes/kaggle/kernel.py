@@ -167,7 +167,7 @@ class _Prediction:
         return self.scratch / f"{fold_name(fold)}.npz"
 
     def _write(self, ready: list[int]) -> Submitted:
-        """Averages as infer.py does, and writes both files anew."""
+        """Averages as infer.py does, and writes both files again."""
         from scenes.inference.submit import average, make_tables, mean_prior
 
         loaded = [np.load(self._file(fold), allow_pickle=False) for fold in ready]
