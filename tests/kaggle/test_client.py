@@ -287,7 +287,7 @@ def test_without_credentials_nothing_is_asked(
     assert kaggle.calls() == []
     (tmp_path / ".kaggle").mkdir()
     (tmp_path / ".kaggle/kaggle.json").write_text("{}")
-    with pytest.raises(UserError, match="kernel.py push") if verb == "submit" else nullcontext():
+    with pytest.raises(UserError, match=r"kernel\.py push") if verb == "submit" else nullcontext():
         kernel.main([verb, *RUN])
 
 
