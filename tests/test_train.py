@@ -225,7 +225,7 @@ def test_pictures_may_be_larger_at_prediction(workspace: Path) -> None:
 
 
 def test_mixing_needs_pictures(workspace: Path) -> None:
-    with pytest.raises(UserError, match="no pictures to work on"):
+    with pytest.raises(UserError, match="no images to work on"):
         fit("augment=none", "train.trainable_stages=0", "train.mixup=0.2")
 
 
@@ -360,12 +360,40 @@ def test_the_full_model_has_no_rows_to_be_judged_on(setting: str, workspace: Pat
         fit("--folds=full", setting)
 
 
-def test_a_fold_that_lacks_a_class_is_named(workspace: Path) -> None:
+def test_a_class_of_one_group_trains_in_every_fold(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = pd.read_csv("input/train.csv")
     table["group"] = np.where(table["label"] == 2, -1, table.index)
     table.to_csv("input/train.csv", index=False)
-    with pytest.raises(UserError, match=r"fold\d: would train without the class '2'"):
-        fit("data.group_column=group")
+    fit("data.group_column=group", "train.epochs=1", "--submit")
+    assert "1 of 6 classes" in (printed := capsys.readouterr().out) and "no held-out score" in printed
+    folds, oof = pd.read_csv("runs/tiny/folds.csv"), pd.read_csv("runs/tiny/oof.csv")
+    assert set(folds[folds["label"] == 2]["fold"]) == {-1}
+    assert sorted(oof["image_name"]) == sorted(folds[folds["label"] != 2]["image_name"])
+    assert json.loads(Path("runs/tiny/metrics.json").read_text())["per_class"]["2"]["support"] == 0
+    assert len(pd.read_csv("submissions/tiny.csv")) == len(pd.read_csv("input/test.csv"))
+
+
+@pytest.mark.parametrize("setting", ["data.folds=2", "data.folds=5", "data.fold_column=mine"])
+def test_classes_of_one_row_can_be_trained_and_reported(workspace: Path, setting: str) -> None:
+    table = pd.read_csv("input/train.csv", dtype=str)
+    table.loc[[0, 3], "label"] = ["seen once", "seen once too"]
+    table.assign(mine=table.index % 2).to_csv("input/train.csv", index=False)
+    fit(setting, "train.epochs=1", "report=true")
+    oof = pd.read_csv("runs/tiny/oof.csv", dtype=str)
+    assert not {"seen once", "seen once too"} & set(oof["label"])
+    assert len(oof) == len(table) - 2
+    assert {"seen once", "seen once too"} <= set(oof.columns)
+    fit(setting, "train.epochs=1", "--folds=full", "name=whole")
+    assert Path("runs/whole/full/weights.safetensors").exists()
+
+
+def test_the_full_model_needs_no_folds(workspace: Path) -> None:
+    table = pd.read_csv("input/train.csv", dtype=str)
+    table["label"] = (table.index // 2).astype(str)  # two rows each
+    table.to_csv("input/train.csv", index=False)
+    with pytest.raises(UserError, match=r"hold out no row.*--folds full"):
+        fit("data.folds=5")
+    fit("data.folds=5", "train.epochs=1", "--folds=full")
 
 
 def test_classes_may_be_called_what_columns_are_called(workspace: Path) -> None:

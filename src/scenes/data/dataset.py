@@ -19,10 +19,12 @@ from scenes.competition.rows import (
 )
 from scenes.config import Config, DataConfig
 from scenes.console import Problem, raise_problems, say
-from scenes.data.folds import FULL, fold_name, given_folds, group_rows, make_folds, write_or_compare
+from scenes.data.folds import FULL, given_folds, group_rows, keep_rare_classes, make_folds, write_or_compare
 from scenes.data.images import Images, read_good_images, read_images, unreadable_rows
 from scenes.data.soft_targets import JoinedImages, SoftTargets, read_soft_targets
 from scenes.runs import Run
+
+EXAMPLES = 5  # how many classes a message names
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Dataset:
         labels: Their targets and the classes.
         images: Their images.
         groups: int64, shape (n,): rows of one group share a fold.
-        fold_of: int64, shape (n,): each row's fold.
+        fold_of: int64, shape (n,): each row's fold, or ALWAYS_TRAINED.
         skipped: Image name and reason of each row left out because its image cannot be read.
         soft: By fold, probabilities to train on in place of labels.
         test_images: The test rows' images, if some soft targets are for them.
@@ -108,7 +110,9 @@ def read_dataset(config: Config) -> Dataset:
         fold_of = make_folds(labels.targets, groups, data.folds, data.fold_seed)
     rows, labels = decide(table, labels, data)  # after the split, so that dropping a row moves no other row
     table, images, groups, fold_of = table.take(rows), images.take(rows), groups[rows], fold_of[rows]
-    _check_classes(labels, fold_of)
+    fold_of, never_held_out = keep_rare_classes(labels.targets, groups, fold_of, 0 if data.fold_column else data.folds)
+    if never_held_out:
+        say(_rare_classes(labels, never_held_out))
     soft, test_images = _read_soft_targets(config, table, labels, fold_of) if data.soft_targets else ({}, None)
     return Dataset(table, labels, images, groups, fold_of, skipped, soft, test_images)
 
@@ -139,8 +143,7 @@ def read_rows_and_images(config: Config) -> tuple[Table, Labels, Images, list[tu
         UserError: With the list of all that is wrong.
     """
     data, size = config.data, config.largest_size
-    folds = None if data.fold_column else data.folds
-    table, labels, problems = read_train(data, folds)
+    table, labels, problems = read_train(data, None)
     test = None
     if (data.root / data.test_csv).exists():
         test, test_problems = read_test(data, may_lack_images=config.infer.on_bad_image == "prior")
@@ -157,10 +160,10 @@ def read_rows_and_images(config: Config) -> tuple[Table, Labels, Images, list[tu
     if test and config.infer.on_bad_image == "error":
         problems += read_images(test, size, data, "test")[1]
     skipped = [(table.names[row], why) for row, why in reasons.items()]
-    if reasons and not problems:  # the remaining rows must suffice for all folds
+    if reasons and not problems:
         say(bad_image_rows(table, reasons, "left out of training and scoring, the image cannot be read"))
         table = table.take([row for row in range(len(table)) if row not in reasons])
-        labels, problems = read_labels(table, data, folds)
+        labels, problems = read_labels(table, data, None)
         if not len(table):
             problems.append(Problem(str(table.csv), "no row has an image that can be read", f"see {data.image_dir}"))
     raise_problems(problems)
@@ -179,16 +182,13 @@ def _groupings(
         yield read_near_duplicates(data.root / data.near_duplicates, table.names, [name for name, _ in skipped])
 
 
-def _check_classes(labels: Labels, fold_of: np.ndarray) -> None:
-    """Refuses folds that hold out all rows of a class together, as a group can force them to."""
-    problems = []
-    for target, name in enumerate(labels.classes):
-        folds = np.unique(fold_of[labels.targets == target])
-        if len(folds) == 1:
-            what = f"would train without the class {name!r}, whose rows are all in it"
-            remedy = "split its group, or choose other folds"
-            problems.append(Problem(fold_name(int(folds[0])), what, remedy))
-    raise_problems(problems, "The folds cannot be used")
+def _rare_classes(labels: Labels, rare: list[int]) -> str:
+    names = [labels.class_names[target] for target in rare]
+    listed = ", ".join(map(repr, names[:EXAMPLES])) + (f" and {len(names) - EXAMPLES} more" if names[EXAMPLES:] else "")
+    return (
+        f"{len(names)} of {len(labels.classes)} classes train in every fold and have no held-out score, "
+        f"as they have too few rows or a single group: {listed}"
+    )
 
 
 def _read_soft_targets(

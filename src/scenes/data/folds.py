@@ -1,7 +1,8 @@
 """Stratified folds that never split a group; identical images are a group."""
 
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from scenes.console import Problem, UserError, raise_problems
 from scenes.files import write_text
 
 FULL = -1  # the fold that trains on every row, for the last submission
+ALWAYS_TRAINED = -1  # the fold of rows that no fold holds out
 
 
 def fold_name(fold: int) -> str:
@@ -80,38 +82,79 @@ def connected_rows(first: np.ndarray, second: np.ndarray, count: int) -> np.ndar
     return connected_components(edges, directed=False)[1].astype(np.int64)
 
 
-def make_folds(targets: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Deals rows into folds so that each has every class in proportion and no group is split.
+def make_folds(strata: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Splits rows into folds so that each has its share of every stratum and no group is split.
 
     Args:
-        targets: int, shape (n,).
+        strata: int: what is to be shared out evenly, shape (n,); or 0/1 of shape (n, labels), each label by itself
+            (iterative stratification, Sechidis et al. 2011).
         groups: int, shape (n,).
         folds: How many.
-        seed: Of the deal.
+        seed: Of the split.
 
     Returns:
-        int64, shape (n,): each row's fold.
-
-    Raises:
-        UserError: If there are fewer groups than folds, or they are so uneven that a fold stays empty.
+        int64, shape (n,): each row's fold. A fold may be empty where there are too few or too uneven groups.
     """
+    members, group_of = np.unique(groups, return_inverse=True)
+    if len(members) < folds:
+        return group_of.astype(np.int64)
+    if strata.ndim == 2:
+        return _iterative_folds(strata, group_of, folds, seed)
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    groups_count = len(np.unique(groups))
-    if groups_count < folds:
-        raise UserError(f"{groups_count} groups cannot be dealt into {folds} folds: lower data.folds")
-    has_groups = groups_count < len(groups)
+    if np.unique(strata, return_counts=True)[1].max() < folds:
+        strata = np.zeros(len(strata), np.int64)  # nothing that could be shared out
+    has_groups = len(members) < len(groups)
     splitter = (StratifiedGroupKFold if has_groups else StratifiedKFold)(folds, shuffle=True, random_state=seed)
-    fold_of = np.full(len(targets), -1, np.int64)
-    for fold, (_, held_out) in enumerate(splitter.split(targets, targets, groups if has_groups else None)):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of strata with fewer rows than folds
+        return _fold_of(splitter.split(strata, strata, groups if has_groups else None), len(strata))
+
+
+def _iterative_folds(labels: np.ndarray, group_of: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Splits groups by the labels that any of their rows has; arguments as `make_folds`', groups from 0."""
+    from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
+
+    of_group = np.zeros((group_of.max() + 1, labels.shape[1] + 1), np.int64)
+    np.maximum.at(of_group[:, :-1], group_of, labels)
+    of_group[:, -1] = 1  # one more, which all have: a single label is no table of labels, and groups count evenly
+    splitter = MultilabelStratifiedKFold(folds, shuffle=True, random_state=seed)
+    return _fold_of(splitter.split(of_group, of_group), len(of_group))[group_of]
+
+
+def _fold_of(splits: Iterable[tuple[np.ndarray, np.ndarray]], count: int) -> np.ndarray:
+    fold_of = np.zeros(count, np.int64)
+    for fold, (_, held_out) in enumerate(splits):
         fold_of[held_out] = fold
-    if len(np.unique(fold_of)) < folds:
-        raise UserError(f"the groups are too uneven for {folds} folds, one would be empty: lower data.folds")
     return fold_of
 
 
+def keep_rare_classes(
+    targets: np.ndarray, groups: np.ndarray, fold_of: np.ndarray, folds: int
+) -> tuple[np.ndarray, list[int]]:
+    """Lets the rows of rare classes train in every fold, as a fold that held them out would know too little of them.
+
+    A class is rare if it has fewer rows than there are folds, or if one fold would hold out all of them.
+
+    Args:
+        targets: int, shape (n,): each row's class.
+        groups: int, shape (n,); a group with a row of a rare class trains in every fold as a whole.
+        fold_of: int64, shape (n,): each row's fold.
+        folds: How many there are; 0 to keep only classes that one fold would hold out.
+
+    Returns:
+        Each row's fold, `ALWAYS_TRAINED` for these rows; and the classes of which no row is held out.
+    """
+    rows_of = np.bincount(targets)
+    folds_of = np.bincount(np.unique(np.stack([targets, fold_of]), axis=1)[0])
+    is_rare = (rows_of < folds) | (folds_of == 1)
+    kept = np.where(np.isin(groups, groups[is_rare[targets]]), ALWAYS_TRAINED, fold_of)
+    held_out = np.bincount(targets[kept != ALWAYS_TRAINED], minlength=len(rows_of))
+    return kept, np.flatnonzero((rows_of > 0) & (held_out == 0)).tolist()
+
+
 def given_folds(table: Table, column: str, folds: int, groups: np.ndarray) -> np.ndarray:
-    """Checks folds that the user supplied.
+    """Checks the folds that the user supplies in a column.
 
     Args:
         table: The training rows.
@@ -129,7 +172,7 @@ def given_folds(table: Table, column: str, folds: int, groups: np.ndarray) -> np
     allowed = {str(fold): fold for fold in range(folds)}
     wrong = [row for row, value in enumerate(given) if value not in allowed]
     what = f"with a fold outside 0 … {folds - 1}"
-    problems = problem_for_rows(table, wrong, given, what, "mend them or set data.folds")
+    problems = problem_for_rows(table, wrong, given, what, "correct them or set data.folds")
     if not wrong:
         used = set(given)
         if unused := [value for value in allowed if value not in used]:
@@ -138,7 +181,7 @@ def given_folds(table: Table, column: str, folds: int, groups: np.ndarray) -> np
         pairs = pd.DataFrame({"group": groups, "fold": given})
         split = np.flatnonzero((pairs.groupby("group").fold.transform("nunique") > 1).to_numpy())
         what = "with identical images or a group in several folds"
-        remedy = "give them one fold: a model must not be judged on what it saw"
+        remedy = "give them one fold: a model must not be scored on what it has seen"
         problems += problem_for_rows(table, split, table.names, what, remedy)
     raise_problems(problems, "The supplied folds cannot be used")
     return np.array([allowed[value] for value in given], np.int64)
@@ -175,7 +218,7 @@ def write_or_compare(path: Path, table: pd.DataFrame) -> None:
         row, column = differs[0]
         what = f"row {row + 1}: {list(new)[column]} is {new.iat[row, column]!r}, was {old.iat[row, column]!r}"
         if {list(new)[column] for _, column in differs} == {"pixels"} and len(differs) == len(new):
-            what = "each image has another hash: they are others, or an older version of this project began the run"
+            what = "every image has another hash: the images changed, or an older version of this project began the run"
     raise UserError(
         f"the training data changed since {path.parent} began ({what}). Its folds would no longer mean the same.\n"
         f"  → restore the data; or start a run of another name: --set name=NEW; or delete {path.parent}"

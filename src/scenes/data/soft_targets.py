@@ -9,6 +9,7 @@ import pandas as pd
 
 from scenes.competition.rows import Table, problem_for_rows, read_columns
 from scenes.console import UserError, raise_problems
+from scenes.data.folds import ALWAYS_TRAINED
 from scenes.data.images import Images
 
 ABOUT = ["image_name", "fold"]  # the columns before the classes'
@@ -51,7 +52,7 @@ def read_soft_targets(
     table = Table(file, names, [], columns)
     place = {name: row for row, name in enumerate([*train.names, *(test.names if test else [])])}
     rows = np.array([place.get(name, -1) for name in names], np.int64)
-    numbers = {str(fold): fold for fold in np.unique(fold_of).tolist()}
+    numbers = {str(fold): fold for fold in np.unique(fold_of[fold_of != ALWAYS_TRAINED]).tolist()}
     folds = np.array([numbers.get(text.strip(), -1) for text in columns["fold"]], np.int64)
     probabilities = columns[list(classes)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float32)
     sums = probabilities.sum(1, dtype=np.float64)

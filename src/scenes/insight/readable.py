@@ -82,8 +82,7 @@ def read(config: Config) -> Readable:
     """
     data = config.data.model_copy(update={"on_bad_image": "skip"})  # lists missing files together with damaged ones
     size = config.largest_size  # the same cache as training
-    folds = None if data.fold_column else data.folds
-    table, labels, problems = read_train(data, folds)
+    table, labels, problems = read_train(data, None)
     tables = [(_decided(table, labels, data), data.image_dir, "training")]
     if (data.root / data.test_csv).exists():
         try:

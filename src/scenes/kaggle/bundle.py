@@ -20,7 +20,7 @@ from scenes.kaggle.target import Target
 from scenes.model.weights import find
 from scenes.runs import Run, write_json
 
-NOT_ON_KAGGLE = ("ruamel.yaml",)  # pure Python, so a copy works there
+NOT_ON_KAGGLE = ("ruamel.yaml", "iterative-stratification")  # pure Python, so a copy works there
 
 
 def build(
@@ -174,7 +174,8 @@ def _copy(source: Path, target: Path) -> None:
 def _copy_package(name: str, folder: Path) -> None:
     """Copies an installed package of pure Python, with its licence and metadata."""
     for file in distribution(name).files or []:
-        if file.parts[0] != ".." and file.suffix != ".pyc" and file.name not in ("RECORD", "INSTALLER", "REQUESTED"):
+        is_about_install = file.suffix == ".pyc" or file.name in ("RECORD", "INSTALLER", "REQUESTED")
+        if file.parts[0] not in ("..", "tests") and not is_about_install:
             _copy(Path(str(file.locate())), folder / file)
 
 

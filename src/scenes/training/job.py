@@ -13,7 +13,7 @@ from scenes.config import Config
 from scenes.console import UserError, say
 from scenes.data.augment import compose
 from scenes.data.dataset import Dataset, read_dataset
-from scenes.data.folds import FULL
+from scenes.data.folds import FULL, fold_name
 from scenes.inference.predict import VIEWS
 from scenes.model.backbone import Classifier, has_depthwise
 from scenes.model.device import choose_device, choose_precision, use_deterministic_algorithms
@@ -104,6 +104,7 @@ def prepare(config: Config, folds: Sequence[int]) -> Job:
     _check_options(config, folds)
     compose(config.augment, config.image_size)  # a wrong transform is found here, not in a worker
     data = read_dataset(config)
+    _check_folds(config, data, folds)
     if config.train.deterministic:
         use_deterministic_algorithms()
     job = Job(config, data, pretrained_state(config), choose_device())
@@ -131,6 +132,15 @@ def _check_options(config: Config, folds: Sequence[int]) -> None:
         )
     if config.train.wandb and not find_spec("wandb"):
         raise UserError("train.wandb is set, but wandb is not installed: pip install wandb, or leave it out")
+
+
+def _check_folds(config: Config, data: Dataset, folds: Sequence[int]) -> None:
+    """Finds folds to be trained that hold out no row, as very few rows or very large groups leave them."""
+    if empty := [fold_name(fold) for fold in folds if fold != FULL and not len(data.rows(fold)[1])]:
+        raise UserError(
+            f"{', '.join(empty)} of {config.data.folds} would hold out no row: {len(np.unique(data.groups))} groups of "
+            "rows are too few or too uneven, or all classes too rare; lower data.folds, or train --folds full"
+        )
 
 
 def _check_model(job: Job) -> None:
