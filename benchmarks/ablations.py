@@ -18,7 +18,8 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 from results import write_section  # noqa: E402
 
-from scenes.competition.metric import log_losses, standard_error, with_error  # noqa: E402
+from scenes.competition.metric import log_losses, standard_error  # noqa: E402
+from scenes.competition.scores import with_error  # noqa: E402
 
 BASE = "the config itself"
 VARIANTS: dict[str, list[str]] = {

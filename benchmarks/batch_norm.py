@@ -19,7 +19,8 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from results import hardware, write_section  # noqa: E402
 
-from scenes.competition.metric import log_losses, standard_error, with_error  # noqa: E402
+from scenes.competition.metric import log_losses, standard_error  # noqa: E402
+from scenes.competition.scores import with_error  # noqa: E402
 from scenes.console import run  # noqa: E402
 from scenes.data.augment import AugmentedImages  # noqa: E402
 from scenes.data.batches import EvalImages, Sample  # noqa: E402

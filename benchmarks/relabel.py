@@ -32,8 +32,9 @@ from results import write_section  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 from scipy.special import softmax  # noqa: E402
 
-from scenes.competition.metric import log_losses, standard_error, with_error  # noqa: E402
+from scenes.competition.metric import log_losses, standard_error  # noqa: E402
 from scenes.competition.rows import Labels  # noqa: E402
+from scenes.competition.scores import with_error  # noqa: E402
 from scenes.config import Config, dump, load_config  # noqa: E402
 from scenes.console import run, say  # noqa: E402
 from scenes.data.dataset import Dataset  # noqa: E402

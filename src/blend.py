@@ -22,11 +22,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     from scenes.runs import Run
 
     members = read_members([Run(folder) for folder in arguments.runs])
-    weights = judge(members)
+    ensemble = judge(members)
     config = members.runs[0].load_config(arguments.set)
     test_csv = config.data.root / config.data.test_csv
     if test_csv.exists():
-        submit_blend(members, weights, arguments.out, arguments.set)
+        submit_blend(members, ensemble, arguments.out, arguments.set)
     else:
         say(f"no {test_csv}: nothing to predict")
 

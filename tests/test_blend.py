@@ -86,7 +86,7 @@ def test_weights_are_taken_where_they_win(two_runs: Path) -> None:
 
     change_oof("other", knowing)
     members = read_members([Run(Path("runs/tiny")), Run(Path("runs/other"))])
-    assert judge(members)[1] > 0.9
+    assert judge(members).weights[1] > 0.9
 
 
 def test_a_blend_that_is_worse_than_a_member_says_so(two_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -141,6 +141,10 @@ class Config(Section):
     """One experiment."""
 
     name: str = ""  # the run is runs/NAME; by default the file's stem
+    metric: str | None = (
+        None  # the competition's: accuracy, log_loss, roc_auc, map@5, …; by default the task's usual one
+    )
+    submission: Literal["labels", "probabilities", "ranking", "sets", "number"] | None = None  # by default the metric's
     seed: int = 0
     image_size: Pixels = 150  # square
     augment: Literal["none", "light", "medium", "strong"] | list[str | dict[str, dict[str, Any]]] = "light"
@@ -203,6 +207,7 @@ FREE_KEYS = (
     "infer.batch_size",
     "infer.on_bad_image",
     "report",
+    "submission",
 )
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn
 
-from scenes.competition.metric import accuracy, evaluate, log_losses, standard_error, with_error
+from scenes.competition.metric import accuracy, log_losses, standard_error
+from scenes.competition.scores import class_scores, with_error
 
 
 def guesses(count: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -21,7 +22,7 @@ def guesses(count: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.nda
 def test_scores_are_scikit_learns(classes: int) -> None:
     probabilities, targets = guesses(200, classes)
     names = [f"class {number}" for number in range(classes)]
-    scores = evaluate(probabilities, targets, names)
+    scores = class_scores(probabilities, targets, names)
     predicted, exact = probabilities.argmax(1), probabilities.astype(np.float64)
     assert scores["n"] == 200
     assert scores["accuracy"] == pytest.approx(sklearn.accuracy_score(targets, predicted))
@@ -31,7 +32,8 @@ def test_scores_are_scikit_learns(classes: int) -> None:
     assert scores["macro_f1"] == pytest.approx(sklearn.f1_score(targets, predicted, average="macro"))
     assert scores["macro_precision"] == pytest.approx(sklearn.precision_score(targets, predicted, average="macro"))
     assert scores["macro_recall"] == pytest.approx(sklearn.recall_score(targets, predicted, average="macro"))
-    assert scores["confusion"] == sklearn.confusion_matrix(targets, predicted).tolist()
+    matrix = [[scores["confusion"].get(truth, {}).get(guess, 0) for guess in names] for truth in names]
+    assert matrix == sklearn.confusion_matrix(targets, predicted).tolist()
     for number, name in enumerate(names):
         own = scores["per_class"][name]
         assert own["recall"] == pytest.approx((predicted[targets == number] == number).mean())
@@ -46,7 +48,7 @@ def test_scores_are_scikit_learns(classes: int) -> None:
 def test_by_hand() -> None:
     probabilities = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.5, 0.4, 0.1], [0.2, 0.3, 0.5]], np.float32)
     targets = np.array([0, 1, 1, 2])
-    scores = evaluate(probabilities, targets, ["a", "b", "c"])
+    scores = class_scores(probabilities, targets, ["a", "b", "c"])
     assert scores["accuracy"] == 0.75
     # hits 1 1 0 1: variance 1/4, by n - 1; the mean of four has half its root
     assert scores["accuracy_se"] == pytest.approx(math.sqrt(0.25) / 2)
@@ -54,7 +56,7 @@ def test_by_hand() -> None:
     assert scores["log_loss"] == pytest.approx(sum(losses) / 4)
     mean = sum(losses) / 4
     assert scores["log_loss_se"] == pytest.approx(math.sqrt(sum((x - mean) ** 2 for x in losses) / 3 / 4))
-    assert scores["confusion"] == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]  # rows are the truth
+    assert scores["confusion"] == {"a": {"a": 1}, "b": {"a": 1, "b": 1}, "c": {"c": 1}}  # the truth comes first
     assert scores["per_class"]["a"] == {"precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "support": 1}
     assert scores["per_class"]["b"] == {"precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "support": 2}
 
@@ -72,7 +74,7 @@ def test_certain_and_wrong_is_a_large_but_finite_loss() -> None:
     assert losses.dtype == np.float64
     assert losses[1] == 0.0
     assert 80 < losses[0] < 100
-    assert np.isfinite(evaluate(probabilities, np.array([1, 0]), ["a", "b"])["log_loss"])
+    assert np.isfinite(class_scores(probabilities, np.array([1, 0]), ["a", "b"])["log_loss"])
 
 
 def test_ties_in_the_top_five_are_broken_as_in_accuracy() -> None:
@@ -81,25 +83,26 @@ def test_ties_in_the_top_five_are_broken_as_in_accuracy() -> None:
     coarse /= coarse.sum(1, keepdims=True)
     targets = generator.integers(0, 40, 300)
     best = [sorted(range(40), key=lambda c, row=row: (-row[c], c))[:5] for row in coarse]
-    scores = evaluate(coarse, targets, [str(number) for number in range(40)])
+    scores = class_scores(coarse, targets, [str(number) for number in range(40)])
     assert scores["top_5_accuracy"] == pytest.approx(
         np.mean([t in five for t, five in zip(targets, best, strict=True)])
     )
-    own = evaluate(coarse, coarse.argmax(1), [str(number) for number in range(40)])
+    own = class_scores(coarse, coarse.argmax(1), [str(number) for number in range(40)])
     assert own["accuracy"] == own["top_5_accuracy"] == 1.0
 
 
 def test_a_class_nobody_has() -> None:
     probabilities, targets = guesses(60, 3)
     wider = np.concatenate([probabilities, np.zeros((60, 1), np.float32)], 1)
-    scores = evaluate(wider, targets, ["a", "b", "c", "d"])
+    scores = class_scores(wider, targets, ["a", "b", "c", "d"])
     assert scores["per_class"]["d"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
-    assert [row[3] for row in scores["confusion"]] == scores["confusion"][3] == [0, 0, 0, 0]
-    assert scores["accuracy"] == evaluate(probabilities, targets, ["a", "b", "c"])["accuracy"]
+    assert "d" not in scores["confusion"]
+    assert not any("d" in row for row in scores["confusion"].values())
+    assert scores["accuracy"] == class_scores(probabilities, targets, ["a", "b", "c"])["accuracy"]
 
 
 def test_one_row() -> None:
-    scores = evaluate(np.array([[0.9, 0.1]], np.float32), np.array([0]), ["a", "b"])
+    scores = class_scores(np.array([[0.9, 0.1]], np.float32), np.array([0]), ["a", "b"])
     assert (scores["n"], scores["accuracy"], scores["accuracy_se"], scores["log_loss_se"]) == (1, 1.0, 0.0, 0.0)
 
 
@@ -118,7 +121,7 @@ def test_metrics_are_plain_values() -> None:
             return set().union(*(kinds(inner) for inner in value))
         return {type(value)}
 
-    assert kinds(evaluate(*guesses(30, 6), [str(number) for number in range(6)])) == {int, float, str}
+    assert kinds(class_scores(*guesses(30, 6), [str(number) for number in range(6)])) == {int, float, str}
 
 
 def test_percent() -> None:

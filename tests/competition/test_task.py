@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
@@ -114,3 +114,25 @@ def test_the_prior_is_what_is_known_without_an_image() -> None:
     assert CLASSES.prior(np.array([0, 0, 1, 2])).tolist() == [0.5, 0.25, 0.25]
     assert LABELS.prior(np.array([[1, 0], [1, 1]], np.float32)).tolist() == [1.0, 0.5]
     assert NUMBER.prior(np.array([2.0, 4.0], np.float32)).tolist() == [3.0]
+
+
+WORDS = st.text(min_size=1, max_size=8)
+
+
+@given(st.lists(WORDS, min_size=2, max_size=5, unique=True), st.integers(0, 10**6))
+@settings(max_examples=50, deadline=None)
+def test_targets_survive_as_texts(words: list[str], seed: int) -> None:
+    random = np.random.default_rng(seed)
+    classes, labels = class_task(words), Labels(words, words)
+    number = Number.of("age", np.array([1.0, 2.0], np.float32))
+    for task, values in (
+        (classes, random.integers(0, len(words), 20)),
+        (labels, (random.random((20, len(words))) < 0.4).astype(np.float32)),
+        (number, random.normal(size=20).astype(np.float32)),
+    ):
+        again = task.from_texts(task.as_texts(values))
+        np.testing.assert_array_equal(again, values)
+        assert again.dtype == values.dtype
+    for task, text in ((classes, "not there, too long"), (labels, '["not there, too long"]'), (number, "x")):
+        with pytest.raises(ValueError, match=r"not there|list of labels|x"):
+            task.from_texts([text])

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import report
-from scenes.competition.metric import evaluate
+from scenes.competition.scores import class_scores
 from scenes.config import Config, dump
 from scenes.runs import Run, write_json
 
@@ -57,7 +57,7 @@ def make_run(run: Run, classes: int) -> None:
     table.to_csv(run.oof_file, index=False)
     run.config_file.write_text(dump(Config(name=run.name)))
     metrics = {"folds": [0], "of": 5, "optimistic": None, "views": {}, "class_names": labels}
-    write_json(run.metrics_file, metrics | evaluate(probabilities, targets, labels))
+    write_json(run.metrics_file, metrics | class_scores(probabilities, targets, labels))
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ error of the difference between two predictions is that of the mean of their dif
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from scenes.competition.task import Task
+from scenes.config import Config
 from scenes.console import UserError
 
 # From predictions (n, outputs) and targets to the value and the influences, float64, shape (n,).
@@ -92,6 +92,11 @@ def metric_named(name: str, task: Task) -> Metric:
     if number:
         return Metric(name, wants, larger_is_better, lambda predictions, targets: function(predictions, targets, k), k)
     return Metric(name, wants, larger_is_better, function)
+
+
+def competition_metric(config: Config, task: Task) -> Metric:
+    """The metric that the config names, or else the usual one of the task; errors as `metric_named`'s."""
+    return metric_named(config.metric or DEFAULT[task.kind], task)
 
 
 def _mean(values: np.ndarray) -> tuple[float, np.ndarray]:
@@ -275,9 +280,6 @@ def standard_error(values: np.ndarray) -> float:
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
-TOP_K = 5
-
-
 def log_losses(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Each row's log loss in nats.
 
@@ -296,68 +298,3 @@ def accuracy(probabilities: np.ndarray, targets: np.ndarray) -> tuple[float, flo
     """The share of rows whose most probable class is right, and its standard error."""
     hits = (probabilities.argmax(1) == targets).astype(np.float64)
     return float(hits.mean()), standard_error(hits)
-
-
-def evaluate(probabilities: np.ndarray, targets: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    """Computes everything metrics.json holds about one set of predictions.
-
-    Args:
-        probabilities: float, shape (n, classes), rows sum to 1.
-        targets: int, shape (n,), in 0 … classes - 1.
-        classes: The labels.
-
-    Returns:
-        Plain values: n, accuracy and log loss with standard errors, macro and per-class precision, recall, F1
-        and support, top-5 accuracy where there are more than five classes, and the confusion matrix without its
-        zeros: true class → predicted class → number of rows.
-    """
-    from sklearn.metrics import precision_recall_fscore_support  # slow to import, and only needed here
-
-    hit_rate, hit_error = accuracy(probabilities, targets)
-    losses = log_losses(probabilities, targets)
-    predicted = probabilities.argmax(1)
-    numbers = list(range(len(classes)))
-    per_class = precision_recall_fscore_support(targets, predicted, labels=numbers, zero_division=0.0)
-    scores: dict[str, Any] = {
-        "n": len(targets),
-        "accuracy": hit_rate,
-        "accuracy_se": hit_error,
-        "log_loss": float(losses.mean()),
-        "log_loss_se": standard_error(losses),
-        "macro_precision": float(per_class[0].mean()),
-        "macro_recall": float(per_class[1].mean()),
-        "macro_f1": float(per_class[2].mean()),
-    }
-    if len(classes) > TOP_K:
-        best = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP_K]  # ties go to the first class, as in argmax
-        scores[f"top_{TOP_K}_accuracy"] = float((best == targets[:, None]).any(1).mean())
-    scores["per_class"] = {
-        label: {name: float(per_class[i][c]) for i, name in enumerate(("precision", "recall", "f1"))}
-        | {"support": int(per_class[3][c])}
-        for c, label in enumerate(classes)
-    }
-    cells, counts = confusion(predicted, targets)
-    scores["confusion"] = {}
-    for (truth, guess), count in zip(cells.tolist(), counts.tolist(), strict=True):
-        scores["confusion"].setdefault(classes[truth], {})[classes[guess]] = count
-    return scores
-
-
-def confusion(predicted: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Counts how often which class was predicted as which.
-
-    Args:
-        predicted: int, shape (n,).
-        targets: int, shape (n,).
-
-    Returns:
-        The cells of the confusion matrix that are not 0, sorted: int, shape (cells, 2), the true and the predicted
-        class; and their counts, int, shape (cells,).
-    """
-    cells, counts = np.unique(np.stack([targets, predicted], 1), axis=0, return_counts=True)
-    return cells, counts
-
-
-def with_error(value: float, error: float | None = None) -> str:
-    """Formats a value and its standard error as ``0.9312 ± 0.0036``."""
-    return f"{value:.4f}" + (f" ± {error:.4f}" if error is not None else "")

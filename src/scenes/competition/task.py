@@ -1,5 +1,6 @@
 """What is to be predicted: one of several classes, any of several labels, or a number."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -67,6 +68,18 @@ class Task(ABC):
     def fit_head(self, features: np.ndarray, targets: np.ndarray, seed: int) -> LinearHead:
         """Fits a linear model to features, float32, shape (n, f)."""
 
+    @abstractmethod
+    def as_texts(self, targets: np.ndarray) -> list[str]:
+        """The targets as the cells of a CSV, n texts; `from_texts` reads them back."""
+
+    @abstractmethod
+    def from_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """What `as_texts` wrote.
+
+        Raises:
+            ValueError: If a text is not of this task.
+        """
+
     def prior(self, targets: np.ndarray) -> np.ndarray:
         """The prediction for a row nothing is known of: float32, shape (outputs,)."""
         return self.as_outputs(targets).mean(0)
@@ -102,6 +115,16 @@ class Classes(Task):
         """Multinomial logistic regression."""
         return linear_head.fit_classes(features, targets, self.outputs, seed)
 
+    def as_texts(self, targets: np.ndarray) -> list[str]:
+        """The classes."""
+        return [self.columns[target] for target in targets]
+
+    def from_texts(self, texts: Sequence[str]) -> np.ndarray:  # noqa: D102
+        place = {label: at for at, label in enumerate(self.columns)}
+        if strange := set(texts) - set(place):
+            raise ValueError(f"unknown class {min(strange)!r}")
+        return np.array([place[text] for text in texts], np.int64)
+
 
 @dataclass(frozen=True)
 class Labels(Task):
@@ -130,6 +153,21 @@ class Labels(Task):
     def fit_head(self, features: np.ndarray, targets: np.ndarray, seed: int) -> LinearHead:
         """A logistic regression for each label."""
         return linear_head.fit_labels(features, targets, seed)
+
+    def as_texts(self, targets: np.ndarray) -> list[str]:
+        """JSON lists, because a label can hold any separator."""
+        chosen = ([self.columns[at] for at in np.flatnonzero(row >= 0.5)] for row in targets)
+        return [json.dumps(labels, ensure_ascii=False) for labels in chosen]
+
+    def from_texts(self, texts: Sequence[str]) -> np.ndarray:  # noqa: D102
+        place = {label: at for at, label in enumerate(self.columns)}
+        targets = np.zeros((len(texts), self.outputs), np.float32)
+        for row, text in enumerate(texts):
+            labels = json.loads(text)
+            if not isinstance(labels, list) or not set(labels) <= set(place):
+                raise ValueError(f"not a list of labels: {text[:80]!r}")
+            targets[row, [place[label] for label in labels]] = 1
+        return targets
 
 
 @dataclass(frozen=True)
@@ -177,6 +215,13 @@ class Number(Task):
     def fit_head(self, features: np.ndarray, targets: np.ndarray, seed: int) -> LinearHead:
         """Ridge regression."""
         return linear_head.fit_number(features, self.as_outputs(targets), seed)
+
+    def as_texts(self, targets: np.ndarray) -> list[str]:
+        """The shortest texts that are these float32."""
+        return [str(target) for target in targets.astype(np.float32)]
+
+    def from_texts(self, texts: Sequence[str]) -> np.ndarray:  # noqa: D102
+        return np.array([float(text) for text in texts], np.float32)
 
     def prior(self, targets: np.ndarray) -> np.ndarray:
         """The mean of these targets."""

@@ -7,21 +7,25 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from scenes.competition.metric import accuracy, log_losses, standard_error, with_error
+from scenes.competition.metric import Metric, accuracy, competition_metric, log_losses
+from scenes.competition.scores import with_error
+from scenes.competition.task import Task, task_from_dict
 from scenes.console import UserError, print_table, say
 from scenes.files import check_file
 from scenes.inference.ensemble import (
+    Ensemble,
+    Fitted,
     agreement,
     equal_weights,
+    fit_ensemble,
     hill_climbing_weights,
-    nested_mean,
+    judging_metric,
     oracle_accuracy,
-    weighted_mean,
 )
 from scenes.inference.submit import make_tables, mean_prior, predict_folds, read_inputs, write_table
-from scenes.runs import Run
+from scenes.runs import Run, read_json
 
-ABOUT = ["image_name", "label", "fold"]  # the columns of oof.csv before the classes'
+ABOUT = ["image_name", "label", "fold"]  # the columns of oof.csv before the outputs'
 
 
 @dataclass(frozen=True)
@@ -30,17 +34,19 @@ class Members:
 
     Attributes:
         runs: The runs.
-        classes: Their labels.
-        targets: int64, shape (n,).
+        task: What they predict.
+        metric: What they are scored by.
+        targets: In the task's form, n.
         fold_of: int64, shape (n,).
-        probabilities: float32, shape (members, n, classes).
+        predictions: float32, shape (members, n, outputs).
     """
 
     runs: list[Run]
-    classes: list[str]
+    task: Task
+    metric: Metric
     targets: np.ndarray
     fold_of: np.ndarray
-    probabilities: np.ndarray
+    predictions: np.ndarray
 
 
 def read_members(runs: Sequence[Run]) -> Members:
@@ -55,22 +61,23 @@ def read_members(runs: Sequence[Run]) -> Members:
     first = tables[0]
     for run, table in zip(runs[1:], tables[1:], strict=True):
         _check_alike(runs[0], first, run, table)
-    classes = list(first.columns[len(ABOUT) :])
-    probabilities = np.stack([table[classes].to_numpy(np.float32) for table in tables])
-    targets = first["label"].map({name: number for number, name in enumerate(classes)}).to_numpy(np.int64)
-    return Members(list(runs), classes, targets, first["fold"].to_numpy(np.int64), probabilities)
+    task = task_from_dict(read_json(runs[0].metrics_file, "task")["task"])
+    predictions = np.stack([table.iloc[:, len(ABOUT) :].to_numpy(np.float32) for table in tables])
+    targets = task.from_texts(first["label"].tolist())
+    metric = competition_metric(runs[0].load_config(), task)
+    return Members(list(runs), task, metric, targets, first["fold"].to_numpy(np.int64), predictions)
 
 
 def _read_oof(run: Run) -> pd.DataFrame:
-    if not run.oof_file.exists():
-        raise UserError(f"{run.folder}: has no oof.csv; train its folds first")
+    if not run.oof_file.exists() or not run.metrics_file.exists():
+        raise UserError(f"{run.folder}: has no oof.csv and metrics.json; train its folds first")
     text = {"image_name": str, "label": str}
     try:
         table = pd.read_csv(run.oof_file, dtype=text, keep_default_na=False)
         table.columns = [*ABOUT, *table.columns[len(ABOUT) :]]  # a class may be called what a column is called
     except ValueError as error:  # of pandas' own kinds
         raise UserError(f"{run.oof_file}: damaged ({error}); give train.py's command again to write it anew") from None
-    return table.sort_values("image_name", ignore_index=True)
+    return table.sort_values("image_name", kind="stable", ignore_index=True)
 
 
 def _check_alike(run: Run, table: pd.DataFrame, other: Run, others: pd.DataFrame) -> None:
@@ -95,54 +102,72 @@ def _check_alike(run: Run, table: pd.DataFrame, other: Run, others: pd.DataFrame
             )
 
 
-def judge(members: Members) -> np.ndarray:
-    """Prints what the members add to each other and chooses the weights.
+def judge(members: Members) -> Ensemble:
+    """Prints what the members add to each other and chooses weights, calibration and decoding.
 
-    Optimised weights are taken only where, nested, they beat the plain mean's log loss by more than one paired
-    standard error and lose no accuracy: members of different sharpness can gain the one and lose the other.
-
-    Returns:
-        float32, shape (members,): the weights.
+    Optimised weights are taken only where, nested, they beat the plain mean by more than one paired standard error (in
+    the metric, or the log loss where that sees decisions alone) and do not lower the metric itself: members of
+    different sharpness can gain the one and lose the other.
     """
-    names, targets, fold_of = [run.name for run in members.runs], members.targets, members.fold_of
-    plain = nested_mean(equal_weights, members.probabilities, targets, fold_of)
-    tuned = nested_mean(hill_climbing_weights, members.probabilities, targets, fold_of)
-    weights = hill_climbing_weights(members.probabilities, targets)
-    gain = log_losses(plain, targets) - log_losses(tuned, targets)
-    is_better = gain.mean() > standard_error(gain) and accuracy(tuned, targets)[0] >= accuracy(plain, targets)[0]
-    is_tuned = len(np.unique(fold_of)) > 1 and is_better
-    rows = [
-        *zip(names, members.probabilities, strict=True),
-        ("plain mean", plain),
-        ("optimised weights, nested", tuned),
-    ]
-    print_table(
-        ["out of fold", "n", "accuracy ± s.e.", "log loss"],
-        [(n, len(targets), with_error(*accuracy(p, targets)), f"{log_losses(p, targets).mean():.4f}") for n, p in rows],
+    names, targets = [run.name for run in members.runs], members.targets
+    plain, tuned = (
+        fit_ensemble(weigh, members.predictions, targets, members.fold_of, members.task, members.metric)
+        for weigh in (equal_weights, hill_climbing_weights)
     )
-    print_table(
-        ["same class", *names],
-        [(n, *(f"{s:.3f}" for s in shares)) for n, shares in zip(names, agreement(members.probabilities), strict=True)],
-    )
-    say(f"at least one member is right: {oracle_accuracy(members.probabilities, targets):.4f}")
-    alone, best = max((accuracy(p, targets)[0], name) for name, p in zip(names, members.probabilities, strict=True))
-    if alone > accuracy(tuned if is_tuned else plain, targets)[0]:
-        say(f"no gain: {best} alone has the higher accuracy, {alone:.4f}")
-    gained = f"{gain.mean():.4f} ± {standard_error(gain):.4f} log loss"
-    if not is_tuned:
+    judging = judging_metric(members.metric, members.task)
+    gain, error = judging.gain(plain.predictions, tuned.predictions, targets)
+    loses = members.metric.gain(plain.decisions, tuned.decisions, targets)[0] < 0
+    is_tuned = len(np.unique(members.fold_of)) > 1 and gain > error and not loses
+    _print_members(members, names, plain, tuned)
+    taken = tuned if is_tuned else plain
+    alone = [members.metric.score(member, targets)[0] for member in members.predictions]
+    best = int(np.argmax(alone) if members.metric.larger_is_better else np.argmin(alone))
+    if members.metric.is_better(alone[best], than=members.metric.score(taken.decisions, targets)[0]):
+        say(f"no gain: {names[best]} alone has the better {members.metric.name}, {alone[best]:.4f}")
+    gained = f"{gain:.4f} ± {error:.4f} {judging.name}"
+    if is_tuned:
+        shown = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(names, taken.ensemble.weights, strict=True))
+        say(f"optimised weights are taken ({shown}): nested, they gain {gained}")
+    else:
         say(f"the plain mean is taken: optimised weights, nested, gain {gained}")
-        return equal_weights(members.probabilities, targets)
-    shown = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(names, weights, strict=True))
-    say(f"optimised weights are taken ({shown}): nested, they gain {gained}")
-    return weights
+    return taken.ensemble
 
 
-def submit_blend(members: Members, weights: np.ndarray, out: Path, overrides: Sequence[str] = ()) -> None:
-    """Predicts the test rows with every member and writes the weighted mean's submission and probabilities.
+def _print_members(members: Members, names: Sequence[str], plain: Fitted, tuned: Fitted) -> None:
+    """Prints the scores of members and means, and how alike the members are."""
+    metric, task, targets = members.metric, members.task, members.targets
+    rows = [(name, member, member) for name, member in zip(names, members.predictions, strict=True)]
+    rows.append(("plain mean", plain.predictions, plain.decisions))
+    rows.append(("optimised weights, nested", tuned.predictions, tuned.decisions))
+    header = ["out of fold", "n", f"{metric.name} ± s.e."]
+    is_classes = task.kind == "classes"
+    if is_classes:
+        header += [name for name in ("accuracy ± s.e.", "log loss") if name != header[-1]]
+    table = []
+    for name, predictions, decisions in rows:
+        cells = {
+            header[2]: with_error(*metric.score(decisions, targets)),
+            "accuracy ± s.e.": with_error(*accuracy(predictions, targets)) if is_classes else "",
+            "log loss": f"{log_losses(predictions, targets).mean():.4f}" if is_classes else "",
+        }
+        table.append((name, len(targets), *(cells[column] for column in header[2:])))
+    print_table(header, table)
+    alike = agreement(members.predictions, task)
+    what = {"classes": "same class", "labels": "same labels", "number": "correlation"}[task.kind]
+    print_table(
+        [what, *names],
+        [(name, *(f"{share:.3f}" for share in shares)) for name, shares in zip(names, alike, strict=True)],
+    )
+    if is_classes:
+        say(f"at least one member is right: {oracle_accuracy(members.predictions, targets):.4f}")
+
+
+def submit_blend(members: Members, ensemble: Ensemble, out: Path, overrides: Sequence[str] = ()) -> None:
+    """Predicts the test rows with every member and writes the submission and the probabilities of the ensemble.
 
     Args:
         members: The runs.
-        weights: float32, shape (members,), sum to 1.
+        ensemble: From `judge`.
         out: The submission's file.
         overrides: Other settings than the runs', e.g. ``data.root=DIR`` where the images are now.
 
@@ -161,11 +186,11 @@ def submit_blend(members: Members, weights: np.ndarray, out: Path, overrides: Se
         if inputs.bad:
             priors.append(mean_prior(run, folds))
         probabilities, classes = predict_folds(run, config, folds, inputs)
-        if classes != members.classes:
+        if classes != members.task.columns:
             raise UserError(f"{run.folder}: its weights know other classes than its oof.csv")
         predicted.append(probabilities)
-    mean = weighted_mean(np.stack(predicted), weights)
-    prior = np.average(priors, 0, weights) if priors else None
-    submission, by_class = make_tables(config, inputs, mean, members.classes, prior)
+    mean = ensemble.predict(np.stack(predicted))
+    prior = np.average(priors, 0, ensemble.weights) if priors else None
+    submission, by_class = make_tables(config, inputs, mean, members.task.columns, prior)
     write_table(out.with_name(f"{out.stem}_probabilities.csv"), by_class)
     write_table(out, submission)

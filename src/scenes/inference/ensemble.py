@@ -1,62 +1,219 @@
-"""Which views and members an ensemble keeps, and with what weights: judged on out-of-fold rows, scored nested."""
+"""How views and members become one prediction: weights, calibration, decoding; chosen out of fold, scored nested.
+
+A choice is fitted to the rows of all folds but one and applied to that one's, fold by fold; so the predictions it is
+judged by are of rows it has not seen. What is more complex is taken only where, judged so, it is better.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
-from scenes.competition.metric import log_losses, standard_error
+from scenes.competition import decoding as decodings
+from scenes.competition.decoding import PLAIN, Decoding
+from scenes.competition.metric import Metric, metric_named
+from scenes.competition.task import Task
+from scenes.inference import calibration as calibrations
+from scenes.inference.calibration import Calibration, no_calibration
 
 # More rounds than these change a weight by less than 1 in 100.
 HILL_CLIMBING_ROUNDS = 100
 
-# From members (m, n, classes) and targets (n,) to weights (m,) that sum to 1.
-Choice = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# From members (m, n, outputs) and targets to weights (m,) that sum to 1.
+Weigh = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def view_weights(views: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Keeps the views that do not make the mean's log loss worse by more than one paired standard error.
+@dataclass(frozen=True)
+class Ensemble:
+    """Turns the predictions of views or members into one.
+
+    Attributes:
+        weights: float32, shape (members,), sum to 1.
+        calibration: Of the weighted mean.
+        decoding: Of what is calibrated.
+    """
+
+    weights: np.ndarray
+    calibration: Calibration
+    decoding: Decoding = PLAIN
+
+    def predict(self, members: np.ndarray) -> np.ndarray:
+        """The calibrated mean: from float32 (members, n, outputs) to float32 (n, outputs)."""
+        return self.calibration.apply(weighted_mean(members, self.weights))
+
+    def decide(self, members: np.ndarray) -> np.ndarray:
+        """What `predict` says, decoded; the same shape."""
+        return self.decoding.apply(self.predict(members))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an ensemble is fitted to members and targets: each part knows the ones before it."""
+
+    weigh: Weigh
+    calibrate: calibrations.Fit
+    decode: decodings.Fit
+
+    def fit(self, members: np.ndarray, targets: np.ndarray) -> Ensemble:
+        """Fits weights, calibration and decoding, in this order."""
+        weights = self.weigh(members, targets)
+        mean = weighted_mean(members, weights)
+        calibration = self.calibrate(mean, targets)
+        return Ensemble(weights, calibration, self.decode(calibration.apply(mean), targets))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """An ensemble and what it says of rows that it was not fitted to.
+
+    Attributes:
+        ensemble: Fitted to all rows.
+        predictions: float32, shape (n, outputs): each fold's rows by an ensemble fitted to the others'.
+        decisions: The same, decoded.
+        uncalibrated: The same without calibration.
+    """
+
+    ensemble: Ensemble
+    predictions: np.ndarray
+    decisions: np.ndarray
+    uncalibrated: np.ndarray
+
+
+def fit_ensemble(
+    weigh: Weigh,
+    members: np.ndarray,
+    targets: np.ndarray,
+    fold_of: np.ndarray,
+    task: Task,
+    metric: Metric,
+) -> Fitted:
+    """Chooses how predictions are calibrated and decoded.
+
+    A temperature is taken where it lowers the log loss; what is more complex, and any decoding, where it wins by more
+    than one paired standard error.
 
     Args:
-        views: float32, shape (views, n, classes): probabilities; the first view is always kept.
-        targets: int, shape (n,).
+        weigh: How the members are weighted.
+        members: float32, shape (members, n, outputs): out-of-fold predictions.
+        targets: In the task's form, n.
+        fold_of: int, shape (n,). With one fold alone there is nothing to judge by, and nothing is chosen.
+        task: What is predicted.
+        metric: What it is scored by.
+    """
+    plain = no_calibration(task.kind)
+
+    def nested(recipe: Recipe, apply: Callable[[Ensemble, np.ndarray], np.ndarray]) -> np.ndarray:
+        return nested_predictions(recipe, apply, members, targets, fold_of)
+
+    recipe = Recipe(weigh, lambda *_: plain, lambda *_: PLAIN)
+    uncalibrated = predictions = nested(recipe, Ensemble.predict)
+    has_folds = len(np.unique(fold_of)) > 1
+    for number, fit in enumerate(calibrations.FITS[task.kind] if has_folds else []):
+        tried = Recipe(weigh, fit, recipe.decode)
+        candidate = nested(tried, Ensemble.predict)
+        gain, error = metric_named("log_loss", task).gain(predictions, candidate, targets)
+        if gain > (error if number else 0) and not _loses(metric, predictions, candidate, targets):
+            recipe, predictions = tried, candidate
+    decisions = predictions
+    for decode in decodings.FITS.get(metric.name, []) if has_folds else []:
+        tried = Recipe(weigh, recipe.calibrate, decode)
+        candidate = nested(tried, Ensemble.decide)
+        gain, error = metric.gain(decisions, candidate, targets)
+        if gain > error:
+            recipe, decisions = tried, candidate
+    return Fitted(recipe.fit(members, targets), predictions, decisions, uncalibrated)
+
+
+def _loses(metric: Metric, before: np.ndarray, after: np.ndarray, targets: np.ndarray) -> bool:
+    """Whether the metric becomes worse by more than one paired standard error."""
+    gain, error = metric.gain(before, after, targets)
+    return gain < -error
+
+
+def nested_predictions(
+    recipe: Recipe,
+    apply: Callable[[Ensemble, np.ndarray], np.ndarray],
+    members: np.ndarray,
+    targets: np.ndarray,
+    fold_of: np.ndarray,
+) -> np.ndarray:
+    """Predicts each fold's rows by the ensemble fitted to the other folds' rows; with one fold by the plain mean.
 
     Returns:
-        float32, shape (views,): equal for those kept, 0 for the others.
+        float32, shape (n, outputs).
     """
-    kept = [0]
-    for view in range(1, len(views)):
-        worse = log_losses(views[[*kept, view]].mean(0), targets) - log_losses(views[kept].mean(0), targets)
-        if worse.mean() <= standard_error(worse):
-            kept.append(view)
-    weights = np.zeros(len(views), np.float32)
-    weights[kept] = 1 / len(kept)
-    return weights
+    predictions = np.empty(members.shape[1:], np.float32)
+    folds = np.unique(fold_of)
+    if len(folds) < 2:
+        return weighted_mean(members, equal_weights(members, targets))
+    for fold in folds:
+        held, others = fold_of == fold, fold_of != fold
+        predictions[held] = apply(recipe.fit(members[:, others], targets[others]), members[:, held])
+    return predictions
 
 
-def equal_weights(members: np.ndarray, _: np.ndarray) -> np.ndarray:
+def judging_metric(metric: Metric, task: Task) -> Metric:
+    """What views and weights are chosen by: the metric itself, or where it sees nothing but decisions the log loss.
+
+    Decisions change in a few rows at a time, so a choice by them would mostly be a choice by chance.
+    """
+    sees_all = metric.wants in ("probabilities", "number")
+    return metric if sees_all else metric_named("rmse" if task.kind == "number" else "log_loss", task)
+
+
+def view_weights(metric: Metric) -> Weigh:
+    """Keeps the views that do not make the mean worse by more than one paired standard error of a metric.
+
+    The weights are equal for the views kept and 0 for the others; the first view is always kept.
+    """
+
+    def weigh(views: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        kept = [0]
+        for view in range(1, len(views)):
+            if not _loses(metric, views[kept].mean(0), views[[*kept, view]].mean(0), targets):
+                kept.append(view)
+        weights = np.zeros(len(views), np.float32)
+        weights[kept] = 1 / len(kept)
+        return weights
+
+    return weigh
+
+
+def equal_weights(members: np.ndarray, _: Any) -> np.ndarray:
     """The plain mean; float32, shape (members,)."""
     return np.full(len(members), 1 / len(members), np.float32)
 
 
 def hill_climbing_weights(members: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Adds, again and again, the member that lowers the mean's log loss most (Caruana et al. 2004, ICML).
+    """Adds, again and again, the member that lowers the mean's loss most (Caruana et al. 2004, ICML).
 
-    Starts from the plain mean, each member counted once, which guards against overfitting to few rows.
+    The loss is the log loss, or for numbers the mean square. The start is the plain mean, each member counted once,
+    which guards against overfitting to few rows.
 
     Args:
-        members: float32, shape (members, n, classes): probabilities.
-        targets: int, shape (n,).
+        members: float32, shape (members, n, outputs).
+        targets: In the task's form, n.
 
     Returns:
         float32, shape (members,): weights that sum to 1.
     """
-    chances = members[:, np.arange(len(targets)), targets].astype(np.float64)  # log loss looks at nothing else
+    if members.shape[2] == 1:
+        parts = members[:, :, 0] - targets.astype(np.float64)
+        loss: Callable[[np.ndarray], float] = _mean_square
+    else:  # log loss looks at nothing else than the probability of what is true
+        exact = members.astype(np.float64)
+        is_true = targets >= 0.5
+        chosen = (
+            np.where(is_true, exact, 1 - exact) if targets.ndim == 2 else exact[:, np.arange(len(targets)), targets]
+        )
+        parts, loss = chosen.reshape(len(members), -1), _log_loss
     counts = np.ones(len(members))
-    best = _log_loss(counts @ chances / counts.sum())
+    best = loss(counts @ parts / counts.sum())
     for _ in range(HILL_CLIMBING_ROUNDS):
-        totals = counts @ chances
-        losses = [_log_loss((totals + chance) / (counts.sum() + 1)) for chance in chances]
+        totals = counts @ parts
+        losses = [loss((totals + part) / (counts.sum() + 1)) for part in parts]
         if min(losses) >= best:
             break
         best = min(losses)
@@ -64,41 +221,31 @@ def hill_climbing_weights(members: np.ndarray, targets: np.ndarray) -> np.ndarra
     return (counts / counts.sum()).astype(np.float32)
 
 
+def _mean_square(errors: np.ndarray) -> float:
+    return float(np.square(errors).mean())
+
+
 def _log_loss(chances: np.ndarray) -> float:
     return float(-np.log(np.clip(chances, np.finfo(np.float32).tiny, 1)).mean())
 
 
 def weighted_mean(members: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Averages probabilities (members, n, classes) to float32, shape (n, classes)."""
+    """Averages predictions (members, n, outputs) to float32, shape (n, outputs)."""
     return np.tensordot(weights, members, 1).astype(np.float32)
 
 
-def nested_mean(choice: Choice, members: np.ndarray, targets: np.ndarray, fold_of: np.ndarray) -> np.ndarray:
-    """Averages each fold's rows with the weights that the other folds' rows chose, so that the score stays honest.
-
-    Args:
-        choice: How weights are chosen.
-        members: float32, shape (members, n, classes): out-of-fold probabilities.
-        targets: int, shape (n,).
-        fold_of: int, shape (n,). Where there is but one fold, weights are equal.
+def agreement(members: np.ndarray, task: Task) -> np.ndarray:
+    """How alike two members are: the share of equal classes or labels, of numbers the correlation.
 
     Returns:
-        float32, shape (n, classes).
+        float64, shape (members, members).
     """
-    mean = np.empty(members.shape[1:], np.float32)
-    for fold in np.unique(fold_of):
-        held, others = fold_of == fold, fold_of != fold
-        chosen = choice if others.any() else equal_weights
-        mean[held] = weighted_mean(members[:, held], chosen(members[:, others], targets[others]))
-    return mean
-
-
-def agreement(members: np.ndarray) -> np.ndarray:
-    """The share of rows two members give the same class; float64, shape (members, members)."""
-    classes = members.argmax(2)
+    if task.kind == "number":
+        return np.corrcoef(members[:, :, 0])
+    decided = members.argmax(2) if task.kind == "classes" else members >= 0.5
     table = np.eye(len(members))
     for one, other in combinations(range(len(members)), 2):
-        table[one, other] = table[other, one] = (classes[one] == classes[other]).mean()
+        table[one, other] = table[other, one] = (decided[one] == decided[other]).mean()
     return table
 
 

@@ -17,8 +17,8 @@ from scenes.data.decode import BadImageError, decode_all
 from scenes.data.folds import fold_name
 from scenes.data.images import kept_short_side
 from scenes.files import IMAGE_SUFFIXES, check_file, keep_different, write_atomic
-from scenes.inference.models import chosen_views, load_folds
-from scenes.inference.predict import NotFiniteError, View, predict
+from scenes.inference.models import ChosenEnsemble, chosen_ensemble, load_folds
+from scenes.inference.predict import NotFiniteError, predict
 from scenes.model.backbone import Classifier
 from scenes.model.device import choose_device, choose_precision
 from scenes.runs import Run
@@ -99,7 +99,7 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 def predict_files(
     models: Sequence[Classifier],
     classes: Sequence[str],
-    views: Sequence[View],
+    chosen: ChosenEnsemble,
     config: Config,
     paths: Sequence[Path],
     top: int,
@@ -111,7 +111,7 @@ def predict_files(
     Args:
         models: The networks whose probabilities are averaged, on one device.
         classes: What their outputs stand for.
-        views: Whose probabilities are averaged too.
+        chosen: The views, whose probabilities are averaged too, and the calibration.
         config: The run's config.
         paths: The files.
         top: How many classes to give for each.
@@ -123,7 +123,7 @@ def predict_files(
     """
     names = config.data.class_names or classes
     batch_size = config.infer.batch_size
-    batches: Iterable[list[Result]] = predict_batches(models, views, config, paths)
+    batches: Iterable[list[Result]] = predict_batches(models, chosen, config, paths)
     if label:
         batches = progress(batches, -(-len(paths) // batch_size), label, "img", batch_size)
     for batch in batches:
@@ -136,13 +136,13 @@ def predict_files(
 
 
 def predict_batches(
-    models: Sequence[Classifier], views: Sequence[View], config: Config, paths: Iterable[Path]
+    models: Sequence[Classifier], chosen: ChosenEnsemble, config: Config, paths: Iterable[Path]
 ) -> Iterator[list[Result]]:
     """Predicts image files batch by batch, in their order, while the next ones are decoded.
 
     Args:
         models: The networks whose probabilities are averaged, on one device.
-        views: Whose probabilities are averaged too.
+        chosen: The views, whose probabilities are averaged too, and the calibration.
         config: The run's config.
         paths: The files.
 
@@ -160,10 +160,10 @@ def predict_batches(
         rows = np.arange(len(images))
         try:
             # The images are decoded: there is nothing left for worker processes to do.
-            predicted = predict(models, images, rows, views, size, batch_size, device, precision, workers=0)
+            predicted = predict(models, images, rows, chosen.views, size, batch_size, device, precision, workers=0)
         except NotFiniteError as error:
             predicted = error.predictions
-        found = iter(predicted.mean((0, 1)))
+        found = iter(chosen.combine(predicted))
         yield [(path, image if isinstance(image, str) else _checked(next(found))) for path, image in batch]
 
 
@@ -272,13 +272,13 @@ def report_files(
     paths = find_images(places)
     models, classes = load_folds(run, config, folds, choose_device())
     top = min(top, len(classes))
-    views = chosen_views(run, config)
-    trained, seen = ", ".join(map(fold_name, folds)), ", ".join(view.name for view in views)
+    chosen = chosen_ensemble(run, config)
+    trained, seen = ", ".join(map(fold_name, folds)), ", ".join(view.name for view in chosen.views)
     say(f"predicting {len(paths)} image{'s' * (len(paths) > 1)} with {trained} of {run.name}, views: {seen}")
     # On a terminal the lines themselves show how far it is, and a bar would break them.
     label = "" if not out and results.isatty() else "predicting"
     bad: list[Problem] = []
-    predictions = predict_files(models, classes, views, config, paths, top, bad, label)
+    predictions = predict_files(models, classes, chosen, config, paths, top, bad, label)
     if out:
         write_atomic(out, lambda temporary: _write_file(temporary, out, form, predictions, paths, top))
         say(f"wrote {out} ({len(paths) - len(bad)} images)")

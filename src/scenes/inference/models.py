@@ -1,12 +1,16 @@
 """A run's trained folds as one ensemble, and the views that it looks at images with."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
+from scenes.competition.decoding import Decoding
 from scenes.config import Config
 from scenes.console import UserError
 from scenes.data.folds import fold_name
+from scenes.inference.calibration import Calibration
 from scenes.inference.predict import VIEWS, View, share_bodies
 from scenes.model.backbone import Classifier
 from scenes.model.fusion import fuse_batch_norms
@@ -52,10 +56,40 @@ def fuse_bodies(models: Sequence[Classifier], image_size: int) -> None:
                 model.body = fused
 
 
-def chosen_views(run: Run, config: Config) -> list[View]:
-    """The views of ``infer.tta``, without those that made the run's out-of-fold score worse (see metrics.json)."""
-    views = VIEWS[config.infer.tta]
-    if not run.metrics_file.exists():
-        return views
-    judged = read_json(run.metrics_file, "views")["views"]
-    return [view for view in views if judged.get(view.name, {}).get("kept", True)]
+class ChosenEnsemble(NamedTuple):
+    """How a run's folds become one prediction, as its out-of-fold rows chose it.
+
+    Attributes:
+        views: What each image is seen under.
+        calibration: Of the mean over folds and views.
+        decoding: How what is calibrated becomes labels.
+    """
+
+    views: list[View]
+    calibration: Calibration
+    decoding: Decoding
+
+    def combine(self, predicted: np.ndarray) -> np.ndarray:
+        """The calibrated mean: from float32 (folds, views, n, outputs) to float32 (n, outputs)."""
+        return self.calibration.apply(predicted.mean((0, 1)))
+
+
+def chosen_ensemble(run: Run, config: Config) -> ChosenEnsemble:
+    """Reads from metrics.json what the run's out-of-fold rows chose.
+
+    Args:
+        run: A run.
+        config: Its config, perhaps with another ``infer.tta``.
+
+    Returns:
+        The views of ``infer.tta`` without those that made the score worse, the calibration and the decoding; before
+        any fold is scored all views and neither of the others.
+    """
+    chosen = read_json(run.metrics_file, "views") if run.metrics_file.exists() else {}
+    scored = chosen.get("views", {})
+    views = [view for view in VIEWS[config.infer.tta] if scored.get(view.name, {}).get("kept", True)]
+    return ChosenEnsemble(
+        views,
+        Calibration.from_dict(chosen.get("calibration", {"kind": "classes"})),
+        Decoding.from_dict(chosen.get("decoding", {})),
+    )

@@ -23,8 +23,8 @@ from scenes.data.decode import BadImageError, decode
 from scenes.data.folds import fold_name
 from scenes.data.images import kept_short_side
 from scenes.files import check_file, keep_different, write_atomic
-from scenes.inference.models import chosen_views, load_folds
-from scenes.inference.predict import View, predict
+from scenes.inference.models import ChosenEnsemble, chosen_ensemble, load_folds
+from scenes.inference.predict import predict
 from scenes.model.backbone import Classifier
 from scenes.model.device import choose_device
 from scenes.runs import Run
@@ -45,20 +45,25 @@ TIMED, REPEATS = 32, 5
 class Pipeline(nn.Module):
     """What `predict` does, as one graph. A body that folds share is in it once."""
 
-    def __init__(self, models: Sequence[Classifier], views: Sequence[View], size: int) -> None:
+    def __init__(self, models: Sequence[Classifier], chosen: ChosenEnsemble, size: int) -> None:
         super().__init__()
-        self.models, self.views, self.size = nn.ModuleList(models), list(views), size
+        self.models, self.chosen, self.size = nn.ModuleList(models), chosen, size
 
     def forward(self, images: Tensor) -> Tensor:
-        """Maps uint8 RGB images (n, h, w, 3) to the mean probabilities of all views and folds, (n, classes)."""
-        canvases = {side: fit(images, side) for side in {view.canvas(self.size) for view in self.views}}
+        """Maps uint8 RGB images (n, h, w, 3) to the calibrated mean over views and folds, (n, classes)."""
+        views = self.chosen.views
+        canvases = {side: fit(images, side) for side in {view.canvas(self.size) for view in views}}
         found = []
-        for view in self.views:
+        for view in views:
             seen = view.apply(canvases[view.canvas(self.size)], self.size).permute(0, 3, 1, 2)
             models = cast(Sequence[Classifier], self.models)
             features = {body: model.features(seen) for body, model in {id(m.body): m for m in models}.items()}
             found += [model.head(features[id(model.body)]).softmax(-1) for model in models]
-        return torch.stack(found).mean(0)
+        mean = torch.stack(found).mean(0)
+        if not self.chosen.calibration.temperatures:
+            return mean
+        logs = mean.clamp(min=torch.finfo(torch.float32).tiny).log()
+        return (logs / torch.tensor(self.chosen.calibration.temperatures)).softmax(-1)
 
 
 def fit(images: Tensor, side: int) -> Tensor:
@@ -115,11 +120,11 @@ def export_onnx(run: Run, config: Config, folds: Sequence[int], out: Path | None
     check_file(out)
     choose_device()  # sets up a CPU's memory; the comparison is on the CPU, where onnxruntime is
     models, classes = load_folds(run, config, folds, torch.device("cpu"))
-    views = chosen_views(run, config)
+    chosen = chosen_ensemble(run, config)
     metadata = {
         "classes": json.dumps(classes, ensure_ascii=False),
         "class_names": json.dumps(config.data.class_names or classes, ensure_ascii=False),
-        "views": ",".join(view.name for view in views),
+        "views": ",".join(view.name for view in chosen.views),
         "image_size": str(config.predict_size),
         "run": run.name,
         "folds": ",".join(map(fold_name, folds)),
@@ -129,14 +134,14 @@ def export_onnx(run: Run, config: Config, folds: Sequence[int], out: Path | None
 
     def write(temporary: Path) -> None:
         nonlocal session
-        _save(Pipeline(models, views, config.predict_size).eval(), temporary, metadata)
+        _save(Pipeline(models, chosen, config.predict_size).eval(), temporary, metadata)
         session = _open(temporary)
-        _compare(session, models, views, images, config)
+        _compare(session, models, chosen, images, config)
         keep_different(out, temporary)
 
     write_atomic(out, write)
     say(f"wrote {out} ({out.stat().st_size / 2**20:.1f} MiB; {metadata['folds']}; views: {metadata['views']})")
-    _time(session, models, views, images, config)
+    _time(session, models, chosen, images, config)
     return out
 
 
@@ -212,15 +217,16 @@ def _run(session: Any, images: Sequence[np.ndarray], batch_size: int) -> np.ndar
     return np.concatenate([session.run(["probabilities"], {"images": np.stack(batch)})[0] for batch in batches])
 
 
-def _predict(models: Sequence[Classifier], views: Sequence[View], images: Sequence[np.ndarray], config: Config) -> Any:
+def _predict(models: Sequence[Classifier], chosen: ChosenEnsemble, images: Sequence[np.ndarray], config: Config) -> Any:
     """The same by the one way that all predictions take."""
     rows, batch_size = np.arange(len(images)), config.infer.batch_size
     device = torch.device("cpu")
-    return predict(models, images, rows, views, config.predict_size, batch_size, device, workers=0).mean((0, 1))
+    size, views = config.predict_size, chosen.views
+    return chosen.combine(predict(models, images, rows, views, size, batch_size, device, workers=0))
 
 
 def _compare(
-    session: Any, models: Sequence[Classifier], views: Sequence[View], images: list[np.ndarray], config: Config
+    session: Any, models: Sequence[Classifier], chosen: ChosenEnsemble, images: list[np.ndarray], config: Config
 ) -> None:
     """Refuses a graph whose probabilities are not PyTorch's.
 
@@ -228,7 +234,7 @@ def _compare(
         UserError: If they differ by more than the arithmetic does.
     """
     size = config.predict_size
-    sides = {view.canvas(size) for view in views}
+    sides = {view.canvas(size) for view in chosen.views}
     some = [resize(image, size) for image in images[:ALTERED]]
     altered = [image[: size - size // 4] for image in some] + [resize(image, size + size // 3) for image in some]
     strict = [image for image in images if {*image.shape[:2]} == sides]
@@ -237,7 +243,7 @@ def _compare(
     for name, compared in (("of the size", strict), ("resized", resized)):
         if not compared:
             continue
-        ours, theirs = _predict(models, views, compared, config), _run(session, compared, config.infer.batch_size)
+        ours, theirs = _predict(models, chosen, compared, config), _run(session, compared, config.infer.batch_size)
         differences = np.abs(ours - theirs).max(1)
         mean, largest = float(differences.mean()), float(differences.max())
         is_close = largest <= LARGEST_DIFFERENCE if compared is strict else mean <= MEAN_DIFFERENCE
@@ -253,13 +259,13 @@ def _compare(
 
 
 def _time(
-    session: Any, models: Sequence[Classifier], views: Sequence[View], images: Sequence[np.ndarray], config: Config
+    session: Any, models: Sequence[Classifier], chosen: ChosenEnsemble, images: Sequence[np.ndarray], config: Config
 ) -> None:
     """Says how fast both are on the same images and threads, in turn."""
     same = [resize(image, config.predict_size) for image in images[:TIMED]]
     ways: dict[str, Callable[[], object]] = {
         "onnxruntime": lambda: _run(session, same, config.infer.batch_size),
-        "PyTorch": lambda: _predict(models, views, same, config),
+        "PyTorch": lambda: _predict(models, chosen, same, config),
     }
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(REPEATS):

@@ -20,8 +20,7 @@ from scenes.console import Meter, UserError, print_table, say
 from scenes.data.folds import fold_name
 from scenes.files import check_folder, keep_different, make_folder, only_process, write_atomic
 from scenes.inference.files import Result, predict_batches, shown, walk_images, written
-from scenes.inference.models import chosen_views, load_folds
-from scenes.inference.predict import View
+from scenes.inference.models import ChosenEnsemble, chosen_ensemble, load_folds
 from scenes.model.backbone import Classifier
 from scenes.model.device import choose_device, choose_precision
 from scenes.runs import Run, read_json, write_json
@@ -106,12 +105,12 @@ def predict_shard(run: Run, config: Config, folds: Sequence[int], images: Path, 
     """
     check_folder(out)
     check_images(images, out)
-    views = chosen_views(run, config)
+    chosen = chosen_ensemble(run, config)
     models, classes = load_folds(run, config, folds, choose_device())
     listing = open_listing(images, out)
-    pin(out, describe(run, config, folds, views, images, listing, shard))
+    pin(out, describe(run, config, folds, chosen, images, listing, shard))
     with only_process(out / shard.name, "at this shard"):
-        Work(listing, shard, out / shard.name, models, classes, views, config).finish()
+        Work(listing, shard, out / shard.name, models, classes, chosen, config).finish()
 
 
 def check_images(images: Path, out: Path) -> None:
@@ -189,7 +188,7 @@ def read_names(file: Path, start: int, end: int) -> Iterator[str]:
 
 
 def describe(
-    run: Run, config: Config, folds: Sequence[int], views: Sequence[View], images: Path, listing: Listing, shard: Shard
+    run: Run, config: Config, folds: Sequence[int], chosen: ChosenEnsemble, images: Path, listing: Listing, shard: Shard
 ) -> dict[str, Any]:
     """All that decides what is in the shards: what must not change between them, or while one goes on."""
     weights = {}
@@ -200,7 +199,8 @@ def describe(
     return {
         "run": run.name,
         "weights": weights,
-        "views": [view.name for view in views],
+        "views": [view.name for view in chosen.views],
+        "calibration": chosen.calibration.to_dict(),
         "image_size": config.predict_size,
         "precision": choose_precision(config.infer.precision, choose_device()),
         "images": images.resolve().name,
@@ -247,7 +247,7 @@ class Work(NamedTuple):
     folder: Path
     models: Sequence[Classifier]
     classes: Sequence[str]
-    views: Sequence[View]
+    chosen: ChosenEnsemble
     config: Config
 
     def finish(self) -> None:
@@ -281,7 +281,7 @@ class Work(NamedTuple):
             return check_part(file, names)
         results: list[Result] = []
         paths = (self.listing.base / name for name in names)
-        for batch in predict_batches(self.models, self.views, self.config, paths):
+        for batch in predict_batches(self.models, self.chosen, self.config, paths):
             results += batch
             meter.advance()
         bad = [result for _, result in results if isinstance(result, str)]

@@ -13,7 +13,7 @@ from scenes.console import Problem, UserError, raise_problems, say
 from scenes.data.folds import fold_name
 from scenes.data.images import Images, read_good_images, read_images
 from scenes.files import check_folder, write_result
-from scenes.inference.models import chosen_views, load_folds
+from scenes.inference.models import chosen_ensemble, load_folds
 from scenes.inference.predict import predict_as_configured
 from scenes.model.device import choose_device
 from scenes.model.weights import read_prior
@@ -135,7 +135,7 @@ def _with_prior(predicted: np.ndarray, bad: list[int], prior: np.ndarray) -> np.
 
 
 def predict_folds(run: Run, config: Config, folds: Sequence[int], inputs: Inputs) -> tuple[np.ndarray, list[str]]:
-    """Averages the softmax probabilities of all folds and views.
+    """Predicts with all folds and views: their calibrated mean.
 
     Returns:
         float32, shape (inputs.readable, classes), rows sum to 1; and the classes.
@@ -144,12 +144,7 @@ def predict_folds(run: Run, config: Config, folds: Sequence[int], inputs: Inputs
         UserError: If the folds' weights disagree on the classes, or a prediction is not finite.
     """
     predicted, classes = predict_each(run, config, folds, inputs)
-    return average(predicted), classes
-
-
-def average(predicted: np.ndarray) -> np.ndarray:
-    """The mean over folds and views; from (folds, views, n, classes) to (n, classes)."""
-    return predicted.mean((0, 1))
+    return chosen_ensemble(run, config).combine(predicted), classes
 
 
 def predict_each(run: Run, config: Config, folds: Sequence[int], inputs: Inputs) -> tuple[np.ndarray, list[str]]:
@@ -160,7 +155,7 @@ def predict_each(run: Run, config: Config, folds: Sequence[int], inputs: Inputs)
     """
     device = choose_device()
     models, classes = load_folds(run, config, folds, device)
-    views = chosen_views(run, config)
+    views = chosen_ensemble(run, config).views
     trained, seen = ", ".join(map(fold_name, folds)), ", ".join(view.name for view in views)
     say(f"predicting {inputs.readable} test images with {trained} of {run.name}, views: {seen}")
     names = [name for row, name in enumerate(inputs.table.names) if row not in inputs.bad]

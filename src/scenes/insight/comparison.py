@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scenes.competition.metric import standard_error, with_error
+from scenes.competition.metric import standard_error
+from scenes.competition.scores import with_error
 from scenes.console import UserError
 from scenes.data.folds import FULL, fold_name
 from scenes.files import check_file

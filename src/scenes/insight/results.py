@@ -12,8 +12,8 @@ from scenes.competition.metric import log_losses
 from scenes.config import Config
 from scenes.console import UserError
 from scenes.data.folds import FULL, fold_name
+from scenes.inference.evaluate import gather
 from scenes.runs import Run, read_json
-from scenes.training.crossval import gather
 
 METRICS = ("of", "folds", "per_class", "class_names", "views", "optimistic")  # needed from metrics.json
 ABOUT = 3  # columns of oof.csv before the probabilities: image_name, label, fold

@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from scenes.competition.metric import confusion as count_confusion
-from scenes.competition.metric import evaluate, log_losses, standard_error, with_error
+from scenes.competition.metric import log_losses, standard_error
+from scenes.competition.scores import class_scores, with_error
+from scenes.competition.scores import confusion as count_confusion
 from scenes.config import Config, differences, dump
 from scenes.insight import figures
 from scenes.insight.results import HeldOut, read_times
@@ -21,7 +22,7 @@ def scores(held: HeldOut, metrics: dict[str, Any]) -> dict[str, Any]:
     """Scores by fold and class, and the key numbers."""
     rows = [_score(f"fold {fold}", held, held.folds == fold) for fold in metrics["folds"]]
     rows.append(_score("all", held, np.ones(len(held.names), bool)))
-    overall = evaluate(held.probabilities, held.targets, held.classes)
+    overall = class_scores(held.probabilities, held.targets, held.classes)
     per_class = [
         [name, one["support"], *(f"{one[key]:.3f}" for key in ("precision", "recall", "f1"))]
         for name, one in zip(held.class_names, overall["per_class"].values(), strict=True)

@@ -12,7 +12,7 @@ from scenes.config import Config, DataConfig, dump
 from scenes.console import Problem, raise_problems, say
 from scenes.environment import ROOT, describe
 from scenes.files import keep_old, make_folder, write_text
-from scenes.inference.models import chosen_views
+from scenes.inference.models import chosen_ensemble
 from scenes.kaggle.bootstrap import sha256
 from scenes.kaggle.half import halve, measure_half
 from scenes.kaggle.notebook import Cell, as_notebook, as_script, inference_cells, training_cells
@@ -55,7 +55,7 @@ def build(
         manifest = _manifest("infer", run.name, folds, target, measured)
         digest = new.finish_dataset(manifest, target)
         metrics = json.loads(run.metrics_file.read_text()) if run.metrics_file.exists() else None
-        views = ", ".join(view.name for view in chosen_views(run, config))
+        views = ", ".join(view.name for view in chosen_ensemble(run, config).views)
         cells = inference_cells(config, manifest, metrics, views, target.dataset_id, digest, budget)
         new.finish_kernel(cells, target, script)
     return out

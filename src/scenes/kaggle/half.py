@@ -15,7 +15,7 @@ from scenes.console import UserError, say
 from scenes.data.dataset import reopen_dataset
 from scenes.data.folds import FULL, fold_name
 from scenes.files import write_atomic
-from scenes.inference.models import chosen_views
+from scenes.inference.models import chosen_ensemble
 from scenes.inference.predict import predict_as_configured
 from scenes.model.device import choose_device
 from scenes.model.weights import load_classifier, read_metadata, read_state
@@ -57,7 +57,7 @@ def measure_half(run: Run, halved: Run, config: Config, folds: Sequence[int]) ->
         with safe_open(run.fold_oof_file(fold), "np") as saved:
             rows.append(saved.get_tensor("rows"))
         models = [load_classifier(place.weights_file(fold), config)[0].to(device) for place in (run, halved)]
-        views = chosen_views(run, config)
+        views = chosen_ensemble(run, config).views
         both = predict_as_configured(config, models, data.images, rows[-1], views, device, fold_name(fold))
         predicted.append(both.mean(1))
     full, half = np.concatenate(predicted, 1)

@@ -168,13 +168,15 @@ class _Prediction:
 
     def _write(self, ready: list[int]) -> Submitted:
         """Averages as infer.py does, and writes both files again."""
-        from scenes.inference.submit import average, make_tables, mean_prior
+        from scenes.inference.models import chosen_ensemble
+        from scenes.inference.submit import make_tables, mean_prior
 
         loaded = [np.load(self._file(fold), allow_pickle=False) for fold in ready]
         classes = loaded[0]["classes"].tolist()
         if any(part["classes"].tolist() != classes for part in loaded):
             raise UserError(f"{self.source.folder}: the folds were trained on different classes")
-        probabilities = average(np.concatenate([part["predicted"] for part in loaded]))
+        predicted = np.concatenate([part["predicted"] for part in loaded])
+        probabilities = chosen_ensemble(self.source, self.config).combine(predicted)
         prior = mean_prior(self.source, ready) if self.inputs.bad else None
         submission, by_class = make_tables(self.config, self.inputs, probabilities, classes, prior)
         path = working() / "submission.csv"

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scenes.competition.metric import with_error
+from scenes.competition.scores import with_error
 from scenes.config import Config
 from scenes.data.folds import FULL, fold_name
 

@@ -5,27 +5,24 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from filelock import FileLock
-from safetensors import safe_open
 
-from scenes.competition.metric import accuracy, evaluate, log_losses, with_error
+from scenes.competition.task import class_task
 from scenes.config import Config
-from scenes.console import UserError, print_table, say
+from scenes.console import print_table, say
 from scenes.data.batches import worker_count
-from scenes.data.folds import FULL, fold_name, write_or_compare
+from scenes.data.folds import fold_name, write_or_compare
 from scenes.environment import describe
 from scenes.files import make_folder, write_text
-from scenes.inference.ensemble import nested_mean, view_weights
+from scenes.inference.evaluate import evaluate_run
 from scenes.inference.predict import VIEWS
 from scenes.model.backbone import parameter_count
 from scenes.model.device import explain_precision
-from scenes.runs import RUNS, Run, begin, read_json, write_json
+from scenes.runs import RUNS, Run, begin, write_json
 from scenes.training import recipe
 from scenes.training.distributed import together
 from scenes.training.job import Job, prepare
@@ -112,99 +109,10 @@ def dry_run(config: Config, folds: Sequence[int]) -> None:
 
 
 def summarise(job: Job, run: Run) -> dict[str, Any]:
-    """Writes oof.csv and metrics.json of the finished folds and prints the scores.
-
-    Returns:
-        What metrics.json holds.
-    """
-    config, classes = job.config, job.data.labels.classes
-    oof = gather(run, config.data.folds)
-    targets, fold_of = job.data.labels.targets[oof.rows], job.data.fold_of[oof.rows]
-    about = {
-        "image_name": [job.data.table.names[row] for row in oof.rows],
-        "label": [classes[target] for target in targets],
-        "fold": fold_of,
-    }
-    # Side by side, not by name: a class may be called what a column is called.
-    mean = nested_mean(view_weights, oof.views, targets, fold_of)
-    table = pd.concat([pd.DataFrame(about), pd.DataFrame(mean, columns=classes)], axis=1)
-    write_text(run.oof_file, table.to_csv(index=False, lineterminator="\n"))
-
-    folds = run.finished_folds(config.data.folds)
-    files = {fold: run.time_file(fold) for fold in folds}
-    seconds = {fold: read_json(file, "seconds")["seconds"] for fold, file in files.items() if file.exists()}
-    kept = view_weights(oof.views, targets) > 0
-    metrics = {
-        "folds": folds,
-        "of": config.data.folds,
-        "optimistic": optimistic(config),
-        "views": {
-            view: dict(zip(("accuracy", "accuracy_se"), accuracy(oof.views[i], targets), strict=True))
-            | {"log_loss": float(log_losses(oof.views[i], targets).mean()), "kept": bool(kept[i])}
-            for i, view in enumerate(oof.view_names)
-        },
-        "per_fold": {
-            str(fold): dict(zip(("accuracy", "accuracy_se"), accuracy(mean[at], targets[at]), strict=True))
-            | {
-                "log_loss": float(log_losses(mean[at], targets[at]).mean()),
-                "n": int(at.sum()),
-                "seconds": seconds.get(fold),
-            }
-            for fold, at in ((fold, fold_of == fold) for fold in folds)
-        },
-        "class_names": job.data.labels.class_names,
-    } | evaluate(mean, targets, classes)
-    write_json(run.metrics_file, metrics)
-    _print_scores(run, metrics)
-    return metrics
-
-
-@dataclass(frozen=True)
-class OutOfFold:
-    """Held-out probabilities of all finished folds.
-
-    Attributes:
-        rows: int64, shape (n,): positions in train.csv, ascending.
-        views: float32, shape (views, n, classes).
-        view_names: What the views are.
-    """
-
-    rows: np.ndarray
-    views: np.ndarray
-    view_names: list[str]
-
-
-def gather(run: Run, folds: int) -> OutOfFold:
-    """Reads what each finished fold predicted for the rows it never saw.
-
-    Raises:
-        UserError: If a row stands in two folds, or folds were predicted under different views.
-    """
-    rows, views, names = [], [], set()
-    for fold in run.finished_folds(folds):
-        with safe_open(run.fold_oof_file(fold), "np") as saved:
-            rows.append(saved.get_tensor("rows"))
-            views.append(saved.get_tensor("probabilities"))
-            names.add(saved.metadata()["views"])
-    if len(names) > 1:
-        raise UserError(
-            f"{run.folder}: the folds were predicted under different views ({'; '.join(sorted(names))}); "
-            f"delete the oof.safetensors of some, so that they are predicted again, or restore infer.tta"
-        )
-    all_rows = np.concatenate(rows)
-    if len(np.unique(all_rows)) != len(all_rows):
-        raise UserError(f"{run.folder}: a row is held out by two folds; the fold folders are mixed up")
-    order = np.argsort(all_rows)
-    return OutOfFold(all_rows[order], np.concatenate(views, 1)[:, order], names.pop().split(","))
-
-
-def optimistic(config: Config) -> str | None:
-    """Why the cross-validation score is better than the truth, if it is."""
-    if config.train.early_stopping:
-        return "early stopping chose each fold's epoch by the rows the fold is scored on"
-    if config.train.schedule == "plateau":
-        return "the plateau schedule followed the rows the fold is scored on"
-    return None
+    """Scores the finished folds: writes oof.csv and metrics.json; returns what the latter holds."""
+    labels, table = job.data.labels, job.data.table
+    task = class_task(labels.classes, labels.class_names)
+    return evaluate_run(run, job.config, task, table.names, labels.targets, job.data.fold_of)
 
 
 def _introduce(job: Job, run: Run, processes: int) -> None:
@@ -230,42 +138,7 @@ def _introduce(job: Job, run: Run, processes: int) -> None:
         say(f"  batch norm {kept if is_frozen else learns}")
 
 
-def _print_scores(run: Run, metrics: dict[str, Any]) -> None:
-    rows = [
-        (
-            f"fold {fold}",
-            scores["n"],
-            with_error(scores["accuracy"], scores["accuracy_se"]),
-            f"{scores['log_loss']:.4f}",
-        )
-        for fold, scores in metrics["per_fold"].items()
-    ]
-    rows.append(
-        ("all", metrics["n"], with_error(metrics["accuracy"], metrics["accuracy_se"]), f"{metrics['log_loss']:.4f}")
-    )
-    print_table(["out of fold", "n", "accuracy ± s.e.", "log loss"], rows)
-    names = metrics["class_names"]
-    per_class = [
-        (name, scores["support"], *(f"{scores[key]:.3f}" for key in ("precision", "recall", "f1")))
-        for name, scores in zip(names, metrics["per_class"].values(), strict=True)
-    ]
-    print_table(["class", "n", "precision", "recall", "F1"], per_class[:20])
-    part = "" if len(metrics["folds"]) == metrics["of"] else f" ({len(metrics['folds'])} of {metrics['of']} folds)"
-    score = with_error(metrics["accuracy"], metrics["accuracy_se"])
-    say(
-        f"CV accuracy{part}: {score} (n = {metrics['n']}), log loss {metrics['log_loss']:.4f}, "
-        f"macro F1 {metrics['macro_f1']:.4f}"
-    )
-    if dropped := [view for view, scores in metrics["views"].items() if not scores["kept"]]:
-        say(f"The mean is better without the view {', '.join(dropped)}: left out of submissions.")
-    if metrics["optimistic"]:
-        say(f"This score is optimistic: {metrics['optimistic']}.")
-
-
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-__all__ = ["FULL", "cross_validate", "dry_run", "gather", "optimistic", "summarise"]

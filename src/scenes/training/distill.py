@@ -12,7 +12,7 @@ from scenes.data.dataset import reopen_dataset
 from scenes.data.folds import fold_name, write_or_compare
 from scenes.data.images import Pictures, read_images
 from scenes.data.soft_targets import ABOUT, JoinedImages
-from scenes.inference.models import chosen_views, load_folds
+from scenes.inference.models import chosen_ensemble, load_folds
 from scenes.inference.predict import predict_as_configured
 from scenes.inference.submit import write_table
 from scenes.model.device import choose_device
@@ -70,5 +70,5 @@ def _teach(run: Run, fold: int, images: Pictures, rows: np.ndarray, classes: Seq
     if known != list(classes):
         raise UserError(f"{run.folder}: {fold_name(fold)} was trained on other classes")
     say(f"{run.name}, {fold_name(fold)}: {len(rows)} images")
-    views, label = chosen_views(run, config), f"{run.name} {fold_name(fold)}"
-    return predict_as_configured(config, models, images, rows, views, device, label)[0].mean(0)
+    chosen, label = chosen_ensemble(run, config), f"{run.name} {fold_name(fold)}"
+    return chosen.combine(predict_as_configured(config, models, images, rows, chosen.views, device, label))

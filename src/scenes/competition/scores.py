@@ -1,0 +1,132 @@
+"""What a person wants to know of predictions beside the metric: for classes, labels and numbers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from scenes.competition.metric import accuracy, log_losses, metric_named, standard_error
+from scenes.competition.task import Task
+
+TOP_K = 5
+
+
+def all_scores(task: Task, predictions: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
+    """Computes what metrics.json holds about one set of predictions.
+
+    Args:
+        task: What is predicted.
+        predictions: float32, shape (n, outputs).
+        targets: In the task's form, n.
+
+    Returns:
+        Plain values: n, and what `class_scores`, `label_scores` or `number_scores` returns.
+    """
+    if task.kind == "classes":
+        return class_scores(predictions, targets, task.columns)
+    return (label_scores if task.kind == "labels" else number_scores)(task, predictions, targets)
+
+
+def class_scores(probabilities: np.ndarray, targets: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """Computes what metrics.json holds about predicted classes.
+
+    Args:
+        probabilities: float, shape (n, classes), rows sum to 1.
+        targets: int, shape (n,), in 0 … classes - 1.
+        classes: The labels.
+
+    Returns:
+        Plain values: n, accuracy and log loss with standard errors, macro and per-class precision, recall, F1
+        and support, top-5 accuracy where there are more than five classes, and the confusion matrix without its
+        zeros: true class → predicted class → number of rows.
+    """
+    from sklearn.metrics import precision_recall_fscore_support  # slow to import, and only needed here
+
+    hit_rate, hit_error = accuracy(probabilities, targets)
+    losses = log_losses(probabilities, targets)
+    predicted = probabilities.argmax(1)
+    numbers = list(range(len(classes)))
+    per_class = precision_recall_fscore_support(targets, predicted, labels=numbers, zero_division=0.0)
+    scores: dict[str, Any] = {
+        "n": len(targets),
+        "accuracy": hit_rate,
+        "accuracy_se": hit_error,
+        "log_loss": float(losses.mean()),
+        "log_loss_se": standard_error(losses),
+        "macro_precision": float(per_class[0].mean()),
+        "macro_recall": float(per_class[1].mean()),
+        "macro_f1": float(per_class[2].mean()),
+    }
+    if len(classes) > TOP_K:
+        best = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP_K]  # ties go to the first class, as in argmax
+        scores[f"top_{TOP_K}_accuracy"] = float((best == targets[:, None]).any(1).mean())
+    scores["per_class"] = {
+        label: {name: float(per_class[i][c]) for i, name in enumerate(("precision", "recall", "f1"))}
+        | {"support": int(per_class[3][c])}
+        for c, label in enumerate(classes)
+    }
+    cells, counts = confusion(predicted, targets)
+    scores["confusion"] = {}
+    for (truth, guess), count in zip(cells.tolist(), counts.tolist(), strict=True):
+        scores["confusion"].setdefault(classes[truth], {})[classes[guess]] = count
+    return scores
+
+
+def confusion(predicted: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts how often which class was predicted as which.
+
+    Args:
+        predicted: int, shape (n,).
+        targets: int, shape (n,).
+
+    Returns:
+        The cells of the confusion matrix that are not 0, sorted: int, shape (cells, 2), the true and the predicted
+        class; and their counts, int, shape (cells,).
+    """
+    cells, counts = np.unique(np.stack([targets, predicted], 1), axis=0, return_counts=True)
+    return cells, counts
+
+
+def label_scores(task: Task, predictions: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
+    """Computes what metrics.json holds about predicted labels.
+
+    Returns:
+        Plain values: n; log loss, mean AUC, micro and macro F1, with standard errors; for each label its AUC (None
+        where it is always or never there), precision, recall, F1 and support.
+    """
+    scores: dict[str, Any] = {"n": len(targets)}
+    for name in ("log_loss", "roc_auc", "labels_f1_micro", "labels_f1_macro"):
+        scores[name], scores[f"{name}_se"] = metric_named(name, task).score(predictions, targets)
+    predicted, actual = predictions >= 0.5, targets >= 0.5
+    right, given, true = (both.sum(0) for both in (predicted & actual, predicted, actual))
+    auc = metric_named("roc_auc", task).function
+    scores["per_label"] = {
+        label: {
+            "auc": auc(predictions[:, at, None], targets[:, at, None])[0] if 0 < true[at] < len(targets) else None,
+            "precision": float(right[at] / max(1, given[at])),
+            "recall": float(right[at] / max(1, true[at])),
+            "f1": float(2 * right[at] / max(1, given[at] + true[at])),
+            "support": int(true[at]),
+        }
+        for at, label in enumerate(task.columns)
+    }
+    return scores
+
+
+def number_scores(task: Task, predictions: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
+    """Computes what metrics.json holds about predicted numbers.
+
+    Returns:
+        Plain values: n; the root of the mean squared error and the mean absolute one, with standard errors; and R², the
+        share of the targets' variance that is explained.
+    """
+    scores: dict[str, Any] = {"n": len(targets)}
+    for name in ("rmse", "mae"):
+        scores[name], scores[f"{name}_se"] = metric_named(name, task).score(predictions, targets)
+    variance = float(np.var(targets, dtype=np.float64))
+    return scores | {"r2": 1 - scores["rmse"] ** 2 / variance if variance else 0.0}
+
+
+def with_error(value: float, error: float | None = None) -> str:
+    """Formats a value and its standard error as ``0.9312 ± 0.0036``."""
+    return f"{value:.4f}" + (f" ± {error:.4f}" if error is not None else "")

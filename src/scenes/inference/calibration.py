@@ -1,0 +1,156 @@
+"""Temperature scaling (Guo et al. 2017, arXiv:1706.04599): how sure predictions are, without changing what they say.
+
+It is applied after the average over folds, views and members (Rahaman and Thiery 2020, arXiv:2007.08792).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+TEMPERATURES = (0.05, 20.0)  # the range that is searched
+LEAST_OF_A_KIND = 20  # rows with and without a label for a temperature of its own
+ECE_BINS = 15
+TINY = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Temperatures by which the logits of probabilities are divided.
+
+    Attributes:
+        kind: The task's: ``classes``, ``labels`` or ``number``.
+        temperatures: One for all outputs, or one for each label; empty leaves predictions as they are. Below 1 they
+            become surer.
+    """
+
+    kind: str
+    temperatures: list[float] = field(default_factory=list)
+
+    def apply(self, predictions: np.ndarray) -> np.ndarray:
+        """Recalibrates predictions.
+
+        Args:
+            predictions: float32, shape (n, outputs).
+
+        Returns:
+            float32, shape (n, outputs), with the same most probable class, or the same labels at 0.5 and above.
+        """
+        if not self.temperatures:
+            return predictions
+        temperatures = np.array(self.temperatures)
+        if self.kind == "labels":
+            return _keep_side(predictions, _sigmoid(_logits(predictions) / temperatures).astype(np.float32))
+        scaled = _softmax(_logs(predictions) / temperatures).astype(np.float32)
+        # Rounded to float32, two flattened probabilities may be equal that were not.
+        best, rows = predictions.argmax(1), np.arange(len(predictions))
+        tied = scaled.argmax(1) != best
+        scaled[rows[tied], best[tied]] = np.nextafter(scaled[tied].max(1), np.float32(2))
+        return scaled
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for metrics.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Calibration":
+        """Reads what `to_dict` wrote, perhaps among other values."""
+        return cls(values["kind"], list(values.get("temperatures", [])))
+
+
+# From predictions (n, outputs) and targets, as their task has them, to a calibration.
+Fit = Callable[[np.ndarray, np.ndarray], Calibration]
+
+
+def no_calibration(kind: str) -> Calibration:
+    """Leaves the predictions of a kind of task as they are."""
+    return Calibration(kind)
+
+
+def fit_classes(predictions: np.ndarray, targets: np.ndarray) -> Calibration:
+    """The temperature with the lowest log loss for class probabilities (n, classes) and targets (n,)."""
+    logs = _logs(predictions)
+    true = logs[np.arange(len(targets)), targets]
+
+    def loss(temperature: float) -> float:
+        scaled = logs / temperature
+        highest = scaled.max(1)
+        return float((np.log(np.exp(scaled - highest[:, None]).sum(1)) + highest - true / temperature).mean())
+
+    return Calibration("classes", [_lowest(loss)])
+
+
+def fit_labels(predictions: np.ndarray, targets: np.ndarray) -> Calibration:
+    """The temperature with the lowest log loss for label probabilities (n, labels) and targets (n, labels)."""
+    return Calibration("labels", [_label_temperature(_logits(predictions), targets)])
+
+
+def fit_each_label(predictions: np.ndarray, targets: np.ndarray) -> Calibration:
+    """A temperature for each label; those with too few rows of either kind share one for all."""
+    logits = _logits(predictions)
+    shared = _label_temperature(logits, targets)
+    counts = (targets >= 0.5).sum(0)
+    is_common = np.minimum(counts, len(targets) - counts) >= LEAST_OF_A_KIND
+    each = [
+        _label_temperature(logits[:, at], targets[:, at]) if common else shared for at, common in enumerate(is_common)
+    ]
+    return Calibration("labels", each)
+
+
+# What is tried for each kind of task, from simple to complex. Numbers have nothing to calibrate.
+FITS: dict[str, list[Fit]] = {"classes": [fit_classes], "labels": [fit_labels, fit_each_label], "number": []}
+
+
+def calibration_error(predictions: np.ndarray, targets: np.ndarray) -> float:
+    """The expected calibration error (Naeini et al. 2015, AAAI) in 15 bins of equal width.
+
+    Args:
+        predictions: Probabilities of classes, of which the highest counts, or of labels, which all count.
+        targets: int, shape (n,), or 0/1 of shape (n, labels).
+    """
+    if targets.ndim == 2:
+        confidence, is_right = predictions.ravel(), (targets >= 0.5).ravel()
+    else:
+        confidence, is_right = predictions.max(1), predictions.argmax(1) == targets
+    bins = np.minimum((confidence.astype(np.float64) * ECE_BINS).astype(np.int64), ECE_BINS - 1)
+    gaps = np.bincount(bins, is_right - confidence.astype(np.float64), ECE_BINS)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def _label_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
+    signed = np.where(targets >= 0.5, logits, -logits)
+    return _lowest(lambda temperature: float(np.logaddexp(0, -signed / temperature).mean()))
+
+
+def _lowest(loss: Callable[[float], float]) -> float:
+    """The temperature with the lowest loss, which is convex in its inverse."""
+    from scipy.optimize import minimize_scalar
+
+    low, high = np.log(TEMPERATURES)
+    found = minimize_scalar(lambda log: loss(float(np.exp(log))), bounds=(low, high), method="bounded")
+    return round(float(np.exp(found.x)), 4)
+
+
+def _logs(probabilities: np.ndarray) -> np.ndarray:
+    return np.log(np.clip(probabilities.astype(np.float64), TINY, 1.0))
+
+
+def _logits(probabilities: np.ndarray) -> np.ndarray:
+    exact = probabilities.astype(np.float64)
+    return np.log(np.clip(exact, TINY, 1.0)) - np.log(np.clip(1 - exact, TINY, 1.0))
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0, -logits))
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    return odds / odds.sum(1, keepdims=True)
+
+
+def _keep_side(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Undoes what rounding to float32 moved across one half."""
+    below = np.nextafter(np.float32(0.5), np.float32(0))
+    return np.where(before >= 0.5, np.maximum(after, np.float32(0.5)), np.minimum(after, below))

@@ -1,0 +1,224 @@
+"""What all finished folds of a run say together: oof.csv, metrics.json, a table on the terminal."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors import safe_open
+
+from scenes.competition.metric import Metric, accuracy, competition_metric, log_losses, metric_named
+from scenes.competition.scores import all_scores, with_error
+from scenes.competition.task import Task
+from scenes.config import Config
+from scenes.console import UserError, print_table, say
+from scenes.files import write_text
+from scenes.inference.calibration import calibration_error
+from scenes.inference.ensemble import Fitted, fit_ensemble, judging_metric, view_weights
+from scenes.runs import Run, read_json, write_json
+
+OUTPUTS_SHOWN = 20  # classes or labels in the table on the terminal
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Held-out predictions of all finished folds.
+
+    Attributes:
+        rows: int64, shape (n,): positions in the training table, ascending.
+        views: float32, shape (views, n, outputs).
+        view_names: What the views are.
+    """
+
+    rows: np.ndarray
+    views: np.ndarray
+    view_names: list[str]
+
+
+def gather(run: Run, folds: int) -> OutOfFold:
+    """Reads what each finished fold predicted for the rows it never saw.
+
+    Raises:
+        UserError: If a row is held out by two folds, or folds were predicted under different views.
+    """
+    rows, views, names = [], [], set()
+    for fold in run.finished_folds(folds):
+        with safe_open(run.fold_oof_file(fold), "np") as saved:
+            rows.append(saved.get_tensor("rows"))
+            views.append(saved.get_tensor("probabilities"))
+            names.add(saved.metadata()["views"])
+    if len(names) > 1:
+        raise UserError(
+            f"{run.folder}: the folds were predicted under different views ({'; '.join(sorted(names))}); "
+            f"delete the oof.safetensors of some, so that they are predicted again, or restore infer.tta"
+        )
+    all_rows = np.concatenate(rows)
+    if len(np.unique(all_rows)) != len(all_rows):
+        raise UserError(f"{run.folder}: a row is held out by two folds; the fold folders are mixed up")
+    order = np.argsort(all_rows)
+    return OutOfFold(all_rows[order], np.concatenate(views, 1)[:, order], names.pop().split(","))
+
+
+def optimistic(config: Config) -> str | None:
+    """Why the cross-validation score is better than the truth, if it is."""
+    if config.train.early_stopping:
+        return "early stopping chose each fold's epoch by the rows the fold is scored on"
+    if config.train.schedule == "plateau":
+        return "the plateau schedule followed the rows the fold is scored on"
+    return None
+
+
+def evaluate_run(
+    run: Run, config: Config, task: Task, names: Sequence[str], targets: np.ndarray, fold_of: np.ndarray
+) -> dict[str, Any]:
+    """Chooses the run's views, calibration and decoding, writes oof.csv and metrics.json and prints the scores.
+
+    Args:
+        run: With a finished fold at least.
+        config: Its config.
+        task: What is predicted.
+        names: The ids of all training rows.
+        targets: Theirs, in the task's form.
+        fold_of: int, shape (n,): their folds.
+
+    Returns:
+        What metrics.json holds.
+    """
+    metric = competition_metric(config, task)
+    oof = gather(run, config.data.folds)
+    targets, fold_of = targets[oof.rows], fold_of[oof.rows]
+    fitted = fit_ensemble(view_weights(judging_metric(metric, task)), oof.views, targets, fold_of, task, metric)
+    about = {"image_name": [names[row] for row in oof.rows], "label": task.as_texts(targets), "fold": fold_of}
+    # Side by side, not by name: a class may be called what a column is called.
+    table = pd.concat([pd.DataFrame(about), pd.DataFrame(fitted.predictions, columns=task.columns)], axis=1)
+    write_text(run.oof_file, table.to_csv(index=False, lineterminator="\n"))
+
+    folds = run.finished_folds(config.data.folds)
+    metrics = {
+        "folds": folds,
+        "of": config.data.folds,
+        "optimistic": optimistic(config),
+        "task": task.to_dict(),
+        "metric": {"name": metric.name, "larger_is_better": metric.larger_is_better}
+        | _scored(metric, fitted.decisions, targets),
+        "views": {
+            view: _short_scores(task, metric, oof.views[at], targets) | {"kept": bool(fitted.ensemble.weights[at] > 0)}
+            for at, view in enumerate(oof.view_names)
+        },
+        "calibration": _calibration(task, fitted, targets),
+        "decoding": fitted.ensemble.decoding.to_dict() | _scored(metric, fitted.predictions, targets, "plain_"),
+        "per_fold": _by_fold(run, folds, task, metric, fitted, targets, fold_of),
+        "class_names": task.names,
+    } | all_scores(task, fitted.predictions, targets)
+    write_json(run.metrics_file, metrics)
+    _print_scores(task, metrics)
+    return metrics
+
+
+def _scored(metric: Metric, predictions: np.ndarray, targets: np.ndarray, prefix: str = "") -> dict[str, float]:
+    value, error = metric.score(predictions, targets)
+    return {f"{prefix}value": value, f"{prefix}se": error}
+
+
+def _short_scores(task: Task, metric: Metric, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """The metric, and of classes accuracy and log loss too."""
+    scores = _scored(metric, predictions, targets)
+    if task.kind == "classes":
+        scores |= dict(zip(("accuracy", "accuracy_se"), accuracy(predictions, targets), strict=True))
+        scores["log_loss"] = float(log_losses(predictions, targets).mean())
+    return scores
+
+
+def _calibration(task: Task, fitted: Fitted, targets: np.ndarray) -> dict[str, Any]:
+    """The temperatures, and log loss and calibration error without and with them, nested."""
+    found: dict[str, Any] = fitted.ensemble.calibration.to_dict()
+    if task.kind == "number":
+        return found
+    log_loss = metric_named("log_loss", task)
+    for when, predictions in (("before", fitted.uncalibrated), ("after", fitted.predictions)):
+        found[f"log_loss_{when}"] = log_loss.score(predictions, targets)[0]
+        found[f"ece_{when}"] = calibration_error(predictions, targets)
+    return found
+
+
+def _by_fold(
+    run: Run,
+    folds: Sequence[int],
+    task: Task,
+    metric: Metric,
+    fitted: Fitted,
+    targets: np.ndarray,
+    fold_of: np.ndarray,
+) -> dict[str, dict[str, Any]]:
+    """Each fold's scores, rows and seconds."""
+    found = {}
+    for fold in folds:
+        at = fold_of == fold
+        scores = _short_scores(task, metric, fitted.predictions[at], targets[at])
+        scores |= _scored(metric, fitted.decisions[at], targets[at])
+        file = run.time_file(fold)
+        seconds = read_json(file, "seconds")["seconds"] if file.exists() else None
+        found[str(fold)] = scores | {"n": int(at.sum()), "seconds": seconds}
+    return found
+
+
+def _print_scores(task: Task, metrics: dict[str, Any]) -> None:
+    name = metrics["metric"]["name"]
+    is_classes = task.kind == "classes"
+    columns = ["accuracy ± s.e.", "log loss"] if is_classes else []
+    if name not in ("accuracy", "log_loss"):
+        columns.insert(0, f"{name} ± s.e.")
+    cells = {
+        f"{name} ± s.e.": lambda scores: with_error(scores["value"], scores["se"]),
+        "accuracy ± s.e.": lambda scores: with_error(scores["accuracy"], scores["accuracy_se"]),
+        "log loss": lambda scores: f"{scores['log_loss']:.4f}",
+    }
+    parts = {f"fold {fold}": scores for fold, scores in metrics["per_fold"].items()}
+    parts["all"] = metrics | {key: metrics["metric"][key] for key in ("value", "se")}
+    rows = [(part, scores["n"], *(cells[column](scores) for column in columns)) for part, scores in parts.items()]
+    print_table(["out of fold", "n", *columns], rows)
+    _print_outputs(task, metrics)
+    part = "" if len(metrics["folds"]) == metrics["of"] else f" ({len(metrics['folds'])} of {metrics['of']} folds)"
+    score = with_error(metrics["metric"]["value"], metrics["metric"]["se"])
+    extras = {
+        "classes": ("accuracy", "log_loss", "macro_f1"),
+        "labels": ("roc_auc", "log_loss", "labels_f1_macro"),
+        "number": ("rmse", "mae", "r2"),
+    }[task.kind]
+    others = "".join(f", {key.replace('_', ' ')} {metrics[key]:.4f}" for key in extras if key != name)
+    say(f"CV {name}{part}: {score} (n = {metrics['n']}){others}")
+    _print_choices(metrics)
+
+
+def _print_outputs(task: Task, metrics: dict[str, Any]) -> None:
+    """A table of the classes' or labels' scores."""
+    if task.kind == "number":
+        return
+    found = metrics["per_class" if task.kind == "classes" else "per_label"].values()
+    keys = ["precision", "recall", "f1"] if task.kind == "classes" else ["auc", "precision", "recall", "f1"]
+    rows = [
+        (name, scores["support"], *("" if scores[key] is None else f"{scores[key]:.3f}" for key in keys))
+        for name, scores in zip(task.names, found, strict=True)
+    ]
+    header = [{"f1": "F1", "auc": "AUC"}.get(key, key) for key in keys]
+    print_table(["class" if task.kind == "classes" else "label", "n", *header], rows[:OUTPUTS_SHOWN])
+
+
+def _print_choices(metrics: dict[str, Any]) -> None:
+    """What was chosen out of fold, and whether the score can be believed."""
+    calibration, decoding = metrics["calibration"], metrics["decoding"]
+    if calibration["temperatures"]:
+        temperatures = sorted(set(calibration["temperatures"]))
+        shown = f"{temperatures[0]:.2f}" + (f" to {temperatures[-1]:.2f}" if len(temperatures) > 1 else "")
+        say(
+            f"Calibrated with temperature {shown}: log loss {calibration['log_loss_before']:.4f} → "
+            f"{calibration['log_loss_after']:.4f}, calibration error {calibration['ece_before']:.4f} → "
+            f"{calibration['ece_after']:.4f}."
+        )
+    if decoding["rule"] != "plain":
+        say(f"Decoded by thresholds chosen out of fold; without them the score would be {decoding['plain_value']:.4f}.")
+    if dropped := [view for view, scores in metrics["views"].items() if not scores["kept"]]:
+        say(f"The mean is better without the view {', '.join(dropped)}: left out of submissions.")
+    if metrics["optimistic"]:
+        say(f"This score is optimistic: {metrics['optimistic']}.")
