@@ -32,6 +32,7 @@ import torch  # noqa: E402
 from results import hardware, in_turn, spread, write_section  # noqa: E402
 
 from inference import draw_files  # noqa: E402
+from scenes.competition.task import class_task  # noqa: E402
 from scenes.config import Config, dump, load_config  # noqa: E402
 from scenes.console import add_settings_option, run  # noqa: E402
 from scenes.data.decode import decode  # noqa: E402
@@ -123,7 +124,7 @@ def make_run(config: Config, model: Classifier, folder: Path) -> Run:
     """A run's folder with what infer.py needs."""
     made = Run(folder / config.name)
     write_text(made.config_file, dump(config))
-    save_classifier(model, made.weights_file(FULL), CLASSES, config.name)
+    save_classifier(model, made.weights_file(FULL), class_task(CLASSES), config.name)
     return made
 
 

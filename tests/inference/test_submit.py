@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scenes.competition.rows import Table
+from scenes.competition.task import class_task
 from scenes.config import Config, DataConfig, InferConfig, ModelConfig
 from scenes.console import UserError
 from scenes.inference import submit as submission
@@ -77,7 +78,7 @@ def train(folds: int = 2, classes: Sequence[str] = CLASSES) -> Run:
             model.head[-1].weight.normal_()
             model.head[-1].weight /= model(noise).std(0).mean()
             model.head[-1].bias -= model(noise).mean(0)
-        save_classifier(model, run.weights_file(fold), classes, "t")
+        save_classifier(model, run.weights_file(fold), class_task(classes), "t")
     return run
 
 
@@ -127,7 +128,7 @@ def test_an_older_submission_of_other_content_is_kept() -> None:
 def test_folds_trained_on_other_classes_are_not_averaged() -> None:
     run = train()
     model = Classifier(config().model, SIZE, 3)
-    save_classifier(model, run.weights_file(1), CLASSES[::-1], "t")
+    save_classifier(model, run.weights_file(1), class_task(CLASSES[::-1]), "t")
     with pytest.raises(UserError, match="fold1 was trained on other classes than fold0"):
         submission.submit(run, config(), [0, 1])
     assert not Path("submissions").exists()

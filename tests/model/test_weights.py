@@ -16,6 +16,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from scenes.competition.task import class_task
 from scenes.config import Config, DataConfig, ModelConfig, TrainConfig
 from scenes.console import UserError
 from scenes.model.backbone import Classifier, create_body
@@ -523,7 +524,7 @@ def saved(path: str = "fold0/weights.safetensors", **model: Any) -> tuple[Classi
     settings = config(weights="none", **model)
     classifier = Classifier(settings.model, SIZE, len(CLASSES)).eval()
     randomised(classifier)
-    save_classifier(classifier.to(memory_format=torch.channels_last), Path(path), CLASSES, "t")
+    save_classifier(classifier.to(memory_format=torch.channels_last), Path(path), class_task(CLASSES), "t")
     return classifier, settings
 
 
@@ -549,7 +550,7 @@ def test_the_same_network_gives_the_same_bytes() -> None:
 def test_the_saved_mean_counts() -> None:
     classifier, settings = saved()
     classifier.mean += 5
-    save_classifier(classifier, Path("x.safetensors"), CLASSES, "t")
+    save_classifier(classifier, Path("x.safetensors"), class_task(CLASSES), "t")
     assert torch.equal(load_classifier(Path("x.safetensors"), settings)[0].mean, classifier.mean)
 
 
@@ -593,9 +594,9 @@ def test_the_class_shares_travel_with_the_weights(tmp_path: Path) -> None:
     settings = config(weights="none")
     classifier = Classifier(settings.model, settings.image_size, 3)
     path = tmp_path / "x.safetensors"
-    save_classifier(classifier, path, ["a", "b", "c"], "t", np.array([0.5, 0.25, 0.25]))
+    save_classifier(classifier, path, class_task(["a", "b", "c"]), "t", np.array([0.5, 0.25, 0.25]))
     assert read_prior(path).tolist() == [0.5, 0.25, 0.25]
     assert load_classifier(path, settings)[1] == ["a", "b", "c"]
-    save_classifier(classifier, path, ["a", "b", "c"], "t")
+    save_classifier(classifier, path, class_task(["a", "b", "c"]), "t")
     with pytest.raises(UserError, match="does not hold the classes' shares"):
         read_prior(path)

@@ -58,12 +58,15 @@ class Pipeline(nn.Module):
             seen = view.apply(canvases[view.canvas(self.size)], self.size).permute(0, 3, 1, 2)
             models = cast(Sequence[Classifier], self.models)
             features = {body: model.features(seen) for body, model in {id(m.body): m for m in models}.items()}
-            found += [model.head(features[id(model.body)]).softmax(-1) for model in models]
+            found += [model.predictions(features[id(model.body)]) for model in models]
         mean = torch.stack(found).mean(0)
         if not self.chosen.calibration.temperatures:
             return mean
-        logs = mean.clamp(min=torch.finfo(torch.float32).tiny).log()
-        return (logs / torch.tensor(self.chosen.calibration.temperatures)).softmax(-1)
+        temperatures, tiny = torch.tensor(self.chosen.calibration.temperatures), torch.finfo(torch.float32).tiny
+        logs = mean.clamp(min=tiny).log()
+        if self.chosen.calibration.kind == "labels":
+            return ((logs - (1 - mean).clamp(min=tiny).log()) / temperatures).sigmoid()
+        return (logs / temperatures).softmax(-1)
 
 
 def fit(images: Tensor, side: int) -> Tensor:

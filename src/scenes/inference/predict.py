@@ -211,7 +211,7 @@ def _predict_batch(models: Sequence[Classifier], images: Tensor) -> Tensor:
     """Predictions in float32, shape (models, n, outputs); a body that several models share runs once."""
     owners = {id(model.body): model for model in models}
     features = {body: model.features(images) for body, model in owners.items()}
-    return torch.stack([model.logits(features[id(model.body)]).softmax(-1) for model in models])
+    return torch.stack([model.predictions(features[id(model.body)]) for model in models])
 
 
 def share_bodies(models: Sequence[Classifier]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scenes.competition.task import Task, class_task
 from scenes.config import ModelConfig
 from scenes.console import UserError
 from scenes.environment import import_torchvision
@@ -80,6 +81,7 @@ class Classifier(nn.Module):
     Attributes:
         config: What it was made from.
         name: For messages; `load_folds` sets the fold's.
+        task: What the logits mean.
         body: Maps normalised images (n, 3, s, s) to features (n, f).
         head: Maps features to logits (n, outputs).
     """
@@ -87,9 +89,11 @@ class Classifier(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: ModelConfig, image_size: int, classes: int) -> None:
+    def __init__(self, config: ModelConfig, image_size: int, task: Task | int) -> None:
+        """Makes the network with random weights; `task` may be a number of classes whose names do not matter."""
         super().__init__()
         self.config = config
+        self.task = class_task([str(at) for at in range(task)]) if isinstance(task, int) else task
         self.name = config.name
         self.body = create_body(config, image_size)
         statistics = self.body.pretrained_cfg
@@ -103,7 +107,7 @@ class Classifier(nn.Module):
             raise UserError(f"image_size: {config.name} does not take {image_size} px: {error}") from None
         hidden = config.hidden
         layers = [nn.Dropout(config.dropout), nn.Linear(width, hidden), nn.ReLU()] if hidden else []
-        self.head = nn.Sequential(*layers, nn.Dropout(config.dropout), nn.Linear(hidden or width, classes))
+        self.head = nn.Sequential(*layers, nn.Dropout(config.dropout), nn.Linear(hidden or width, self.task.outputs))
 
     def normalise(self, images: Tensor) -> Tensor:
         """Maps uint8 RGB images (n, 3, s, s) to the body's input."""
@@ -124,6 +128,10 @@ class Classifier(nn.Module):
         """
         with torch.autocast(features.device.type, enabled=False):
             return self.head(features.float())
+
+    def predictions(self, features: Tensor) -> Tensor:
+        """Maps features (n, f) to predictions (n, outputs) as the task defines them, float32."""
+        return self.task.activate(self.logits(features))
 
     def stages(self) -> list[list[str]]:
         """Groups the body's parameter names by stage as timm does, input first.

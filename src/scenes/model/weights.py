@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from scenes.competition.task import Task, class_task, task_from_dict
 from scenes.config import Config
 from scenes.console import UserError
 from scenes.files import write_atomic
@@ -276,19 +277,17 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[0][:200]
 
 
-def save_classifier(
-    model: Classifier, path: Path, classes: Sequence[str], run: str, prior: Sequence[float] | None = None
-) -> None:
+def save_classifier(model: Classifier, path: Path, task: Task, run: str, prior: Sequence[float] | None = None) -> None:
     """Writes a trained network.
 
     Args:
         model: The network.
         path: Where to.
-        classes: The labels its outputs stand for.
+        task: What its outputs mean.
         run: The run's name.
-        prior: Each class's share of the rows it was trained on: what is known of an image that cannot be read.
+        prior: The prediction for an image that cannot be read, from the rows it was trained on: each class's share.
     """
-    content = {"format": 1, "classes": list(classes), "run": run}
+    content = {"format": 1, "classes": task.columns, "run": run, "task": task.to_dict()}
     if prior is not None:
         content["prior"] = [float(share) for share in prior]
     # One entry: safetensors writes several in a random order, and the same run must give the same bytes.
@@ -305,20 +304,32 @@ def load_classifier(path: Path, config: Config) -> tuple[Classifier, list[str]]:
         config: The run's config.
 
     Returns:
-        The network in float32 on the CPU, and its classes.
+        The network in float32 on the CPU, and what its outputs are called in the data.
 
     Raises:
         UserError: If the file is damaged, foreign, or of another network.
     """
-    classes = _fold_metadata(path)["classes"]
-    model = Classifier(config.model, config.image_size, len(classes))
+    task = read_task(path)
+    model = Classifier(config.model, config.image_size, task)
     try:
         model.load_state_dict(read_state(path))
     except RuntimeError as error:
         raise UserError(
             f"{path}: does not fit {config.model.name} as the run's config describes it ({_first_line(error)})"
         ) from None
-    return model, classes
+    return model, task.columns
+
+
+def read_task(path: Path) -> Task:
+    """Reads what the outputs of a trained network mean.
+
+    Raises:
+        UserError: If the file is damaged or foreign.
+    """
+    metadata = _fold_metadata(path)
+    if "task" not in metadata:  # written before there were other tasks than classes
+        return class_task(metadata["classes"])
+    return task_from_dict(metadata["task"])
 
 
 def read_prior(path: Path) -> np.ndarray:

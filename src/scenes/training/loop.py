@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scenes.competition.metric import accuracy, log_losses
+from scenes.competition.task import class_task
 from scenes.console import Meter, StopRequest, UserError, say
 from scenes.data.augment import AugmentedImages
 from scenes.data.batches import Schedule, StepSampler, train_loader
@@ -468,7 +469,9 @@ class FoldTraining:
             self.train_rows
         )
         if self.processes.is_main:
-            save_classifier(model, self.run.weights_file(self.fold), classes, self.config.name, prior.tolist())
+            save_classifier(
+                model, self.run.weights_file(self.fold), class_task(classes), self.config.name, prior.tolist()
+            )
         if self.fold == FULL:
             self._write_records()
             return 0.0
