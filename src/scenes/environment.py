@@ -61,7 +61,7 @@ def unsatisfied(extra: str = "", pyproject: Path = ROOT / "pyproject.toml") -> l
         return ["packaging: not installed (versions cannot be compared)"]
 
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
-    ranges = [f"python{project['requires-python']}", *project["dependencies"], OPENCV[0]]
+    ranges = [f"python{project['requires-python']}", *project["dependencies"]]
     ranges += project["optional-dependencies"][extra] if extra else []
     problems = []
     for line in ranges:
