@@ -43,8 +43,7 @@ from scenes.insight.results import HeldOut  # noqa: E402
 from scenes.randomness import key  # noqa: E402
 from scenes.runs import Run  # noqa: E402
 from scenes.training.job import Job, prepare  # noqa: E402
-from scenes.training.loop import FoldTraining  # noqa: E402
-from scenes.training.probe import fit_head  # noqa: E402
+from scenes.training.loop import train_fold  # noqa: E402
 
 ARMS = ("keep", "drop", "relabel")
 PROBE_VIEWS = {"none": 1, "hflip": 2}  # how many of the features' two views a config averages
@@ -137,18 +136,18 @@ def pair_opinions(job: Job, place: Path, folds: int) -> dict[int, np.ndarray]:
 def predict(job: Job, run: Run, fold: int, train: np.ndarray, held: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Trains on rows and targets; float32, shape (held rows, classes): the held rows' mean over the views."""
     if job.starts_with_probe and not job.config.train.epochs and job.config.infer.tta in PROBE_VIEWS:
-        # What FoldTraining does for such a config, but without running the frozen body on each held row again.
+        # What train_fold does for such a config, but without running the frozen body on each held row again.
         say(f"{run.name}: a probe of {len(train)} rows")
         seed = key("probe", job.config.seed, fold)
         features, views = job.features, PROBE_VIEWS[job.config.infer.tta]
-        weights, biases, _ = fit_head(features[:, train], targets[train], len(job.data.labels.classes), seed)
-        return softmax(features[:views, held] @ weights.T + biases, -1).mean(0)
+        head = job.data.task.fit_head(features[:, train], targets[train], seed)
+        return softmax(head.logits(features[:views, held]), -1).mean(0)
     if not run.is_finished(fold):
         say(f"{run.name}: {len(train)} rows to train on, {len(held)} held out")
         shared = {field.name: getattr(job.data, field.name) for field in dataclasses.fields(Dataset)}
         labels = Labels(targets, job.data.labels.classes, job.data.labels.class_names)
         data = Trial(**shared | {"labels": labels}, train=train, held=held)
-        FoldTraining(dataclasses.replace(job, data=data), run, fold).fit()
+        train_fold(dataclasses.replace(job, data=data), run, fold)
     return load_file(run.fold_oof_file(fold))["probabilities"].mean(0)
 
 

@@ -133,7 +133,8 @@ def all_batches(job: Job) -> None:
     config, rows = job.config, np.arange(len(job.data.table))
     schedule = Schedule(rows, 1, config.train.batch_size, config.seed, 0)
     pictures = AugmentedImages(job.data.images, config.augment, config.image_size, config.seed, 0)
-    for _ in train_loader(pictures, StepSampler(schedule, 0), config.loader.workers, job.device):
+    steps = StepSampler(schedule, 0)
+    for _ in train_loader(pictures, steps, config.loader.workers, job.device, config.image_size):
         pass
 
 

@@ -39,6 +39,7 @@ from results import hardware, in_turn, ratios, spread, write_section  # noqa: E4
 from torch.nn import functional  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
+from scenes.competition.linear_head import fit_classes  # noqa: E402
 from scenes.config import load_config  # noqa: E402
 from scenes.console import add_settings_option, run, say  # noqa: E402
 from scenes.data.augment import AugmentedImages  # noqa: E402
@@ -53,8 +54,7 @@ from scenes.model.fusion import fuse_batch_norms  # noqa: E402
 from scenes.runs import Run, read_json  # noqa: E402
 from scenes.training import recipe  # noqa: E402
 from scenes.training.job import Job, prepare  # noqa: E402
-from scenes.training.loop import FoldTraining  # noqa: E402
-from scenes.training.probe import fit_head  # noqa: E402
+from scenes.training.loop import train_fold  # noqa: E402
 
 WARM_UP = 2  # steps or batches that are not timed
 PRODUCT_TRIALS = 5  # the best of which is the machine's arithmetic
@@ -95,7 +95,7 @@ class Bench:
     def train(self) -> float:
         """A fold's own loop: rows, augmentation, transfer, step, progress; the first step of all is not counted."""
         with gpu_use() as busy:
-            rate = FoldTraining(self.job, self.run, 0, step_limit=self.steps).fit().train
+            rate = train_fold(self.job, self.run, 0, step_limit=self.steps).train
         self.busy += busy
         return rate
 
@@ -146,7 +146,8 @@ class Bench:
         config = self.config
         schedule = Schedule(self.job.data.rows(0)[0], 1000, config.train.batch_size, config.seed, 0)
         pictures = AugmentedImages(self.job.data.images, config.augment, config.image_size, config.seed, 0)
-        loader = iter(train_loader(pictures, StepSampler(schedule, 0), config.loader.workers, self.device))
+        steps = StepSampler(schedule, 0)
+        loader = iter(train_loader(pictures, steps, config.loader.workers, self.device, config.image_size))
         for _ in range(WARM_UP):
             next(loader)
         return self.steps * config.train.batch_size / self.timed(lambda: [next(loader) for _ in range(self.steps)])
@@ -238,7 +239,7 @@ class Bench:
     def probe(self) -> float:
         """Seconds of the logistic regression on these features."""
         targets, classes = np.unique(self.job.data.labels.targets[self.rows], return_inverse=True)[::-1]
-        return self.timed(lambda: fit_head(self.computed, targets, len(classes), 0))
+        return self.timed(lambda: fit_classes(self.computed, targets, len(classes), 0))
 
     def flops(self) -> tuple[float, float]:
         """Floating-point operations an image takes in training and in inference.

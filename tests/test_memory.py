@@ -2,12 +2,13 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import train
-from scenes.training.loop import FoldTraining
+from scenes.training import checkpoint
 from tiny import TINY
 
 EPOCHS = 50
@@ -23,13 +24,13 @@ def resident() -> float:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux says so plainly")
 def test_memory_stays_flat_over_many_epochs(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[float] = []
-    end_epoch = FoldTraining._end_epoch
+    save = checkpoint.save
 
-    def measured(self: FoldTraining, *arguments: object) -> None:
-        end_epoch(self, *arguments)  # type: ignore[arg-type]
+    def measured(folder: Path, state: dict[str, Any]) -> None:  # at each epoch's end
+        save(folder, state)
         taken.append(resident())
 
-    monkeypatch.setattr(FoldTraining, "_end_epoch", measured)
+    monkeypatch.setattr(checkpoint, "save", measured)
     train.main(["tiny.yaml", "--folds", "0", "--set", *TINY, f"train.epochs={EPOCHS}", "train.batch_size=12"])
     assert len(taken) == EPOCHS
     slope = np.polyfit(np.arange(EPOCHS - SETTLED), taken[SETTLED:], 1)[0]

@@ -6,7 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +22,7 @@ import infer
 import train
 from scenes.console import StoppedError, UserError
 from scenes.model.backbone import Classifier
-from scenes.training.loop import FoldTraining
+from scenes.training import checkpoint, recipe
 from tiny import TINY
 
 SCRIPT = Path(train.__file__)
@@ -30,6 +33,22 @@ def fit(*arguments: str) -> None:
     options = [argument for argument in arguments if argument.startswith("--")]
     settings = [argument for argument in arguments if not argument.startswith("--")]
     train.main(["tiny.yaml", *options, "--set", *TINY, *settings])
+
+
+def at_step(patch: pytest.MonkeyPatch, at: int, act: Callable[[], None]) -> None:
+    """Acts as soon as a training begins a step, whose learning rate it then asks for."""
+    learning_rate = recipe.learning_rate
+
+    def watched(step: int, *arguments: Any) -> float:
+        if step == at:
+            act()
+        return learning_rate(step, *arguments)
+
+    patch.setattr(recipe, "learning_rate", watched)
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def results(root: Path) -> dict[str, bytes]:
@@ -85,16 +104,8 @@ def test_another_seed_gives_another_model_on_the_same_folds(finished: Path) -> N
 def test_an_interrupted_run_goes_on_to_the_same_bytes(
     stop_at: int, trained: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = FoldTraining._train_step
-
-    def interrupted(self: FoldTraining, batches: object) -> float:
-        rate = step(self, batches)  # type: ignore[arg-type]
-        if self.step == stop_at:
-            raise KeyboardInterrupt
-        return rate
-
     with monkeypatch.context() as patch:
-        patch.setattr(FoldTraining, "_train_step", interrupted)
+        at_step(patch, stop_at, interrupt)
         with pytest.raises(KeyboardInterrupt):
             fit("train.checkpoint_minutes=1e-9")
     fit()
@@ -197,14 +208,14 @@ def test_mixing_and_growing_pictures_train_and_resume_to_the_same_bytes(
     fit("--folds=0", "name=plain")
     assert results(workspace)["runs/plain/oof.csv"] != expected["runs/tiny/oof.csv"]
     shutil.rmtree("runs")
-    save = FoldTraining._save
+    save = checkpoint.save
 
-    def dies(self: FoldTraining) -> None:
-        save(self)
+    def dies(folder: Path, state: dict[str, Any]) -> None:
+        save(folder, state)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(FoldTraining, "_save", dies)
+        patch.setattr(checkpoint, "save", dies)
         fit(*settings)
     fit(*settings)
     assert results(workspace) == expected
@@ -260,7 +271,6 @@ def test_all_that_is_wrong_with_the_data_is_listed_at_once(workspace: Path) -> N
         "not in input",
         "empty label",
         "leaves",
-        "stands above",
         "line 2",
         "→",
     ):
@@ -293,24 +303,26 @@ def test_help_needs_no_heavy_module(script: str) -> None:
 def test_predicting_imports_nothing_that_only_training_needs() -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import scenes.inference.submit\n"
-        "needless = {'albumentations', 'sklearn', 'scipy', 'accelerate', 'matplotlib'} & set(sys.modules)\n"
+        "needless = {'albumentations', 'sklearn', 'scipy', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(f'loaded: {needless}' if needless else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError(), RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), MemoryError()]
+)
 def test_out_of_memory_splits_the_batch_and_trains_the_same(
-    workspace: Path, capsys: pytest.CaptureFixture[str]
+    error: Exception, workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-
     common = ["--folds=0", "train.batch_norm=frozen", "train.epochs=1", "train.lr=1e-3"]
     fit(*common)
     forward = Classifier.forward
 
     def small_memory(self: Classifier, images: torch.Tensor) -> torch.Tensor:
         if self.training and len(images) > 5:
-            raise torch.OutOfMemoryError
+            raise error
         return forward(self, images)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -325,20 +337,88 @@ def test_out_of_memory_splits_the_batch_and_trains_the_same(
     assert max(np.abs(one[name] - four[name]).max() for name in one) < 1e-4
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), RuntimeError("CUDA error: out of memory")])
+def test_an_optimiser_short_of_memory_says_what_to_do_and_the_run_resumes(
+    error: Exception, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", fails)
+        with pytest.raises(UserError, match=r"fold0.*step 0.*--set train\.accumulate=2"):
+            fit("--folds=0")
+    fit("--folds=0", "train.accumulate=2")
+    assert pd.read_csv("runs/tiny/fold0/history.csv")["accumulate"].tolist() == [2, 2]
+
+
+def test_other_errors_of_torch_are_not_taken_for_a_lack_of_memory(workspace: Path) -> None:
+    forward = Classifier.forward
+
+    def fails(self: Classifier, images: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+        return forward(self, images)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="mat1"):
+        patch.setattr(Classifier, "forward", fails)
+        fit("--folds=0")
+
+
+@pytest.mark.parametrize("first", ["fp32", "bf16"])
+def test_runs_of_different_precision_train_in_one_process(first: str, workspace: Path) -> None:
+    second = {"fp32": "bf16", "bf16": "fp32"}[first]
+    Path("a.yaml").write_text(f"train: {{precision: {first}}}")
+    Path("b.yaml").write_text(f"train: {{precision: {second}}}\nmodel: {{name: simple_cnn}}")
+    settings = [pair for pair in TINY if not pair.startswith("model.name")]
+    train.main(["a.yaml", "b.yaml", "--folds=0", "--set", *settings, "train.epochs=1"])
+    saved = {run: json.loads(Path(f"runs/{run}/precision.json").read_text())["train"] for run in "ab"}
+    assert saved == {"a": first, "b": second}
+    train.main(["a.yaml", "--folds=0", "--set", *settings, "train.epochs=1", "name=again"])
+    assert (
+        Path("runs/again/fold0/weights.safetensors").read_bytes()
+        == Path("runs/a/fold0/weights.safetensors").read_bytes()
+    )
+
+
+def test_a_run_resumes_in_the_precision_it_began_in(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["model.name=simple_cnn", "infer.precision=auto"]
+
+    def machine(has_bf16: bool) -> None:
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            monkeypatch.setattr(torch.cpu, name, lambda: has_bf16)
+
+    machine(has_bf16=True)
+    fit(*settings)
+    expected = results(workspace)
+    shutil.rmtree("runs")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        at_step(patch, 4, interrupt)
+        fit(*settings)
+    machine(has_bf16=False)
+    capsys.readouterr()
+    fit(*settings)
+    assert "bf16" in capsys.readouterr().out
+    assert results(workspace) == expected
+
+
+def test_a_precision_this_machine_lacks_is_named_with_a_way_out(workspace: Path) -> None:
+    fit("--folds=0", "train.precision=auto")
+    Path("runs/tiny/fold0/oof.safetensors").unlink()
+    Path("runs/tiny/precision.json").write_text('{"train": "fp16", "infer": "fp32"}')
+    with pytest.raises(UserError, match=r"(?s)fp16.*on a GPU.*name=NEW"):
+        fit("--folds=0", "train.precision=auto")
+
+
 @pytest.mark.parametrize("how", ["signal", "budget"])
 def test_a_run_that_stops_in_good_order_goes_on_to_the_same_bytes(
     how: str, trained: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = FoldTraining._train_step
-
-    def signalled(self: FoldTraining, batches: object) -> float:
-        if self.step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, batches)  # type: ignore[arg-type]
-
     with monkeypatch.context() as patch:
         if how == "signal":
-            patch.setattr(FoldTraining, "_train_step", signalled)
+            at_step(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(StoppedError, match="same command") as stopped:
             fit(*(["train.time_budget_minutes=1e-9"] if how == "budget" else []))
     assert stopped.value.exit_code == (130 if how == "signal" else 3)
@@ -411,3 +491,50 @@ def test_wandb_that_is_not_installed_is_missed_at_once(workspace: Path, monkeypa
     with pytest.raises(UserError, match="pip install wandb"):
         fit("train.wandb=project")
     assert not Path("runs").exists()
+
+
+def test_each_epoch_is_scored_on_the_plain_view(workspace: Path) -> None:
+    fit("--folds=0", "infer.tta=five_crop")
+    fit("--folds=0", "name=plain", "infer.tta=none")
+    histories = [
+        pd.read_csv(f"runs/{name}/fold0/history.csv")[["val_loss", "val_accuracy"]] for name in ("tiny", "plain")
+    ]
+    pd.testing.assert_frame_equal(*histories)
+
+
+def test_scores_of_settings_chosen_on_the_same_rows_are_called_optimistic(workspace: Path) -> None:
+    fit("selected_on=[runs/other]")
+    assert "runs/other" in json.loads(Path("runs/tiny/metrics.json").read_text())["optimistic"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_process_group_saves_and_resumes_with_workers(
+    number: signal.Signals, trained: Path, workspace: Path
+) -> None:
+    command = [sys.executable, SCRIPT, "tiny.yaml", "--set", *TINY, "loader.workers=2", "train.epochs=500"]
+    with Path("log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    while "epoch 1:" not in Path("log").read_text() and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, number)
+    assert process.wait(60) == 130, Path("log").read_text()
+    told = Path("log").read_text()
+    assert "everything is saved" in told
+    assert "Traceback" not in told
+    assert torch.load("runs/tiny/fold0/last.pt", weights_only=True)["step"] > 0
+
+
+def test_a_first_signal_ends_the_wait_for_a_batch_that_never_comes(workspace: Path) -> None:
+    code = (
+        f"import sys, time; sys.path.insert(0, {str(SCRIPT.parent)!r}); import train\n"
+        "from scenes.data.augment import AugmentedImages\n"
+        "AugmentedImages.__getitems__ = lambda *_: (print('waiting', flush=True), time.sleep(600))\n"
+        f"from scenes.console import run; run(lambda: train.main({['tiny.yaml', '--set', *TINY, 'loader.workers=1']}))"
+    )
+    with Path("log").open("w") as log:
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=log, stderr=subprocess.STDOUT)
+    while "waiting" not in Path("log").read_text() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130, Path("log").read_text()
+    assert "everything is saved" in Path("log").read_text()

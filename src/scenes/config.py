@@ -115,6 +115,7 @@ class TrainConfig(Section):
     ema_decay: Fraction = 0.0  # 0: off; else validation, OOF and inference use the averaged weights
     early_stopping: Annotated[int, Field(ge=1)] | None = None  # patience in epochs; the CV is then optimistic
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where that is fast, fp16 on older GPUs
+    compile: bool = False  # torch.compile, for long trainings on a GPU: the first step of each kind takes minutes
     deterministic: bool = False  # on a GPU: slower, but a resumed run ends in the same bytes; a CPU's always does
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0  # besides one at the end of each epoch
     time_budget_minutes: Annotated[float, Field(gt=0)] | None = None  # then save and stop, exit code 3
@@ -153,6 +154,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     loader: LoaderConfig = LoaderConfig()
     infer: InferConfig = InferConfig()
+    selected_on: list[str] = []  # runs whose held-out scores chose these settings or labels: the CV is then optimistic
     report: bool = True  # report.html at the end of training
 
     @property
@@ -187,7 +189,8 @@ class Config(Section):
         return self
 
 
-# Changing these cannot change what a run computes, so a run may go on with other values.
+# A run may resume with other values of these: they do not change what it computes (train.accumulate: beyond rounding,
+# and which rows share a random draw).
 # Where the training data is may change because folds.csv notices when the data itself does.
 FREE_KEYS = (
     "name",
@@ -200,12 +203,14 @@ FREE_KEYS = (
     "data.class_names",
     "data.cache",
     "data.sample",
+    "train.accumulate",
     "train.checkpoint_minutes",
     "train.time_budget_minutes",
     "train.wandb",
     "loader.workers",
     "infer.batch_size",
     "infer.on_bad_image",
+    "selected_on",
     "report",
     "submission",
 )

@@ -7,12 +7,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
 PLAIN_LINE_SECONDS = 10.0
+NOTE_SECONDS = 0.5
 ONE_SIGNAL_SECONDS = 1.0  # a scheduler signals a process and the one that passes it on: the same wish comes twice
 
 
@@ -157,17 +158,18 @@ def progress(items: Iterable[T], total: int, label: str, unit: str = "it", per_i
 
 
 class StopRequest:
-    """Turns the first Ctrl-C or SIGTERM within its block into a wish, so that work can stop between two steps."""
+    """Turns the first Ctrl-C or SIGTERM within its block into a request to stop between two steps."""
 
     def __init__(self, deadline: float, agree: Callable[[int], int] = int) -> None:
         """Takes when to stop in any case, and who else is asked.
 
         Args:
             deadline: In seconds of the monotonic clock.
-            agree: Turns this process's wish, an exit code or 0 for none, into that of all that must stop together.
+            agree: Turns this process's request, an exit code or 0 for none, into that of all that must stop together.
         """
         self.deadline, self.agree = deadline, agree
         self.signalled, self.first = False, 0.0
+        self._may_interrupt = False
 
     @property
     def reason(self) -> StoppedError | None:
@@ -176,10 +178,27 @@ class StopRequest:
         whys = {130: "interrupted", 3: "the time budget is used up"}
         return StoppedError(whys[code], code) if code else None
 
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Lets a signal end this block at once: for waiting, during which nothing can be lost.
+
+        Raises:
+            StoppedError: If a signal came.
+        """
+        self._may_interrupt = True
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise StoppedError("interrupted", 130) from None
+        finally:
+            self._may_interrupt = False
+
     def __enter__(self) -> "StopRequest":
         def ask(number: int, _: object) -> None:
             if not self.signalled:
                 self.signalled, self.first = True, monotonic()
+                if self._may_interrupt:
+                    raise KeyboardInterrupt
                 with suppress(RuntimeError):  # the signal came in the middle of another print
                     say("stopping after this step …")
             elif monotonic() >= self.first + ONE_SIGNAL_SECONDS:  # a second one does not wait
@@ -203,6 +222,7 @@ class Meter:
         self.total, self.label, self.unit, self.per_item = total, label, unit, per_item
         self.done = self.first = done
         self.start = self.last_line = monotonic()
+        self.last_note = 0.0
         self.bar = None
         if sys.stdout.isatty() and is_main_process():
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -217,16 +237,21 @@ class Meter:
         """Units per second since the start or the last restart."""
         return (self.done - self.first) * self.per_item / max(monotonic() - self.start, 1e-9)
 
-    def advance(self, note: str = "") -> None:
-        """Counts one item and shows `note` beside the rate."""
+    def advance(self, note: str | Callable[[], str] = "") -> None:
+        """Counts one item and shows a note beside the rate; a function is called only when its note is shown."""
         self.done += 1
-        text = f"{self.rate:.0f} {self.unit}/s  {note}".rstrip()
         if self.bar:
-            self.bar.update(self.task, completed=self.done, note=text)
+            self.bar.update(self.task, completed=self.done)
+            if monotonic() - self.last_note >= NOTE_SECONDS:
+                self.bar.update(self.task, note=self._text(note))
         elif monotonic() - self.last_line >= PLAIN_LINE_SECONDS and self.done < self.total:
             self.last_line = monotonic()
             left = (self.total - self.done) * self.per_item / max(self.rate, 1e-9)
-            say(f"  {self.label}: {self.done}/{self.total}  {text}  {left:.0f} s left")
+            say(f"  {self.label}: {self.done}/{self.total}  {self._text(note)}  {left:.0f} s left")
+
+    def _text(self, note: str | Callable[[], str]) -> str:
+        self.last_note = monotonic()
+        return f"{self.rate:.0f} {self.unit}/s  {note() if callable(note) else note}".rstrip()
 
     def restart(self) -> None:
         """Forgets the time so far, which something else took."""

@@ -36,6 +36,11 @@ class Run:
         return self.folder / "folds.csv"
 
     @property
+    def precision_file(self) -> Path:
+        """What training and prediction compute in, as the machine that began the run chose."""
+        return self.folder / "precision.json"
+
+    @property
     def oof_file(self) -> Path:
         """Out-of-fold probabilities of all finished folds."""
         return self.folder / "oof.csv"

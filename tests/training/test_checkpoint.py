@@ -110,7 +110,7 @@ def test_a_damaged_state_is_named_with_the_one_before(tmp_path: Path, damage: An
     checkpoint.save(tmp_path, state(2))
     last, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
     last.write_bytes(damage(last.read_bytes()))
-    with pytest.raises(UserError, match=rf"(?s)^{last}: damaged.*delete {last} to go on from {previous}"):
+    with pytest.raises(UserError, match=rf"(?s)^{last}: damaged.*delete {last} to resume from {previous}"):
         checkpoint.load(tmp_path, IDENTITY)
     last.unlink()  # as it was told
     assert loaded(tmp_path)["step"] == 1
@@ -142,11 +142,11 @@ def test_code_in_a_checkpoint_never_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ({"format": checkpoint.FORMAT, "identity": "tiny fold1"}, "belongs to 'tiny fold1', wanted 'tiny fold0'"),
+        ({"format": checkpoint.FORMAT, "identity": "tiny fold1"}, "belongs to 'tiny fold1', expected 'tiny fold0'"),
         ({"format": checkpoint.FORMAT}, "belongs to None"),
-        ({"format": "scenes-checkpoint-0", "identity": IDENTITY}, "not a checkpoint of this program"),
-        ({"model": {}}, "not a checkpoint of this program"),
-        ([1, 2], "not a checkpoint of this program"),
+        ({"format": "scenes-checkpoint-0", "identity": IDENTITY}, "not a checkpoint of this version"),
+        ({"model": {}}, "not a checkpoint of this version"),
+        ([1, 2], "not a checkpoint of this version"),
     ],
 )
 def test_a_foreign_state_is_refused(tmp_path: Path, content: Any, says: str) -> None:

@@ -1,17 +1,15 @@
-"""Several processes train a fold as one would; stopped, killed or short of memory, all of them end or go on alike.
+"""Several processes train a fold as one would; stopped, killed or short of memory, all of them end alike.
 
 Most of them are forked from here, which spares each the imports; a launcher's store is kept here for them.
 """
 
-import json
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,18 +19,18 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from torch import distributed
 
 import train
-from scenes.console import UserError, run
+from scenes.console import StoppedError, UserError, run
+from scenes.inference.predict import View
 from scenes.model.backbone import Classifier
-from scenes.training import recipe
+from scenes.training import loop, recipe, validate
 from scenes.training.distributed import Processes, together
-from scenes.training.loop import FoldTraining
+from scenes.training.job import Fold
 from tiny import TINY
 
 SCRIPT = Path(train.__file__)
@@ -78,7 +76,6 @@ def launch(world: int, command: list[str], prepare: Callable[[int], object] = la
                 os.environ |= {
                     name: str(value) for name, value in (common | {"RANK": rank, "LOCAL_RANK": rank}).items()
                 }
-                AcceleratorState._reset_state(reset_partial_state=True)  # of trainings here
                 prepare(rank)
                 run(lambda: train.main(command))
                 code = 0
@@ -93,8 +90,7 @@ def launch(world: int, command: list[str], prepare: Callable[[int], object] = la
 
 
 def logs() -> list[str]:
-    logs = [Path(f"{rank}.log").read_text() for rank in range(2)]
-    return [re.sub(r"^\[Gloo\].*\n", "", log, flags=re.MULTILINE) for log in logs]  # older versions of torch log these
+    return [Path(f"{rank}.log").read_text() for rank in range(2)]
 
 
 def weights(folder: Path = Path()) -> dict[str, np.ndarray]:
@@ -106,17 +102,16 @@ def assert_close(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> No
     assert max(np.abs(one[name].astype(float) - other[name]).max() for name in one) < 1e-5
 
 
-def record_rows(rank: int) -> None:
-    """Notes which rows each micro-batch of a step has, in RANK.json."""
-    seen: list[tuple[int, int, list[int]]] = []
-    loss = FoldTraining._loss
+def signal_at(at: int) -> None:
+    """Lets this process signal itself in a step, for which it asks the learning rate."""
+    learning_rate = recipe.learning_rate
 
-    def noted(self: FoldTraining, micro: int, inputs: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        seen.append((self.step, micro, rows.tolist()))
-        Path(f"{rank}.json").write_text(json.dumps(seen))
-        return loss(self, micro, inputs, rows)
+    def watched(step: int, *arguments: Any) -> float:
+        if step == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return learning_rate(step, *arguments)
 
-    FoldTraining._loss = noted  # type: ignore[method-assign]
+    recipe.learning_rate = watched
 
 
 @pytest.fixture(scope="module")
@@ -125,34 +120,20 @@ def alone(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
     root = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        patch.setattr(FoldTraining, "_loss", FoldTraining._loss)
         shutil.copytree(sample, "input")
         Path("tiny.yaml").write_text("")
-        record_rows(0)
         train.main(COMMAND)
     return root
 
 
 def test_two_processes_do_what_one_does(alone: Path, workspace: Path) -> None:
-    assert launch(2, COMMAND, record_rows) == [0, 0]
+    assert launch(2, COMMAND) == [0, 0]
     assert_close(weights(), weights(alone))
     oof, expected = (pd.read_csv(root / "runs/tiny/oof.csv") for root in (workspace, alone))
     pd.testing.assert_frame_equal(oof, expected, rtol=0, atol=1e-5)
     columns = ["epoch", "steps", "accumulate", "lr", "train_loss", "val_loss", "val_accuracy"]
     history, other = (pd.read_csv(root / "runs/tiny/fold0/history.csv")[columns] for root in (workspace, alone))
     pd.testing.assert_frame_equal(history, other, rtol=1e-5)
-
-    own, others = (
-        {(step, micro): rows for step, micro, rows in json.loads(Path(f"{r}.json").read_text())} for r in (0, 1)
-    )
-    assert len(own) == len(others) == 21
-    assert own.keys().isdisjoint(others)
-    seen = [rows for _, rows in sorted((own | others).items())]
-    assert seen == [rows for _, _, rows in json.loads((alone / "0.json").read_text())]
-    rows = [*chain(*seen)]
-    folds = pd.read_csv("runs/tiny/folds.csv")["fold"]
-    for epoch in range(6):
-        assert sorted(rows[48 * epoch : 48 * (epoch + 1)]) == np.flatnonzero(folds != 0).tolist()
 
 
 def test_files_and_messages_are_the_main_processs(alone: Path, workspace: Path) -> None:
@@ -170,23 +151,14 @@ def test_files_and_messages_are_the_main_processs(alone: Path, workspace: Path) 
     ]
 
 
-def test_a_stopped_run_goes_on_with_another_number_of_processes(alone: Path, workspace: Path) -> None:
-    step = FoldTraining._train_step
-
-    def stop_at(rank: int, at: int) -> Callable[..., float]:
-        def signalled(self: FoldTraining, batches: Any) -> float:
-            if self.step == at and self.processes.rank == rank:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return step(self, batches)
-
-        return signalled
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Exception, match="same command"):
-        patch.setattr(FoldTraining, "_train_step", stop_at(0, 4))
+def test_a_stopped_run_resumes_with_another_number_of_processes(alone: Path, workspace: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(recipe, "learning_rate", recipe.learning_rate)  # to be restored
+        signal_at(4)
         train.main(COMMAND)
-    assert launch(2, COMMAND, lambda _: setattr(FoldTraining, "_train_step", stop_at(1, 9))) == [130, 130]
-    assert "goes on at step 5 of 21" in logs()[0]
-    assert "".join(logs()).count("interrupted: everything is saved") == 1
+    assert launch(2, COMMAND, lambda rank: signal_at(9) if rank == 1 else None) == [130, 130]
+    assert "resumes at step 5 of 21" in logs()[0]
+    assert "".join(logs()).count("everything is saved") == 1
     assert len(pd.read_csv("runs/tiny/fold0/history.csv")) == 2
     train.main(COMMAND)
     assert_close(weights(), weights(alone))
@@ -221,21 +193,23 @@ def test_a_killed_process_ends_all_with_one_message(alone: Path, workspace: Path
     assert_close(weights(), weights(alone))
 
 
-def test_short_of_memory_all_split_the_batch(workspace: Path) -> None:
+def test_short_of_memory_all_end_with_one_message_and_resume_in_smaller_parts(workspace: Path) -> None:
     command = [*COMMAND, "train.trainable_stages=all", "train.epochs=2"]
     forward = Classifier.forward
 
     def prepare(rank: int) -> None:
         def small_memory(self: Classifier, images: torch.Tensor) -> torch.Tensor:
             if rank == 1 and self.training and len(images) > 5:
-                raise torch.OutOfMemoryError
+                raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
             return forward(self, images)
 
         Classifier.forward = small_memory  # type: ignore[method-assign]
 
-    assert launch(2, command, prepare) == [0, 0]
-    assert logs()[0].count("out of memory; from step 0 on batches are split in 4") == 1
-    assert pd.read_csv("runs/tiny/fold0/history.csv")["accumulate"].tolist() == [4, 4]
+    assert 2 in launch(2, command, prepare)
+    told = "".join(logs())
+    assert told.count("out of memory") == told.count("--set train.accumulate=4") == 1
+    assert "Traceback" not in told
+    assert launch(2, [*command, "train.accumulate=4"], prepare) == [0, 0]
     split = weights()
     shutil.rmtree("runs")
     train.main([*command, "train.accumulate=4"])
@@ -250,21 +224,21 @@ def test_a_mistake_is_told_once(workspace: Path) -> None:
     assert "died" not in "".join(logs())
 
 
-def test_batch_norm_that_learns_is_the_same_everywhere(workspace: Path) -> None:
+def test_batch_norm_that_learns_ends_as_the_main_processs_everywhere(workspace: Path) -> None:
     def prepare(rank: int) -> None:
-        finish = FoldTraining._finish
+        predict = validate.predict_held_rows
 
-        def compared(self: FoldTraining, trackers: Any) -> float:
-            states = self.processes.gather({name: value.numpy() for name, value in self.model.state_dict().items()})
+        def compared(fold: Fold, model: Classifier, views: Sequence[View]) -> np.ndarray:
+            predictions = predict(fold, model, views)
+            states = fold.processes.gather({name: value.numpy() for name, value in model.state_dict().items()})
             assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
             assert not np.array_equal(states[0]["body.bn1.running_mean"], np.zeros_like(states[0]["body.bn1.bias"]))
-            return finish(self, trackers)
+            return predictions
 
-        FoldTraining._finish = compared  # type: ignore[method-assign]
+        loop.predict_held_rows = compared
 
     command = [*COMMAND, "train.batch_norm=batch", "train.epochs=1", "train.trainable_stages=all"]
     assert launch(2, command, prepare) == [0, 0]
-    assert "batch norm learns from each process's rows apart" in logs()[0]
 
 
 def test_a_dry_run_and_a_head_on_features_know_processes(workspace: Path) -> None:

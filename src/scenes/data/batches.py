@@ -1,8 +1,13 @@
 """From cached images to uint8 batches; which rows a training batch has follows from the step alone."""
 
+import multiprocessing
 import os
+import shutil
+import signal
+import sys
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
@@ -10,13 +15,18 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from scenes.console import say
 from scenes.data.images import Pictures
 from scenes.environment import usable_cores
 from scenes.randomness import key
 
+PREFETCHED = 2  # batches a worker prepares ahead
+SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY_SHARE = 0.8  # the rest is for other processes
+
 
 class Sample(NamedTuple):
-    """What a training row's picture depends on, beside the seed and the fold.
+    """What a training row's augmented image depends on, beside the seed and the fold.
 
     Attributes:
         row: Which.
@@ -101,7 +111,7 @@ class EvalBatch(NamedTuple):
 
 
 class EvalImages(Dataset[EvalBatch]):
-    """Pictures for prediction: each is read once, then resized to every size the views need."""
+    """Images for prediction: each is read once, then resized to every size the views need."""
 
     def __init__(self, images: Pictures, rows: np.ndarray, sizes: Sequence[int]) -> None:
         self.images, self.rows, self.sizes = images, rows, sorted(set(sizes))
@@ -123,43 +133,76 @@ class EvalImages(Dataset[EvalBatch]):
 
 
 def train_loader(
-    images: Dataset[TrainBatch], sampler: StepSampler, workers: int | str, device: torch.device
+    images: Dataset[TrainBatch], sampler: StepSampler, workers: int | str, device: torch.device, size: int
 ) -> DataLoader[TrainBatch]:
-    """Feeds training batches."""
-    return _loader(images, sampler, workers, device)
+    """Feeds training batches of images of at most size × size pixels."""
+    return _loader(images, sampler, workers, device, len(sampler.places) * size**2 * 3)
 
 
 def eval_loader(images: EvalImages, batch_size: int, workers: int | str, device: torch.device) -> DataLoader[EvalBatch]:
     """Feeds images in their order."""
     starts = range(0, len(images), batch_size)
     batches = [list(range(start, min(start + batch_size, len(images)))) for start in starts]
-    return _loader(images, batches, workers, device)
+    return _loader(images, batches, workers, device, batch_size * sum(size**2 * 3 for size in images.sizes))
 
 
-def _loader(dataset: Dataset[Any], batches: Any, workers: int | str, device: torch.device) -> DataLoader[Any]:
-    count = worker_count(workers, device)
+def _loader(
+    dataset: Dataset[Any], batches: Any, workers: int | str, device: torch.device, batch_bytes: int
+) -> DataLoader[Any]:
+    count = fit_shared_memory(worker_count(workers, device), batch_bytes)
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=count,
+        prefetch_factor=PREFETCHED if count else None,
         collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
-        worker_init_fn=_single_threaded if count else None,
-        generator=torch.Generator(),  # else starting a loader would draw from the global one
+        worker_init_fn=_start_worker if count else None,
+        generator=torch.Generator(),  # otherwise starting a loader would draw from the global one
     )
 
 
 def worker_count(workers: int | str, device: torch.device) -> int:
-    """Resolves ``auto``: on a CPU the model needs all cores and augmenting costs 1 % of it, so no workers."""
+    """Resolves ``auto``: none on a CPU, where the network needs all cores and augmenting costs 1 % of that."""
     if workers != "auto":
         return int(workers)
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # a launcher's, on this machine
     return 0 if device.type == "cpu" else min(16, max(1, usable_cores() // processes))
 
 
+def fit_shared_memory(workers: int, batch_bytes: int) -> int:
+    """Lowers the number of workers to what the shared memory holds that they pass batches through.
+
+    Containers often have 64 MB of it; a worker that finds no room there dies, or waits forever.
+    """
+    if not workers or sys.platform != "linux":
+        return workers
+    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
+    fitting = int(free * SHARED_MEMORY_SHARE) // ((PREFETCHED + 1) * max(1, batch_bytes))  # and one being used
+    if fitting < workers:
+        needed = (PREFETCHED + 1) * batch_bytes / 2**20
+        say(
+            f"  {fitting} loader workers instead of {workers}: {SHARED_MEMORY} has {free / 2**20:.0f} MiB free, "
+            f"each needs {needed:.1f} MiB (in Docker, --shm-size=8g gives more)"
+        )
+    return min(workers, fitting)
+
+
+def end_stuck_workers() -> None:
+    """Kills the workers that did not end with their loader, since they heed no signal that asks them to.
+
+    Python would wait for them at its end, forever for one that is stuck.
+    """
+    for worker in multiprocessing.active_children():
+        worker.kill()
+
+
 def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _single_threaded(_: int) -> None:
+def _start_worker(_: int) -> None:
+    """Leaves signals to the main process, which saves and then ends its workers; they reach whole process groups."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from scenes.competition.metric import DEFAULT, Metric, metric_named
 from scenes.competition.rows import (
     Labels,
     Table,
@@ -17,6 +18,7 @@ from scenes.competition.rows import (
     read_test,
     read_train,
 )
+from scenes.competition.task import Task, class_task
 from scenes.config import Config, DataConfig
 from scenes.console import Problem, raise_problems, say
 from scenes.data.folds import FULL, given_folds, group_rows, keep_rare_classes, make_folds, write_or_compare
@@ -51,6 +53,21 @@ class Dataset:
     soft: Mapping[int, SoftTargets] = field(default_factory=dict)
     test_images: Images | None = None
 
+    @property
+    def task(self) -> Task:
+        """What is to be predicted."""
+        return class_task(self.labels.classes, self.labels.class_names)
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Each row's target, in the task's form."""
+        return self.labels.targets
+
+    @property
+    def metric(self) -> Metric:
+        """What predictions are scored by."""
+        return metric_named(DEFAULT[self.task.kind], self.task)
+
     def rows(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
         """The rows a fold trains on and those it holds out (none for the full model), int64."""
         everything = np.arange(len(self.table))
@@ -62,17 +79,16 @@ class Dataset:
         """What a fold trains on.
 
         Returns:
-            The rows, test images with soft targets numbered after those of train.csv; and the targets of all rows:
-            int64, shape (n,), or with soft targets float32, shape (n + test rows, classes).
+            The rows, test images with soft targets numbered after those of train.csv; and by row what the network's
+            outputs should be: float32, shape (n, outputs), or with soft targets (n + test rows, outputs).
         """
-        rows, targets = self.rows(fold)[0], self.labels.targets
+        rows, outputs = self.rows(fold)[0], self.task.as_outputs(self.targets)
         if fold not in self.soft:
-            return rows, targets
+            return rows, outputs
         soft, count = self.soft[fold], len(self.table)
-        shares = np.zeros((count + len(self.test_images or ()), len(self.labels.classes)), np.float32)
-        shares[np.arange(count), targets] = 1
-        shares[soft.rows] = soft.probabilities
-        return np.concatenate([rows, soft.rows[soft.rows >= count]]), shares
+        outputs = np.concatenate([outputs, np.zeros((len(self.test_images or ()), outputs.shape[1]), np.float32)])
+        outputs[soft.rows] = soft.probabilities
+        return np.concatenate([rows, soft.rows[soft.rows >= count]]), outputs
 
     @property
     def training_images(self) -> Images | JoinedImages:

@@ -62,11 +62,14 @@ def gather(run: Run, folds: int) -> OutOfFold:
 
 def optimistic(config: Config) -> str | None:
     """Why the cross-validation score is better than the truth, if it is."""
+    reasons = []
     if config.train.early_stopping:
-        return "early stopping chose each fold's epoch by the rows the fold is scored on"
+        reasons.append("early stopping chose each fold's epoch by the rows the fold is scored on")
     if config.train.schedule == "plateau":
-        return "the plateau schedule followed the rows the fold is scored on"
-    return None
+        reasons.append("the plateau schedule followed the rows the fold is scored on")
+    if config.selected_on:
+        reasons.append(f"settings or labels were chosen by scores on the same rows ({', '.join(config.selected_on)})")
+    return "; ".join(reasons) or None
 
 
 def evaluate_run(

@@ -15,7 +15,7 @@ from scenes.insight.shift import Shift, adversarial_validation
 from scenes.model.backbone import Classifier
 from scenes.model.device import choose_device, choose_precision
 from scenes.model.weights import pretrained_state
-from scenes.training.probe import body_features
+from scenes.training.features import body_features
 
 SIDES = ("within train", "train and test", "within test")
 

@@ -14,7 +14,9 @@ OUT_OF_MEMORY = (
     "can't allocate memory",
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "std::bad_alloc",
     "Unable to find a valid cuDNN algorithm",  # none whose workspace fits
     "GET was unable to find an engine to execute this computation",
 )
@@ -24,7 +26,7 @@ def choose_device() -> torch.device:
     """Chooses the GPU if there is one (for each process of a launcher its own), else the CPU, and sets torch up for it.
 
     On a GPU, cuDNN tries its algorithms on the first batch of each shape, and float32 products use TF32;
-    `use_deterministic_algorithms` turns both off.
+    `set_determinism` turns both off.
 
     Raises:
         UserError: If a launcher started more processes than there are GPUs.
@@ -59,11 +61,21 @@ def _keep_freed_memory() -> None:
         mallopt(trim_threshold, 2**31 - 1)
 
 
-def use_deterministic_algorithms() -> None:
-    """Makes a GPU give the same bytes every time, at some cost in speed; a CPU always does."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts, so before the first layer
-    torch.use_deterministic_algorithms(True)
-    _set_fast_cuda(False)
+def set_determinism(deterministic: bool) -> None:
+    """Makes a GPU give the same bytes every time, or compute as fast as it can; a CPU gives the same bytes anyway.
+
+    These settings belong to the whole process, so each training makes its own choice anew.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts: before the first layer
+    torch.use_deterministic_algorithms(deterministic)
+    _set_fast_cuda(not deterministic)
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits until a GPU has done all it was given, before a clock is read; a CPU computes at once."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -26,7 +26,7 @@ from scenes.runs import RUNS, Run, begin, write_json
 from scenes.training import recipe
 from scenes.training.distributed import together
 from scenes.training.job import Job, prepare
-from scenes.training.loop import FoldTraining
+from scenes.training.loop import train_fold
 
 
 def cross_validate(config: Config, folds: Sequence[int], scores: bool = True) -> Run:
@@ -45,9 +45,12 @@ def cross_validate(config: Config, folds: Sequence[int], scores: bool = True) ->
     deadline = time.monotonic() + 60 * (config.train.time_budget_minutes or math.inf)
     with together(config.train.batch_size) as processes:
         with processes.main_first():
-            opened = open_run(config, folds) if processes.is_main else (prepare(config, folds), Run(RUNS / config.name))
-        job, run = opened
-        _introduce(job, run, processes.world)
+            if processes.is_main:
+                job, run = open_run(config, folds)
+            else:
+                run = Run(RUNS / config.name)
+                job = prepare(config, folds).pinned(run)
+        _introduce(config, job, run, processes.world)
         for fold in folds:
             if processes.from_main(lambda: run.is_finished(fold)):  # noqa: B023 - called at once
                 say(f"{fold_name(fold)}: finished before")
@@ -56,7 +59,7 @@ def cross_validate(config: Config, folds: Sequence[int], scores: bool = True) ->
             say(f"{fold_name(fold)}: {len(rows)} rows to train on, {len(held)} held out")
             start = time.monotonic()
             with run.lock(fold) if processes.is_main else nullcontext():
-                FoldTraining(job, run, fold, deadline, processes=processes).fit()
+                train_fold(job, run, fold, deadline, processes=processes)
             say(f"  {fold_name(fold)} took {_duration(time.monotonic() - start)}")
     if processes.is_main and scores and run.finished_folds(config.data.folds):
         summarise(job, run)
@@ -64,7 +67,7 @@ def cross_validate(config: Config, folds: Sequence[int], scores: bool = True) ->
 
 
 def open_run(config: Config, folds: Sequence[int]) -> tuple[Job, Run]:
-    """Checks and reads all that training needs, and begins the run or goes on with it.
+    """Checks and reads all that training needs, and begins or resumes the run.
 
     Raises:
         UserError: If the data or the config cannot be used, or are not what the run began with.
@@ -80,8 +83,11 @@ def open_run(config: Config, folds: Sequence[int]) -> tuple[Job, Run]:
         if job.data.skipped:
             skipped = pd.DataFrame(job.data.skipped, columns=["image_name", "reason"])
             write_text(run.folder / "skipped.csv", skipped.to_csv(index=False, lineterminator="\n"))
-        if not all(run.is_finished(fold) for fold in folds):  # else it says what trained them
+        if not run.precision_file.exists():
+            write_json(run.precision_file, {"train": job.precision, "infer": job.predict_precision})
+        if not all(run.is_finished(fold) for fold in folds):  # otherwise it says what trained them
             write_json(run.folder / "environment.json", describe())
+            job = job.pinned(run)
     return job, run
 
 
@@ -95,7 +101,7 @@ def dry_run(config: Config, folds: Sequence[int]) -> None:
             job.compute_features()  # here, so that it is timed apart; the full run finds them cached
             features = time.monotonic() - start
         with tempfile.TemporaryDirectory() as scratch:
-            speed = FoldTraining(job, Run(Path(scratch)), folds[0], step_limit=2, processes=processes).fit()
+            speed = train_fold(job, Run(Path(scratch)), folds[0], step_limit=2, processes=processes)
     rows, held = (len(part) for part in job.data.rows(folds[0]))
     train, views = config.train, len(VIEWS[config.infer.tta])
     seconds = {"features, once (kept)": features} if features >= 1 else {}
@@ -115,8 +121,8 @@ def summarise(job: Job, run: Run) -> dict[str, Any]:
     return evaluate_run(run, job.config, task, table.names, labels.targets, job.data.fold_of)
 
 
-def _introduce(job: Job, run: Run, processes: int) -> None:
-    config = job.config
+def _introduce(config: Config, job: Job, run: Run, processes: int) -> None:
+    """Says what is trained on what, and each automatic choice with its reason."""
     model = job.new_model()
     device = describe()["devices"]
     say(
@@ -126,8 +132,10 @@ def _introduce(job: Job, run: Run, processes: int) -> None:
     several = f"{processes} processes, " if processes > 1 else ""
     say(f"  {several}{device[0] if isinstance(device, list) else device}")
     train, infer, loader = config.train, config.infer, config.loader
-    training = explain_precision(train.precision, job.device, job.bf16_pays)
-    say(f"  training in {training}, predicting in {explain_precision(infer.precision, job.device)}")
+    chosen = explain_precision(train.precision, job.device, job.bf16_pays)
+    training = _explained(job.precision, chosen) if not job.trains_on_features else "fp32 (only the head trains)"
+    predicting = _explained(job.predict_precision, explain_precision(infer.precision, job.device))
+    say(f"  training in {training}, predicting in {predicting}")
     workers = "the network needs all cores" if job.device.type == "cpu" else "the cores feed the GPU, 16 at most"
     why = f"auto: {workers}" if loader.workers == "auto" else "as set"
     say(f"  {worker_count(loader.workers, job.device)} loader workers ({why})")
@@ -136,6 +144,11 @@ def _introduce(job: Job, run: Run, processes: int) -> None:
         kept = "keeps its pretrained statistics: few epochs under those of batches cost accuracy"
         learns = "learns its statistics" if job.pretrained else "learns its statistics, since none are pretrained"
         say(f"  batch norm {kept if is_frozen else learns}")
+
+
+def _explained(precision: str, chosen: str) -> str:
+    """A precision and its reason, given what this machine would choose."""
+    return chosen if chosen.startswith(precision) else f"{precision} (as the run began)"
 
 
 def _duration(seconds: float) -> str:

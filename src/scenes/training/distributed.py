@@ -1,7 +1,7 @@
-"""Several processes train a fold together, as torchrun or accelerate starts them; for one alone, nothing here costs.
+"""Several processes train one fold together, as torchrun or accelerate launch start them; a single one pays nothing.
 
-Each goes through the same program. What decides where it goes, such as a wish to stop, is agreed on first: else one
-would wait for ever for what the others no longer do.
+All run the same program. Whatever decides what comes next, such as a stop request, is agreed on first: otherwise a
+process would wait forever for what the others no longer do.
 """
 
 import atexit
@@ -9,15 +9,15 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar, cast
 
 import numpy as np
 import torch
-from accelerate import PartialState
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from scenes.console import StoppedError, UserError, report
 from scenes.model.device import choose_device
@@ -31,10 +31,10 @@ T = TypeVar("T")
 
 
 class Processes:
-    """The processes that train together, each with this object; what is agreed on stays off the GPU (gloo)."""
+    """The processes that train together; each has this object. Agreements go over gloo, off the GPU."""
 
     def __init__(self, rank: int = 0, world: int = 1, group: Any = None, patient: Any = None) -> None:
-        """Takes this process's number, how many there are, the group they agree in, and one that waits for long."""
+        """Takes this process's number, how many there are, the group they agree in, and one with a long timeout."""
         self.rank, self.world, self._group, self._patient = rank, world, group, patient
 
     @property
@@ -43,13 +43,13 @@ class Processes:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Goes on when all are here."""
+        """Returns when all processes are here."""
         if self.world > 1:
             distributed.barrier(self._patient)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Lets the main process through its block before the others, who then find its work in the caches."""
+        """Lets the main process through its block before the others, which then find its work in the caches."""
         if not self.is_main:
             self.wait()
         yield
@@ -64,14 +64,14 @@ class Processes:
         return cast(T, values[0])
 
     def gather(self, value: T) -> list[T]:
-        """Lists what each process gives, in their order."""
+        """Lists each process's value, in the order of the processes."""
         values: list[Any] = [value] * self.world
         if self.world > 1:
             distributed.all_gather_object(values, value, self._group)
         return values
 
     def largest(self, value: int) -> int:
-        """The largest of what the processes give."""
+        """The largest of the processes' values."""
         if self.world == 1:
             return value
         number = torch.tensor(value)
@@ -79,7 +79,7 @@ class Processes:
         return int(number)
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so."""
+        """Whether the flag is set in any process."""
         return bool(self.largest(flag))
 
     def total(self, tensor: Tensor) -> Tensor:
@@ -90,34 +90,39 @@ class Processes:
         distributed.all_reduce(tensor)
         return tensor
 
-    def add_up_(self, tensors: Sequence[Tensor]) -> None:
-        """Sets each tensor to its sum over the processes, all in one exchange."""
-        if self.world > 1:
-            sums = self.total(torch.cat([tensor.flatten() for tensor in tensors]))
-            for tensor, part in zip(tensors, sums.split([tensor.numel() for tensor in tensors]), strict=True):
-                tensor.copy_(part.view_as(tensor))
-
     def copy_main_(self, tensors: Iterable[Tensor]) -> None:
         """Sets each tensor to the main process's."""
         for tensor in tensors if self.world > 1 else ():
             distributed.broadcast(tensor, 0)
 
-    def average_(self, tensors: Iterable[Tensor]) -> None:
-        """Sets each tensor to its mean over the processes."""
-        for tensor in tensors:
-            tensor.copy_(self.total(tensor) / self.world)
+    def wrap(self, network: nn.Module, broadcast_buffers: bool) -> nn.Module:
+        """Lets backward passes average gradients over the processes.
+
+        The parameters that need gradients must not change afterwards: wrap the network again when they do.
+
+        Args:
+            network: The same in all processes, or they get the main process's weights.
+            broadcast_buffers: Whether buffers change in training, such as running statistics that are not frozen.
+        """
+        if self.world == 1:
+            return network
+        return DistributedDataParallel(network, broadcast_buffers=broadcast_buffers)
+
+    def exchange(self, network: nn.Module, now: bool) -> AbstractContextManager[None]:
+        """The context of a backward pass of a wrapped network: gradients are averaged now, or with a later pass."""
+        return nullcontext() if now or self.world == 1 else cast(DistributedDataParallel, network).no_sync()
 
     def even(self, accumulate: int, batch_size: int) -> int:
-        """The number of micro-batches, at least so many if there are rows, of which each process has as many."""
+        """Rounds a number of micro-batches up, as far as there are rows, so that each process has equally many."""
         return min(-(-accumulate // self.world), batch_size // self.world) * self.world
 
     def micro_batches(self, batch_size: int, accumulate: int) -> dict[int, np.ndarray]:
-        """This process's micro-batches: each one's number, from which its randomness follows, and places in a batch."""
+        """This process's micro-batches: by number, which its randomness follows from, their places in the batch."""
         parts = np.array_split(np.arange(batch_size), accumulate)
         return {number: parts[number] for number in range(self.rank, accumulate, self.world)}
 
     def share(self, count: int, batch_size: int) -> slice:
-        """Which of `count` places are this process's: whole batches, just as one process alone would see them."""
+        """This process's part of `count` places: whole batches, the same as a single process would form."""
         batches = -(-count // batch_size)
         first, last = (batches * rank // self.world for rank in (self.rank, self.rank + 1))
         return slice(first * batch_size, last * batch_size)
@@ -127,8 +132,8 @@ class Processes:
 def together(batch_size: int) -> Iterator[Processes]:
     """Joins the other processes of the launcher for a block, if there is a launcher.
 
-    An error within the block ends this process: the first that fails says why, the others, who fail because of it, end
-    without a word. They do not wait for a GPU that waits for the one that is gone.
+    An error within the block ends this process. The first process to fail reports why; the others, which fail because
+    of it, end silently, and without waiting for a GPU that itself waits for the lost process.
 
     Raises:
         UserError: If there are more processes than rows in a batch, or than GPUs.
@@ -138,12 +143,14 @@ def together(batch_size: int) -> Iterator[Processes]:
         return
     if (world := int(os.environ.get("WORLD_SIZE", "1"))) > batch_size:
         raise UserError(f"train.batch_size: {batch_size} rows a step cannot be shared by {world} processes")
-    is_new = not distributed.is_initialized()
-    state = PartialState(cpu=choose_device().type == "cpu", timeout=TIMEOUT)
-    if is_new:
+    device = choose_device()
+    if not distributed.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
         atexit.register(distributed.destroy_process_group)  # not sooner: another run may follow
     groups = [distributed.new_group(backend="gloo", timeout=timeout) for timeout in (TIMEOUT, PATIENCE)]
-    processes = Processes(state.process_index, state.num_processes, *groups)
+    processes = Processes(distributed.get_rank(), distributed.get_world_size(), *groups)
     try:
         yield processes
     except (Exception, KeyboardInterrupt) as error:
@@ -167,11 +174,11 @@ def _leave(error: BaseException, processes: Processes) -> NoReturn:
             traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # an ordinary end would wait for what is still under way on a GPU
+    os._exit(code)  # an ordinary exit would wait for what is still running on a GPU
 
 
 def _is_lost(error: BaseException) -> bool:
-    """Whether an error means that another process is not there any more."""
+    """Whether an error means that another process is gone."""
     return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo/" in str(error))
 
 
@@ -179,5 +186,5 @@ def _is_first_to_fail() -> bool:
     """Asks the launcher's store, which outlives the processes."""
     try:
         return distributed.distributed_c10d._get_default_store().add(FAILED, 1) == 1
-    except RuntimeError:  # it was in the process that is gone
+    except RuntimeError:  # the store was in the process that is gone
         return True

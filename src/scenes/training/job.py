@@ -1,24 +1,29 @@
-"""What all folds of a run share: the data, the device, the pretrained weights, the frozen body's features."""
+"""What all folds of a run share (data, device, pretrained weights, features of a frozen body), and one of the folds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scenes.config import Config
+from scenes.config import Config, TrainConfig
 from scenes.console import UserError, say
 from scenes.data.augment import compose
+from scenes.data.batches import Schedule
 from scenes.data.dataset import Dataset, read_dataset
 from scenes.data.folds import FULL, fold_name
-from scenes.inference.predict import VIEWS
+from scenes.inference.predict import PLAIN, VIEWS
 from scenes.model.backbone import Classifier, has_depthwise
-from scenes.model.device import choose_device, choose_precision, use_deterministic_algorithms
+from scenes.model.device import choose_device, choose_precision
 from scenes.model.weights import pretrained_state
-from scenes.training.probe import body_features
+from scenes.runs import Run, read_json
+from scenes.training import recipe
+from scenes.training.distributed import Processes
+from scenes.training.features import body_features
 from scenes.training.recipe import body_is_frozen
 
 
@@ -40,7 +45,7 @@ class Job:
 
     def new_model(self) -> Classifier:
         """A network with the pretrained body and a random head, on the device."""
-        model = Classifier(self.config.model, self.config.image_size, len(self.data.labels.classes))
+        model = Classifier(self.config.model, self.config.image_size, self.data.task)
         if self.pretrained:
             model.body.load_state_dict(self.pretrained)
         return model.to(self.device, memory_format=torch.channels_last)
@@ -62,7 +67,9 @@ class Job:
 
     @property
     def precision(self) -> str:
-        """What training computes in: ``fp32``, ``bf16`` or ``fp16``."""
+        """What training computes in: ``fp32``, ``bf16`` or ``fp16``; a head alone always trains in fp32."""
+        if self.trains_on_features:
+            return "fp32"
         return choose_precision(self.config.train.precision, self.device, self.bf16_pays)
 
     @property
@@ -85,10 +92,107 @@ class Job:
             self.predict_precision,
         )
 
+    def pinned(self, run: Run) -> "Job":
+        """The job in the precisions its run began in, whatever this machine would choose.
+
+        Raises:
+            UserError: If this machine cannot compute in them.
+        """
+        begun = read_json(run.precision_file, "train", "infer")
+        for part, here in (("train", self.precision), ("infer", self.predict_precision)):
+            if begun[part] == here:
+                continue
+            began = f"{run.folder} began with {part}.precision {begun[part]}, this machine would choose {here}"
+            if begun[part] == "fp16" and self.device.type == "cpu":
+                raise UserError(
+                    f"{began} and cannot compute in {begun[part]}\n"
+                    f"  → resume on a GPU; or start a run of another name: --set name=NEW; or delete {run.folder}"
+                )
+            say(f"{began}: it resumes in {begun[part]}, so that all folds are trained alike")
+        train = self.config.train.model_copy(update={"precision": begun["train"]})
+        infer = self.config.infer.model_copy(update={"precision": begun["infer"]})
+        return replace(self, config=self.config.model_copy(update={"train": train, "infer": infer}))
+
     def compute_features(self) -> None:
         """Computes and keeps the frozen body's features, if training needs them."""
         if self.starts_with_probe or self.trains_on_features:
             self.features  # noqa: B018 - kept by cached_property
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What is trained, on which rows and by whom; nothing here changes.
+
+    Attributes:
+        job: What the run's folds share.
+        run: Where to write.
+        number: The fold's, or FULL.
+        processes: Those that train it together.
+        step_limit: For a dry run: stop after so many steps, predict as many batches, keep nothing.
+    """
+
+    job: Job
+    run: Run
+    number: int
+    processes: Processes
+    step_limit: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        return fold_name(self.number)
+
+    @property
+    def train(self) -> TrainConfig:
+        """How it trains."""
+        return self.job.config.train
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are."""
+        return self.run.fold_folder(self.number)
+
+    @cached_property
+    def held_rows(self) -> np.ndarray:
+        """The rows it never trains on."""
+        rows = self.job.data.rows(self.number)[1]
+        return rows if self.step_limit is None else rows[: self.step_limit * self.job.config.infer.batch_size]
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """Which rows each step trains on."""
+        config, rows = self.job.config, self.job.data.training_targets(self.number)[0]
+        return Schedule(rows, config.train.epochs, config.train.batch_size, config.seed, self.number)
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """What the network's outputs should be, by row: float32, shape (n, outputs), on the device."""
+        return torch.from_numpy(self.job.data.training_targets(self.number)[1]).to(self.job.device)
+
+    @cached_property
+    def class_weights(self) -> Tensor | None:
+        """The loss's weight of each class, on the device."""
+        data = self.job.data
+        weights = recipe.class_weights(
+            self.job.config.train, data.targets[data.rows(self.number)[0]], data.task.outputs
+        )
+        return None if weights is None else weights.to(self.job.device)
+
+    @property
+    def freezes_batch_norm(self) -> bool:
+        """Whether batch norms keep their running statistics."""
+        return recipe.freezes_batch_norm(self.train, self.job.pretrained is not None)
+
+    @property
+    def predicts_plain_view(self) -> bool:
+        """Whether the final prediction contains what an epoch's validation looks at."""
+        return PLAIN in VIEWS[self.job.config.infer.tta]
+
+    @property
+    def identity(self) -> str:
+        """What a checkpoint must belong to; the config itself is compared when a run begins."""
+        config = self.job.config
+        return f"{config.name} {self.name} {config.model.name} {self.job.data.task.outputs} outputs"
 
 
 def prepare(config: Config, folds: Sequence[int]) -> Job:
@@ -105,8 +209,6 @@ def prepare(config: Config, folds: Sequence[int]) -> Job:
     compose(config.augment, config.image_size)  # a wrong transform is found here, not in a worker
     data = read_dataset(config)
     _check_folds(config, data, folds)
-    if config.train.deterministic:
-        use_deterministic_algorithms()
     job = Job(config, data, pretrained_state(config), choose_device())
     _check_model(job)
     return job
@@ -146,9 +248,9 @@ def _check_folds(config: Config, data: Dataset, folds: Sequence[int]) -> None:
 def _check_model(job: Job) -> None:
     """Finds mistakes that show only with the network and the classes at hand."""
     config = job.config
-    if isinstance(config.train.class_weights, list) and len(config.train.class_weights) != len(job.data.labels.classes):
+    if isinstance(config.train.class_weights, list) and len(config.train.class_weights) != job.data.task.outputs:
         count = len(config.train.class_weights)
-        raise UserError(f"train.class_weights has {count} weights for {len(job.data.labels.classes)} classes")
+        raise UserError(f"train.class_weights has {count} weights for {job.data.task.outputs} classes")
     choose_precision(config.train.precision, job.device)
     choose_precision(config.infer.precision, job.device)
     model = job.new_model()

@@ -59,7 +59,7 @@ def plateaus(losses: Sequence[float], patience: int) -> int:
 
 
 def trainable_stages(train: TrainConfig, epoch: int) -> Stages:
-    """How many of the body's last stages train in an epoch; between the epochs of a table the last one holds."""
+    """How many of the body's last stages train in an epoch; an entry of a table holds until the next one."""
     table = train.trainable_stages
     if not isinstance(table, dict):
         return table
@@ -113,31 +113,31 @@ def set_modes(model: Classifier, stages: Stages, frozen_batch_norm: bool) -> Non
             is_frozen = any(not parameter.requires_grad for parameter in module.parameters(recurse=False))
             module.train(not (frozen_batch_norm or is_frozen))
     if stages == 0:
-        model.body.eval()  # no drop path in a body that is only looked through
+        model.body.eval()  # no drop path in a body that does not train
 
 
 def parameter_groups(model: Classifier, train: TrainConfig) -> list[dict[str, Any]]:
-    """Sorts the weights for the optimiser: head and body, or the body's stages, with and without weight decay.
+    """Groups the weights for the optimiser: head and body, or the body's stages, with and without weight decay.
 
-    Biases and norms (all that has one dimension) are not decayed. Under ``layer_decay`` each stage of the body has that
-    part of the rate of the one above it (Clark et al. 2020, arXiv:2003.10555, section 3).
+    Not decayed are biases and norms (all that has one dimension) and what the body itself names, such as position
+    embeddings and class tokens. Under ``layer_decay`` each stage of the body has that part of the rate of the one above
+    it (Clark et al. 2020, arXiv:2003.10555, section 3).
 
     Returns:
         Groups with ``scale``, their rate as a multiple of the highest of the body.
     """
-    parts = [(list(model.body.parameters()), 1.0)]
+    names = [name for name, _ in model.body.named_parameters()]
+    parts = [(names, 1.0)]
     if train.layer_decay < 1:
-        stages = model.stages()[::-1]
-        parts = [
-            ([model.body.get_parameter(name) for name in names], train.layer_decay**depth)
-            for depth, names in enumerate(stages)
-        ]
+        parts = [(names, train.layer_decay**depth) for depth, names in enumerate(model.stages()[::-1])]
+    named = [([(name, model.body.get_parameter(name)) for name in names], scale) for names, scale in parts]
+    named.append((list(model.head.named_parameters()), (train.head_lr or train.lr) / train.lr))
+    spared = set(model.body.no_weight_decay()) if hasattr(model.body, "no_weight_decay") else set()
     groups = []
-    for parameters, scale in [*parts, (list(model.head.parameters()), (train.head_lr or train.lr) / train.lr)]:
-        for chosen, decay in (
-            ([p for p in parameters if p.ndim > 1], train.weight_decay),
-            ([p for p in parameters if p.ndim <= 1], 0.0),
-        ):
+    for parameters, scale in named:
+        decayed = [parameter for name, parameter in parameters if parameter.ndim > 1 and name not in spared]
+        others = [parameter for name, parameter in parameters if parameter.ndim <= 1 or name in spared]
+        for chosen, decay in ((decayed, train.weight_decay), (others, 0.0)):
             if chosen:
                 groups.append({"params": chosen, "weight_decay": decay, "scale": scale})
     return groups
@@ -148,12 +148,15 @@ def make_optimizer(model: Classifier, train: TrainConfig) -> torch.optim.Optimiz
     groups = parameter_groups(model, train)
     if train.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, nesterov=train.momentum > 0)
-    return torch.optim.AdamW(groups, lr=train.lr)
+    is_on_gpu = model.mean.device.type == "cuda"
+    return torch.optim.AdamW(groups, lr=train.lr, fused=is_on_gpu or None)  # one kernel instead of hundreds
 
 
 def make_average(model: Classifier, train: TrainConfig) -> Any:
     """Makes timm's moving average of the weights, whose decay rises over the first steps; None if it is off."""
-    from timm.utils import ModelEmaV3  # not above: timm imports only after scenes.model.backbone mended torchvision
+    from timm.utils import (
+        ModelEmaV3,  # not above: timm needs the torchvision that scenes.model.backbone makes importable
+    )
 
     return ModelEmaV3(model, decay=train.ema_decay, use_warmup=True) if train.ema_decay else None
 
@@ -173,7 +176,7 @@ def mix(images: torch.Tensor, targets: torch.Tensor, train: TrainConfig) -> tupl
 
     Args:
         images: (n, 3, s, s).
-        targets: float32, shape (n, classes): probabilities.
+        targets: float32, shape (n, outputs).
         train: Says how strongly; draws are from NumPy's global generator.
 
     Returns:

@@ -54,7 +54,7 @@ class Stopwatch:
             "memory": {name: dict(peaks) for name, peaks in self.memory.items()},
         }
 
-    def go_on(self, saved: Mapping[str, Any]) -> None:
+    def resume(self, saved: Mapping[str, Any]) -> None:
         """Adds what earlier sessions needed, as `state` gave it."""
         self.earlier = saved["seconds"]
         for name, seconds in saved["stages"].items():

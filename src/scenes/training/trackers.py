@@ -16,12 +16,14 @@ from scenes.config import Config
 class Trackers:
     """Where a fold's curves go beside history.csv, under the names of its columns."""
 
-    def __init__(self, config: Config, folder: Path, fold: str) -> None:
+    def __init__(self, config: Config, folder: Path, fold: str, enabled: bool = True) -> None:
         self._board = self._wandb = None
+        if not enabled:
+            return
         if find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
-            # Takes back all that was drawn: a resumed run begins with its history, see `log_history`.
+            # purge_step=0 discards earlier curves: a resumed run logs its history again, see `log_history`.
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=0)
         if config.train.wandb:
             import wandb
@@ -38,10 +40,10 @@ class Trackers:
             )
 
     def log_history(self, history: Iterable[Mapping[str, Any]]) -> None:
-        """Adds what a fold has behind it, before the first step: its probe, the epochs of earlier sessions.
+        """Adds what happened before this session's first step: the probe and the epochs of earlier sessions.
 
-        All of them, so that no epoch is missing that was drawn after the last checkpoint or never reached the disk, and
-        none doubled: TensorBoard has forgotten them, Weights & Biases passes over the steps it has.
+        No epoch is then missing or duplicated: TensorBoard was told to forget them, Weights & Biases skips the steps it
+        already has.
         """
         step = 0
         for row in history:

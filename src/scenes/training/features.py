@@ -1,0 +1,91 @@
+"""The features of a frozen body, computed once for all folds and runs."""
+
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+
+from scenes.console import Meter
+from scenes.data.batches import EvalImages, eval_loader
+from scenes.data.images import Images
+from scenes.files import make_folder, write_atomic
+from scenes.inference.predict import InParts, autocast
+from scenes.model.backbone import Classifier
+from scenes.model.fusion import fuse_batch_norms
+
+
+def body_features(
+    model: Classifier,
+    images: Images,
+    size: int,
+    batch_size: int,
+    device: torch.device,
+    workers: int | str,
+    cache: Path,
+    precision: str,
+) -> np.ndarray:
+    """Computes the pooled features of every image, once for all folds and runs.
+
+    Args:
+        model: On `device`.
+        images: n images.
+        size: Pixels.
+        batch_size: Images at a time.
+        device: Where the model is.
+        workers: Loader processes, or ``auto``.
+        cache: The folder of all caches.
+        precision: ``fp32``, ``bf16`` or ``fp16``, the autocast type.
+
+    Returns:
+        float32, shape (n, f).
+    """
+    path = cache / f"features-{_key(model, images, size, device, precision)}.npy"
+    if not path.exists():
+        make_folder(cache)
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                computed = _compute(model, images, size, batch_size, device, workers, precision)
+                write_atomic(path, lambda temporary: _save(temporary, computed))
+    return np.load(path, allow_pickle=False)
+
+
+def _save(path: Path, features: np.ndarray) -> None:
+    with path.open("wb") as file:  # np.save would append a suffix to a name
+        np.save(file, features, allow_pickle=False)
+
+
+def _key(model: Classifier, images: Images, size: int, device: torch.device, precision: str) -> str:
+    config = model.config  # the pool changes features and no weight
+    about = f"{config.name} {config.pool} {size} {device.type} {precision}\n"
+    digest = blake2b(about.encode(), digest_size=12)
+    digest.update("".join(images.pixel_hashes.tolist()).encode())
+    for name, tensor in {**model.body.state_dict(), "mean": model.mean, "std": model.std}.items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
+def _compute(
+    model: Classifier,
+    images: Images,
+    size: int,
+    batch_size: int,
+    device: torch.device,
+    workers: int | str,
+    precision: str,
+) -> np.ndarray:
+    model.eval()
+    loader = eval_loader(EvalImages(images, np.arange(len(images)), [size]), batch_size, workers, device)
+    meter = Meter(len(loader), "features of the frozen body", "img", batch_size)
+    fused = fuse_batch_norms(model.body, size)
+    body = InParts(lambda pictures: fused(model.normalise(pictures)))
+    done = []
+    with torch.inference_mode(), autocast(device, precision):
+        for batch in loader:
+            pictures = batch.canvases[size].to(device, non_blocking=True)
+            done.append(body(pictures.permute(0, 3, 1, 2)).float().cpu())
+            meter.advance()
+    meter.close()
+    return torch.cat(done).numpy()

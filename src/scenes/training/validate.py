@@ -1,0 +1,56 @@
+"""What a fold's network predicts for the rows it never trains on, and how well."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from scenes.competition.metric import metric_named
+from scenes.inference.predict import PLAIN, View, predict_as_configured
+from scenes.model.backbone import Classifier
+from scenes.training.checkpoint import State
+from scenes.training.job import Fold
+
+
+def validate(fold: Fold, state: State) -> dict[str, float]:
+    """Scores the held-out rows under the plain view."""
+    model, job = state.validated, fold.job
+    if job.trains_on_features:
+        with torch.inference_mode():
+            features = torch.from_numpy(job.features[fold.held_rows]).to(job.device)
+            return scores(fold, job.data.task.activate(model.head.eval()(features)).cpu().numpy())
+    found = scores(fold, predict_held_rows(fold, model, [PLAIN])[0])
+    if state.averaged:  # to show, epoch by epoch, whether averaging pays
+        raw = scores(fold, predict_held_rows(fold, state.model, [PLAIN])[0])
+        found |= {f"raw_{name}": value for name, value in raw.items()}
+    return found
+
+
+def predict_held_rows(fold: Fold, model: Classifier, views: Sequence[View]) -> np.ndarray:
+    """Predicts the held-out rows, each in one of the processes: float32, shape (views, n, outputs)."""
+    job, processes = fold.job, fold.processes
+    processes.copy_main_(model.buffers())  # running statistics that are learnt differ
+    label = f"predicting {fold.name}" if len(views) > 1 else ""
+    rows = fold.held_rows[processes.share(len(fold.held_rows), job.config.infer.batch_size)]
+    own = None
+    if len(rows):
+        own = predict_as_configured(job.config, [model], job.data.images, rows, views, job.device, label)[0]
+    return np.concatenate([part for part in processes.gather(own) if part is not None], 1)
+
+
+def scores(fold: Fold, predictions: np.ndarray) -> dict[str, float]:
+    """Scores predictions of the held-out rows, of shape (n, outputs), under history.csv's names."""
+    data = fold.job.data
+    loss = "rmse" if data.task.kind == "number" else "log_loss"
+    names = {"val_loss": loss, f"val_{data.metric.name}": data.metric.name}
+    if data.task.kind == "classes":
+        names["val_accuracy"] = "accuracy"
+    targets = data.targets[fold.held_rows]
+    return {name: metric_named(metric, data.task).score(predictions, targets)[0] for name, metric in names.items()}
+
+
+def in_words(row: Mapping[str, Any]) -> str:
+    """The scores of a row of the history, for a line of output."""
+    found = {name.removeprefix("val_"): value for name, value in row.items() if name.startswith("val_")}
+    return "".join(f", held-out {name} {value:.4f}" for name, value in found.items())
