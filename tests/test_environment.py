@@ -13,7 +13,12 @@ from scenes.environment import OPENCV, unsatisfied
 PYPROJECT = """
 [project]
 requires-python = "{python}"
-dependencies = ["torch>=2.10,<2.14", "ruamel.yaml>=0.18", "never-on-this-system>=1; sys_platform == 'no-such-system'"]
+dependencies = [
+    "torch>=2.10,<2.14",
+    "ruamel.yaml>=0.18",
+    "opencv-python-headless>=4.9",
+    "never-on-this-system>=1; sys_platform == 'no-such-system'",
+]
 [project.optional-dependencies]
 dev = ["ruff>=0.17"]
 """
@@ -45,8 +50,12 @@ def test_any_opencv_distribution_counts(name: str, tmp_path: Path, monkeypatch: 
     assert check(tmp_path, monkeypatch, {"torch": "2.10.0", "ruamel.yaml": "0.18", name: "4.9.0.80"}) == []
 
 
-def test_opencv_is_needed_though_no_range_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert check(tmp_path, monkeypatch, {"torch": "2.10.0", "ruamel.yaml": "0.18"}) == [f"{OPENCV[0]}: not installed"]
+def test_opencv_that_is_missing_or_too_old_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = {"torch": "2.10.0", "ruamel.yaml": "0.18"}
+    assert check(tmp_path, monkeypatch, others) == ["opencv-python-headless>=4.9: not installed"]
+    (tmp_path / "again").mkdir()
+    old = {**others, "opencv-python": "4.8.1"}
+    assert check(tmp_path / "again", monkeypatch, old) == ["opencv-python-headless>=4.9: found 4.8.1"]
 
 
 def test_missing_and_too_old_and_too_new_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
-"""What this Python has and what it lacks: the check of setup.sh, the way into .venv, the record of a run.
+"""The Python environment: supported versions, switching to .venv, what a run records of it.
 
-Runs before anything is installed: at import it needs only the standard library, and an old Python will do.
+Runs before anything is installed, so importing it needs only the standard library, and Python 3.9 is enough.
 """
 
 from __future__ import annotations  # for `X | Y` under Python 3.9
@@ -60,7 +60,7 @@ def unsatisfied(extra: str = "", pyproject: Path = ROOT / "pyproject.toml") -> l
         return ["packaging: not installed (versions cannot be compared)"]
 
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
-    ranges = [f"python{project['requires-python']}", *project["dependencies"], OPENCV[0]]
+    ranges = [f"python{project['requires-python']}", *project["dependencies"]]
     ranges += project["optional-dependencies"][extra] if extra else []
     problems = []
     for line in ranges:
@@ -96,9 +96,9 @@ def _versions(*names: str) -> dict[str, str]:
 
 
 def ensure_environment() -> None:
-    """Goes on in .venv when this Python lacks the requirements; called first in every script of src/.
+    """Restarts the script in .venv if this Python lacks the requirements; called first in every script of src/.
 
-    So `python src/infer.py` works from a bare shell. Exits with code 2 when there is no .venv to go on in.
+    So `python src/infer.py` works from a bare shell. Exits with code 2 if there is no .venv either.
     """
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing albumentations calls the package index
     missing = [name for name in NEEDED if find_spec(name) is None]
@@ -112,7 +112,7 @@ def ensure_environment() -> None:
         sys.stderr.flush()
         os.environ[REEXECUTED] = "1"
         arguments = getattr(sys, "orig_argv", ["", *sys.argv])[1:]  # with -u, -m and the like; Python 3.9 has only argv
-        with contextlib.suppress(OSError):  # a broken .venv: setup.sh mends it
+        with contextlib.suppress(OSError):  # a broken .venv: setup.sh repairs it
             os.execv(python, [str(python), *arguments])
     print(
         f"error: the requirements are not installed here (missing: {', '.join(missing)}); run: bash setup.sh",
@@ -125,10 +125,10 @@ _stand_ins: list[object] = []  # torch forgets an operator when the library that
 
 
 def import_torchvision() -> None:
-    """Imports torchvision, also the CUDA build of it beside a CPU-only torch; call it before `import timm`.
+    """Imports torchvision, even if it is a CUDA build beside a CPU-only torch; call it before `import timm`.
 
-    There the import fails, for want of compiled operators that this project never calls. They are declared, without an
-    implementation, and it is tried again. Where the import works, nothing else happens.
+    That combination fails to import because compiled operators are missing, which this project never calls. They are
+    declared without an implementation, and the import is retried.
 
     Raises:
         RuntimeError: If torchvision fails for any other reason.
@@ -152,12 +152,12 @@ def import_torchvision() -> None:
 
 
 def usable_cores() -> int:
-    """How many cores this process may use; a job on a cluster has some of the machine's only."""
+    """How many cores this process may use; a cluster may give a job only some of the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe() -> dict[str, object]:
-    """What a result depends on beside config and data: versions, device, threads, commit (for environment.json)."""
+    """What a result depends on besides config and data: versions, device, threads, commit (for environment.json)."""
     import torch
 
     commit, dirty = _commit()

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: atomic writes, numbered back-ups, safe unpacking."""
+"""Files and folders: atomic writes, numbered back-ups, locks, safe unpacking."""
 
 import filecmp
 import glob
@@ -23,14 +23,14 @@ IMAGE_SUFFIXES = {
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file so that a reader, or a kill at any moment, sees the old content or the new, never a part.
+    """Writes a file so that its content is the old or the new one at every moment, even if the process is killed.
 
     Args:
-        path: The file to write; its folder is made if missing.
+        path: The file to write; its folder is created if missing.
         write: Called with a temporary path in the same folder, which it fills.
 
     Raises:
-        OSError: If the disk takes no more, whatever `write` made of that.
+        OSError: If the disk is full, whatever kind of error `write` raised.
     """
     make_folder(path.parent)
     for left_over in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
@@ -50,10 +50,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turns what a full disk does to torch, safetensors or NumPy into the system's own error, and says where it was.
-
-    Each of them reports it in its own words, two of them not as an OSError; and no failed write names its file.
-    """
+    """Turns what torch, safetensors and NumPy raise on a full disk into an OSError that names the file."""
     try:
         yield
     except Exception as error:
@@ -64,7 +61,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _disk_error(error: Exception, folder: Path) -> OSError | None:
-    """The system's error behind another, found out by writing to the same folder; None if that works."""
+    """The system's error behind another, found by writing to the same folder; None if that works."""
     if isinstance(error, OSError) and error.errno is not None:
         return error
     if isinstance(error, UserError):
@@ -80,7 +77,7 @@ def _disk_error(error: Exception, folder: Path) -> OSError | None:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder and those above it, if missing.
+    """Creates a folder and its parents, if missing.
 
     Raises:
         UserError: If a file is in the way.
@@ -91,14 +88,14 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def only_process(folder: Path, doing: str) -> Iterator[None]:
-    """Keeps other processes off a folder, which is made; a killed process leaves no lock behind.
+    """Locks a folder, which is created if missing; the lock of a killed process is released.
 
     Args:
-        folder: Where the lock is.
-        doing: What the other one is doing, for the message.
+        folder: What to lock.
+        doing: What another process that holds the lock is doing, for the message.
 
     Raises:
-        UserError: If another process holds it.
+        UserError: If another process holds the lock.
     """
     make_folder(folder)
     lock = FileLock(folder / ".lock", timeout=0)
@@ -113,7 +110,7 @@ def only_process(folder: Path, doing: str) -> Iterator[None]:
 
 
 def check_folder(folder: Path) -> None:
-    """Makes sure that a folder is there or can be made.
+    """Checks that a folder exists or can be created.
 
     Raises:
         UserError: If a file is in the way.
@@ -124,7 +121,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Makes sure, before the work, that a file can be put there afterwards.
+    """Checks, before the work begins, that a file can be written there at its end.
 
     Raises:
         UserError: If the path is a folder, or a file is where its folder would be.
@@ -151,7 +148,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_result(path: Path, text: str) -> None:
-    """Writes UTF-8 text that people may have changed since: an older file of other content is kept under a number."""
+    """Writes UTF-8 text; an older file with other content, which somebody may have edited, is kept under a number."""
 
     def write(temporary: Path) -> None:
         temporary.write_bytes(text.encode())
@@ -161,13 +158,13 @@ def write_result(path: Path, text: str) -> None:
 
 
 def keep_different(path: Path, new: Path) -> None:
-    """Moves a file out of the way, and says so, if the one that is to take its place has other content."""
+    """Renames a file, and says so, if the one that is to replace it has other content."""
     if path.exists() and not filecmp.cmp(path, new, shallow=False):
-        say(f"{path} was there with other content; it is now {keep_old(path)}")
+        say(f"{path} existed with other content; it is now {keep_old(path)}")
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a rename in `folder` survive a power cut."""
+    """Makes renames in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -176,7 +173,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def keep_old(path: Path) -> Path | None:
-    """Moves an existing file out of the way to the first free `stem.N.suffix`.
+    """Renames an existing file to the first free `stem.N.suffix`.
 
     Returns:
         Where the old file is now, or None if there was none.
@@ -191,9 +188,9 @@ def keep_old(path: Path) -> Path | None:
 
 
 def unzip(archive: Path, folder: Path) -> list[Path]:
-    """Unpacks a zip archive, refusing entries that would land outside `folder` or are links.
+    """Unpacks a zip archive, refusing entries that are links or would land outside `folder`.
 
-    An interruption leaves what was unpacked so far: unpack into a temporary folder where that matters.
+    If interrupted, it leaves what was unpacked so far: use a temporary folder where that matters.
 
     Returns:
         The files written.

@@ -205,7 +205,7 @@ def test_on_a_full_disk_images_are_decoded_when_needed(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 0, next(free, 2**20)))
     images = opened(paths, tmp_path / "cache")
     assert not images.is_cached
-    assert "did not fit on the disk" in capsys.readouterr().out
+    assert "do not fit on the disk" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "cache").rglob("images.bin")] == []
     again = pickle.loads(pickle.dumps(images))
     monkeypatch.undo()

@@ -89,7 +89,7 @@ def leak(soft: pd.DataFrame) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (leak, "rows it is judged on"),
+        (leak, "rows it holds out"),
         (lambda soft: pd.concat([soft, soft.iloc[:3]]), "repeat an image and fold"),
         (lambda soft: soft.assign(fold=7), "a fold that no training row has"),
         (lambda soft: soft.query("fold == 0"), "no row for fold 1"),

@@ -4,6 +4,7 @@ Most of them are forked from here, which spares each the imports; a launcher's s
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -90,7 +91,8 @@ def launch(world: int, command: list[str], prepare: Callable[[int], object] = la
 
 
 def logs() -> list[str]:
-    return [Path(f"{rank}.log").read_text() for rank in range(2)]
+    logs = [Path(f"{rank}.log").read_text() for rank in range(2)]
+    return [re.sub(r"^\[Gloo\].*\n", "", log, flags=re.MULTILINE) for log in logs]  # older versions of torch log these
 
 
 def weights(folder: Path = Path()) -> dict[str, np.ndarray]:

@@ -305,7 +305,7 @@ def test_cutmix_replaces_a_box_and_shares_targets_by_its_area() -> None:
         assert float(targets[0, 4]) == pytest.approx(float(from_other.float().mean()), abs=1e-6)
         shares.append(float(targets[0, 4]))
     assert torch.equal(IMAGES, before)
-    assert len(set(shares)) > 10
+    assert len(set(shares)) > 5
 
 
 def test_with_both_on_each_batch_gets_one_of_them() -> None:

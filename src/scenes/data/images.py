@@ -26,7 +26,7 @@ MEASURED = 500  # files whose values are looked at to suggest a data.pixel_range
 
 
 class Pictures(Protocol):
-    """Images by row, RGB, uint8, shape (height, width, 3): what batches are made of."""
+    """Images by row: RGB, uint8, shape (height, width, 3)."""
 
     def __len__(self) -> int: ...
 
@@ -38,7 +38,7 @@ class Images:
 
     Attributes:
         pixel_hashes: (n,) array of 32 hexadecimal digits; equal for identical images, see `Decoded`.
-        bad: What is wrong with those that could not be read, by row.
+        bad: Why images cannot be read, by row.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Images:
 
 
 def read_images(table: Table, size: int, data: DataConfig, label: str) -> tuple[Images | None, list[Problem]]:
-    """Opens a table's images, or says which rows cannot be read; `read_train` has named the missing files already.
+    """Opens a table's images, or lists which rows cannot be read; `read_train` has already named the missing files.
 
     Args:
         table: The rows.
@@ -100,7 +100,7 @@ def read_images(table: Table, size: int, data: DataConfig, label: str) -> tuple[
 
 
 def unreadable_rows(table: Table, reasons: Mapping[int, str]) -> list[Problem]:
-    """Makes a problem of each kind of damage among rows; `read_train` has named the missing files already."""
+    """Lists one problem for each reason; `read_train` has already named the missing files."""
     problems: list[Problem] = []
     for reason in sorted({*reasons.values()} - {MISSING}):
         rows = [row for row, why in reasons.items() if why == reason]
@@ -123,10 +123,10 @@ def _range_remedy(paths: Sequence[Path]) -> str:
 
 
 def read_good_images(table: Table, size: int, data: DataConfig, label: str) -> tuple[Images | None, dict[int, str]]:
-    """Opens those of a table's images that can be read; arguments as `read_images`'.
+    """Opens the images of a table that can be read; for the arguments see `read_images`.
 
     Returns:
-        Their images in the table's order, None if there are none; and why each of the other rows is left out.
+        The images in the table's order, or None if there are none; and why each of the other rows is left out.
     """
     present = _present(table)
     reasons = dict.fromkeys(sorted(set(range(len(table))) - set(present)), MISSING)
@@ -159,18 +159,18 @@ def open_images(
         largest_size: The largest image size in pixels the run asks for; more than 1.5 times that is not kept.
         cache: The folder of all caches.
         label: What to call these images in messages.
-        keep_bad: Open the images although some cannot be read; none of these may be asked for.
+        keep_bad: Open the images even if some cannot be read; those must not be asked for.
         pixel_range: See `decode`.
 
     Returns:
-        The images, None if some cannot be read and `keep_bad` is not set; what is wrong with each of these by row.
+        The images, or None if some cannot be read and `keep_bad` is not set; and why images cannot be read, by row.
     """
     short_side = kept_short_side(largest_size)
     folder = cache / f"images-{cache_key(paths, short_side, pixel_range)}"
     if not (folder / "index.npz").exists():
         make_folder(cache)
         with FileLock(f"{folder}.lock"):
-            # Another process may have built it while this one waited.
+            # Another process may have built it in the meantime.
             if not (folder / "index.npz").exists():
                 bad = _build(folder, paths, short_side, pixel_range, label, keep_bad)
                 if bad and not keep_bad:
@@ -180,8 +180,8 @@ def open_images(
         return None, images.bad
     if not images.is_cached:
         say(
-            f"the decoded {label} images did not fit on the disk: they are decoded anew each time they are needed. "
-            f"Once there is room, delete {folder}"
+            f"the decoded {label} images do not fit on the disk and are decoded whenever they are needed; "
+            f"once there is room, delete {folder}"
         )
     return images, images.bad
 
@@ -192,7 +192,7 @@ def kept_short_side(largest_size: int) -> int:
 
 
 def cache_key(paths: Sequence[Path], short_side: int, pixel_range: Sequence[float] | None = None) -> str:
-    """Names a cache by all that decides its content; a changed file changes its size or time."""
+    """Names a cache by everything its content depends on; a file that changes has another size or time."""
     about = f"{FORMAT_VERSION} {short_side} {pixel_range and tuple(pixel_range)} {len(paths)}"
     digest = blake2b(about.encode(), digest_size=12)
     for path in paths:
@@ -209,8 +209,8 @@ def _build(
     label: str,
     keep_bad: bool,
 ) -> dict[int, str]:
-    """Decodes all files into `folder`, which appears only when whole; returns what is wrong with each bad row."""
-    for left_over in folder.parent.glob(f"{folder.name}.part*"):  # of a build that was killed
+    """Decodes all files into `folder`, which appears only when complete; returns why images cannot be read, by row."""
+    for left_over in folder.parent.glob(f"{folder.name}.part*"):  # from a build that was killed
         shutil.rmtree(left_over, ignore_errors=True)
     part = folder.with_name(f"{folder.name}.part{os.getpid()}")
     part.mkdir(parents=True)
@@ -218,7 +218,7 @@ def _build(
         with disk_errors(folder):
             bad = _decode_into(part, paths, short_side, pixel_range, label)
         if keep_bad or not bad:
-            shutil.rmtree(folder, ignore_errors=True)  # there, but without an index
+            shutil.rmtree(folder, ignore_errors=True)  # it may exist without an index
             part.replace(folder)
         return bad
     finally:

@@ -20,7 +20,7 @@ class SoftTargets(NamedTuple):
     """What one fold trains on in place of labels.
 
     Attributes:
-        rows: int64, shape (m,): rows of train.csv, then those of test.csv counted on.
+        rows: int64, shape (m,): rows of train.csv; those of test.csv are numbered after them.
         probabilities: float32, shape (m, classes), rows sum to 1.
     """
 
@@ -34,8 +34,8 @@ def read_soft_targets(
     """Reads probabilities of training images (distillation) and of test images (pseudo-labels), fold by fold.
 
     Args:
-        file: Columns ``image_name``, ``fold`` and one a class. A row may only serve the fold it names: the models that
-            made it must not have seen that fold's labels.
+        file: Columns ``image_name``, ``fold`` and one for each class. A row is used by the fold it names only: the
+            models that made it must not have seen that fold's labels.
         train: The n training rows.
         test: The test rows, if there are any.
         classes: The labels.
@@ -63,7 +63,7 @@ def read_soft_targets(
         (rows < 0, "with an image that is in neither CSV"),
         (folds < 0, "with a fold that no training row has"),
         (columns.duplicated(ABOUT), "that repeat an image and fold"),
-        (held_out, "that give a fold targets for rows it is judged on"),
+        (held_out, "that give a fold targets for rows it holds out"),
         (~((probabilities >= 0).all(1) & (np.abs(sums - 1) < 1e-3)), "whose probabilities do not sum to 1"),
     ):
         problems += problem_for_rows(table, np.flatnonzero(wrong).tolist(), names, what, again)
@@ -74,7 +74,7 @@ def read_soft_targets(
 
 
 class JoinedImages:
-    """The training images and, counted on, the test images."""
+    """The training images, followed by the test images."""
 
     def __init__(self, first: Images, second: Images) -> None:
         self.first, self.second = first, second
