@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job: set-up → train → infer. Killed or stopped, the same command goes on where it was.
+# The main job: set up, train, write the submission. After a kill or a stop, the same command resumes.
 set -euo pipefail
 
 if [[ $# -eq 0 || "$1" == -* ]]; then
@@ -9,7 +9,7 @@ fi
 root="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"
 configs=()
 while [[ $# -gt 0 && "$1" != -* ]]; do
-    # Relative to where the caller stands if it is there, else to the repository.
+    # A path is relative to the current folder if it exists there, else to the repository.
     config="$1"
     [[ ! -e "$config" || "$config" == /* ]] || config="$PWD/$config"
     configs+=("${config#"$root/"}")

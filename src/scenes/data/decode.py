@@ -19,7 +19,8 @@ from scenes.environment import usable_cores
 
 # What is wrong with a file is said once, by us.
 warnings.filterwarnings("ignore", module="PIL")
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+# OpenCV 4 and 5 have it in different places.
+(cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel)(0)  # silent
 CHUNK = 8  # images a thread decodes at a time; with fewer it mostly waits for its turn in Python
 MAX_PIXELS = 178_956_970  # Pillow's own limit; a file that claims more is an attack
 TOO_LARGE = f"more than {MAX_PIXELS // 10**6} million pixels"
