@@ -25,17 +25,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     folds = chosen.chosen_folds(arguments.folds, config.data.folds)
 
     if arguments.to == "onnx":
-        from scenes.inference.onnx_export import export_onnx
+        from scenes.inference.export import export_onnx
 
         export_onnx(chosen, config, folds, arguments.out)
         return
     from scenes.data.folds import fold_name
-    from scenes.model.timm_export import export_timm
+    from scenes.model.export import export_timm
     from scenes.model.weights import load_classifier
 
     for fold in folds:
-        model, classes = load_classifier(chosen.weights_file(fold), config)
-        export_timm(model, classes, config, (arguments.out or chosen.folder / "timm") / fold_name(fold))
+        model, _ = load_classifier(chosen.weights_file(fold), config)
+        export_timm(model, config, (arguments.out or chosen.folder / "timm") / fold_name(fold))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Predicts the test images with a trained run, test-time augmentation across folds, and writes a submission.
+"""Predicts the test images with a trained run, averaging folds and views, and writes a submission.
 
-Or, with --images, any number of images: shard by shard into a folder, which --merge makes one file of.
+With --images it predicts any number of images instead, on one machine or a Ray cluster, and writes parquet files.
 """
 
 import argparse
@@ -13,31 +13,25 @@ from scenes.environment import ensure_environment
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Writes the submission and the probabilities, or a shard, or what the shards are together."""
+    """Writes the submission and the probabilities, or the parquet files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, help="a run's folder, runs/NAME; by default the run that finished last")
     parser.add_argument("--folds", help="0, 0-4, 0,2,4 or full; by default every fold that is trained")
     parser.add_argument("--tta", help="none, hflip, multiscale or five_crop; by default the config's infer.tta")
-    parser.add_argument("--out", type=Path, help="the submission, by default submissions/NAME.csv; the shards' folder")
+    parser.add_argument("--out", type=Path, help="the submission, by default submissions/NAME.csv; --images: a folder")
     parser.add_argument(
-        "--images", type=Path, metavar="FOLDER|LIST", help="predict these: a folder's, or a text's, one path a line"
+        "--images", type=Path, metavar="FOLDER|LIST", help="predict a folder's images, or those a text file lists"
     )
-    parser.add_argument("--shard", metavar="I/N", help="the I-th of N shards of --images, from 1; by default 1/1")
-    parser.add_argument("--merge", type=Path, metavar="DIR", help="check the shards in DIR and make them one file")
+    parser.add_argument("--ray-address", metavar="HOST:PORT", help="--images: a Ray cluster; by default this machine")
     add_settings_option(parser)
     arguments = parser.parse_args(argv)
 
-    if (arguments.images or arguments.merge) and not find_spec("pyarrow"):
-        raise UserError("--images and --merge need pyarrow: pip install pyarrow==26.0.1")
-    if arguments.merge:
-        if any(value for option, value in vars(arguments).items() if option != "merge"):
-            raise UserError("--merge goes alone: --merge DIR, the --out of the shards")
-        from scenes.inference.shards import merge
-
-        merge(arguments.merge)
-        return
-    if (arguments.images and not arguments.out) or (arguments.shard and not arguments.images):
-        raise UserError("--images, --shard and --out go together: --images FOLDER --shard 1/16 --out DIR")
+    if arguments.images and not arguments.out:
+        raise UserError("--images needs --out DIR, a folder for the parquet files")
+    if arguments.ray_address and not arguments.images:
+        raise UserError("--ray-address is for --images")
+    if arguments.images and (missing := [name for name in ("ray", "pyarrow") if not find_spec(name)]):
+        raise UserError(f"--images needs {' and '.join(missing)}: pip install ray==2.60.0 pyarrow==26.0.1")
 
     from scenes.runs import Run, newest
 
@@ -49,10 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     folds = chosen.chosen_folds(arguments.folds, config.data.folds)
 
     if arguments.images:
-        from scenes.inference.shards import parse_shard, predict_shard
+        from scenes.inference.at_scale import predict_at_scale
 
-        shard = parse_shard(arguments.shard or "1/1")
-        predict_shard(chosen, config, folds, arguments.images, shard, arguments.out)
+        predict_at_scale(chosen, config, folds, arguments.images, arguments.out, arguments.ray_address)
         return
     from scenes.inference.submit import submit
 

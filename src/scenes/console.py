@@ -237,9 +237,9 @@ class Meter:
         """Units per second since the start or the last restart."""
         return (self.done - self.first) * self.per_item / max(monotonic() - self.start, 1e-9)
 
-    def advance(self, note: str | Callable[[], str] = "") -> None:
-        """Counts one item and shows a note beside the rate; a function is called only when its note is shown."""
-        self.done += 1
+    def advance(self, note: str | Callable[[], str] = "", count: int = 1) -> None:
+        """Counts items and shows a note beside the rate; a function is called only when its note is shown."""
+        self.done += count
         if self.bar:
             self.bar.update(self.task, completed=self.done)
             if monotonic() - self.last_note >= NOTE_SECONDS:

@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 
-import infer
-
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 TINY = ["model.name=test_efficientnet", "model.weights=none", "image_size=32", "infer.image_size=null"]
 TINY += ["train.batch_size=16", "infer.batch_size=16", "train.epochs=1", "data.folds=2", "loader.workers=0"]
@@ -82,27 +80,6 @@ def test_inference_counts_files_and_views(load: Any, workspace: Path, monkeypatc
         [files, views] for files in ("5 files of 32 px", "3 files of 200 px") for views in ("1", "2", "5")
     ]
     assert len(header) == 7
-
-
-def test_inference_at_scale_measures_stages_and_the_command(
-    load: Any, workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    benchmark = load("inference_at_scale")
-
-    def popen(command: list[Any], **_: object) -> SimpleNamespace:
-        return SimpleNamespace(pid=forked(lambda: infer.main([str(part) for part in command[2:]])))
-
-    monkeypatch.setattr(benchmark, "subprocess", SimpleNamespace(Popen=popen))
-    monkeypatch.setattr(benchmark, "LARGE", 200)
-    monkeypatch.setattr(benchmark, "MERGED_PARTS", 1)
-    benchmark.main(["--images", "320", "--drawn", "12", "--repeats", "1", "--set", *TINY])
-    _, *lines = tables(workspace, "inference at scale effnet_lite0")
-    stages = [line[0].split()[0] for line in lines]
-    assert stages == ["listing", "decoding", "decoding", "one", "`infer.py", "`infer.py"]
-    for line in lines:
-        rate, hours = (float(cell.split()[0]) for cell in line[1:])
-        assert hours == pytest.approx(1e6 / rate / 3600, abs=0.002)
-    assert "MiB with 80 images" in (workspace / "RESULTS.md").read_text()
 
 
 def test_scaling_has_a_line_for_each_size(load: Any, workspace: Path) -> None:

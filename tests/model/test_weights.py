@@ -20,15 +20,8 @@ from scenes.competition.task import class_task
 from scenes.config import Config, DataConfig, ModelConfig, TrainConfig
 from scenes.console import UserError
 from scenes.model.backbone import Classifier, create_body
-from scenes.model.weights import (
-    find,
-    load_body,
-    load_classifier,
-    pretrained_state,
-    read_prior,
-    read_state,
-    save_classifier,
-)
+from scenes.model.pretrained import find, load_body, pretrained_state
+from scenes.model.weights import load_classifier, read_prior, read_state, save_classifier
 
 NAME = "test_efficientnet.r160_in1k"
 BARE = "test_efficientnet"
@@ -226,9 +219,7 @@ def test_without_a_network_the_message_says_so_at_once(monkeypatch: pytest.Monke
         raise ConnectionError("cannot reach the hub\nmore lines")
 
     from_hub(monkeypatch, fail)
-    with pytest.raises(
-        UserError, match=r"(?s)the hub did not give them .ConnectionError: cannot reach the hub\).*Ways"
-    ):
+    with pytest.raises(UserError, match=r"(?s)the hub did not give them .ConnectionError: cannot reach the hub\)"):
         pretrained_state(config(weights="hub"))
     assert seen_offline == [True]  # no retries
 

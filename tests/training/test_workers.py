@@ -259,7 +259,7 @@ def is_at_work(pid: int) -> bool:
 
 
 def test_without_ray_the_message_says_how_to_get_it(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scenes.training.ray_tasks.find_spec", lambda _: None)
+    monkeypatch.setattr("scenes.ray_cluster.find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"pip install ray=="):
         fit("--parallel=ray")
     assert not Path("runs").exists()

@@ -14,7 +14,7 @@ from scenes.insight.readable import Readable, read
 from scenes.insight.shift import Shift, adversarial_validation
 from scenes.model.backbone import Classifier
 from scenes.model.device import choose_device, choose_precision
-from scenes.model.weights import pretrained_state
+from scenes.model.pretrained import pretrained_state
 from scenes.training.features import body_features
 
 SIDES = ("within train", "train and test", "within test")

@@ -17,7 +17,7 @@ from scenes.kaggle.bootstrap import sha256
 from scenes.kaggle.half import halve, measure_half
 from scenes.kaggle.notebook import Cell, as_notebook, as_script, inference_cells, training_cells
 from scenes.kaggle.target import Target
-from scenes.model.weights import find
+from scenes.model.pretrained import find
 from scenes.runs import Run, write_json
 
 NOT_ON_KAGGLE = ("ruamel.yaml", "iterative-stratification")  # pure Python, so a copy works there

@@ -24,7 +24,7 @@ from scenes.data.decode import BadImageError, decode
 from scenes.data.folds import fold_name, folds_text
 from scenes.environment import unsatisfied
 from scenes.files import write_text
-from scenes.model.weights import kaggle_input
+from scenes.model.pretrained import kaggle_input
 from scenes.runs import Run
 from scenes.training.workers import INTERRUPTED, OUT_OF_TIME, Slot, Task, follow, gpu_count, local_slots
 

@@ -19,7 +19,7 @@ from scenes.data.folds import FULL, fold_name
 from scenes.inference.predict import PLAIN, VIEWS
 from scenes.model.backbone import Classifier, has_depthwise
 from scenes.model.device import choose_device, choose_precision
-from scenes.model.weights import pretrained_state
+from scenes.model.pretrained import pretrained_state
 from scenes.runs import Run, read_json
 from scenes.training import recipe
 from scenes.training.distributed import Processes

@@ -1,12 +1,9 @@
 """Tasks on a Ray cluster: each starts the same child process, on whichever machine has a GPU or cores free."""
 
-import logging
 import os
-import signal
 import socket
 import time
 from collections.abc import Mapping
-from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from filelock import FileLock
 
 from scenes.console import UserError
 from scenes.environment import ROOT
+from scenes.ray_cluster import connect
 from scenes.training.workers import INTERRUPTED, POLL_SECONDS, Child, Slot, Task
 
 RETRIES = 3
@@ -35,21 +33,7 @@ def ray_slots(tasks: int, address: str | None) -> list[Slot]:
     Raises:
         UserError: If Ray is not installed, or there is no cluster at the address.
     """
-    if not find_spec("ray"):
-        raise UserError("--parallel ray needs Ray, the same version on all machines: pip install ray==2.60.0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
-    import ray
-
-    if not ray.is_initialized():
-        on_sigterm = signal.getsignal(signal.SIGTERM)
-        try:
-            ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(f"Ray does not answer{f' at {address}' if address else ''}: {error}") from None
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has replaced it
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    if not machines:
-        raise UserError("no machine of the Ray cluster offers cores: start one with ray start --num-cpus")
+    machines = connect(address, "--parallel ray")
     with_gpus = [machine for machine in machines if machine.get("GPU")]
     if with_gpus:
         cores = int(min(machine["CPU"] // machine["GPU"] for machine in with_gpus))

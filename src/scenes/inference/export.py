@@ -1,11 +1,9 @@
-"""A run as one ONNX file: images of any size in, the probabilities infer.py would give out."""
+"""A run as one ONNX file: images of any size in, infer.py's probabilities out."""
 
 import json
 import logging
-import statistics
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
@@ -30,20 +28,19 @@ from scenes.model.device import choose_device
 from scenes.runs import Run
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
-OPSET = 18  # of the year 2023: every onnxruntime since 1.14 runs it
-LARGEST_FILE = 2**31 - 2**24  # protobuf's limit is 2 GiB, the graph itself included
+OPSET = 18  # from 2023: every onnxruntime since 1.14 runs it
+LARGEST_FILE = 2**31 - 2**24  # protobuf's limit is 2 GiB, the graph included
 CHECKED = 256  # training images whose probabilities are compared
-ALTERED = 16  # of them, also compared cut smaller and enlarged, so that the resizing is checked on any data
-# On images of the size: float32 in another order of summation moves a probability by some 1e-6.
+ALTERED = 16  # of them, also compared cut smaller and enlarged, so that resizing is checked on any data
+# For images of the model's size: float32 sums in another order move a probability by about 1e-6.
 LARGEST_DIFFERENCE = 1e-3
-# On the mean of resized ones: OpenCV interpolates in fixed point, so one pixel in ten is off by one level of 255. That
+# For resized ones, on average: OpenCV interpolates in fixed point, so one pixel in ten is off by one level of 255. That
 # moves EfficientNet-Lite0's probabilities by 0.002 on average and by 0.03 at most, where two classes are as probable.
 MEAN_DIFFERENCE = 1e-2
-TIMED, REPEATS = 32, 5
 
 
 class Pipeline(nn.Module):
-    """What `predict` does, as one graph. A body that folds share is in it once."""
+    """What `predict` does, as one graph that holds a body shared by several folds once."""
 
     def __init__(self, models: Sequence[Classifier], chosen: ChosenEnsemble, size: int) -> None:
         super().__init__()
@@ -73,7 +70,7 @@ def fit(images: Tensor, side: int) -> Tensor:
     """Resizes as `data.batches.resize` does, within one level of 255.
 
     Both of OpenCV's interpolations weigh rows and columns independently, so each is a product with two matrices.
-    ONNX's own Resize knows no area interpolation, and choosing between two kinds would need branches in the graph.
+    ONNX's own Resize has no area interpolation, and choosing between two kinds would need branches in the graph.
 
     Args:
         images: uint8, shape (n, h, w, 3).
@@ -83,7 +80,7 @@ def fit(images: Tensor, side: int) -> Tensor:
         float32, whole numbers 0 … 255, shape (n, side, side, 3).
     """
     height, width = images.shape[1:3]
-    # In tensors, not in Python, where the example image's answer would be written into the graph.
+    # Compared as tensors: a comparison in Python would fix the example image's answer in the graph.
     shrinks = (torch.arange(height)[-1] >= side) & (torch.arange(width)[-1] >= side)
     rows, columns = _weights(height, side, shrinks), _weights(width, side, shrinks)
     resized = rows @ images.permute(0, 3, 1, 2).float() @ columns.T
@@ -102,7 +99,7 @@ def _weights(length: int, side: int, shrinks: Tensor) -> Tensor:
 
 
 def export_onnx(run: Run, config: Config, folds: Sequence[int], out: Path | None = None) -> Path:
-    """Writes the file, after comparing its probabilities with PyTorch's on training images.
+    """Writes the file once its probabilities equal PyTorch's on training images.
 
     Args:
         run: A run with these folds trained.
@@ -121,7 +118,7 @@ def export_onnx(run: Run, config: Config, folds: Sequence[int], out: Path | None
         raise UserError(f"--to onnx needs {', '.join(missing)}: pip install {' '.join(PACKAGES)}")
     out = out or run.folder / f"{run.name}.onnx"
     check_file(out)
-    choose_device()  # sets up a CPU's memory; the comparison is on the CPU, where onnxruntime is
+    choose_device()  # sets up a CPU's memory; the comparison is on the CPU, where onnxruntime runs
     models, classes = load_folds(run, config, folds, torch.device("cpu"))
     chosen = chosen_ensemble(run, config)
     metadata = {
@@ -133,23 +130,19 @@ def export_onnx(run: Run, config: Config, folds: Sequence[int], out: Path | None
         "folds": ",".join(map(fold_name, folds)),
     }
     images = _training_images(config)
-    session = None
 
     def write(temporary: Path) -> None:
-        nonlocal session
         _save(Pipeline(models, chosen, config.predict_size).eval(), temporary, metadata)
-        session = _open(temporary)
-        _compare(session, models, chosen, images, config)
+        _compare(temporary, models, chosen, images, config)
         keep_different(out, temporary)
 
     write_atomic(out, write)
     say(f"wrote {out} ({out.stat().st_size / 2**20:.1f} MiB; {metadata['folds']}; views: {metadata['views']})")
-    _time(session, models, chosen, images, config)
     return out
 
 
 def _training_images(config: Config) -> list[np.ndarray]:
-    """Up to `CHECKED` of the training images that can be read, spread over the CSV, as the cache would hold them."""
+    """Decodes up to `CHECKED` of the readable training images, spread over the CSV."""
     table, _, _ = read_train(config.data, None)
     chosen = np.unique(np.linspace(0, len(table) - 1, CHECKED).astype(int))
     images = []
@@ -165,24 +158,21 @@ def _training_images(config: Config) -> list[np.ndarray]:
 
 
 def _save(pipeline: Pipeline, path: Path, metadata: dict[str, str]) -> None:
-    """Traces and writes the graph.
-
-    By the exporter that is built on torch.export (dynamo): torch's older one is deprecated, and records what one
-    example does.
+    """Writes the graph with torch's dynamo-based exporter.
 
     Raises:
-        UserError: If the network is too large for one file, or does something that ONNX has no operator for.
+        UserError: If the network is too large for one file, or ONNX has no operator for something in it.
     """
     unique = {id(tensor): tensor for tensor in pipeline.state_dict(keep_vars=True).values()}
     size = sum(tensor.numel() * tensor.element_size() for tensor in unique.values())
     if size > LARGEST_FILE:
         raise UserError(f"{size / 2**30:.1f} GiB of weights do not fit into one ONNX file (2 GiB): name fewer --folds")
     example = torch.zeros(2, pipeline.size + 3, pipeline.size + 5, 3, dtype=torch.uint8)
-    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC}
+    dynamic = dict.fromkeys((0, 1, 2), torch.export.Dim.DYNAMIC)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch about itself
+            warnings.simplefilter("ignore")  # about torch's own code
             program = torch.onnx.export(
                 pipeline,
                 (example,),
@@ -193,7 +183,7 @@ def _save(pipeline: Pipeline, path: Path, metadata: dict[str, str]) -> None:
                 dynamo=True,
                 verbose=False,
             )
-    except Exception as error:  # of the tracer's, the exporter's and the optimiser's own kinds
+    except Exception as error:  # the tracer, the exporter and the optimiser each have their own kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         name = pipeline.models[0].config.name
         raise UserError(f"{name} cannot be exported to ONNX by torch {torch.__version__}: {reason}") from None
@@ -202,17 +192,8 @@ def _save(pipeline: Pipeline, path: Path, metadata: dict[str, str]) -> None:
     program.save(path)
 
 
-def _open(path: Path) -> Any:
-    """An onnxruntime session on as many threads as PyTorch has."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-
-
 def _run(session: Any, images: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
-    """Probabilities by onnxruntime, in batches of images that follow each other and have one size."""
+    """Predicts with onnxruntime, in batches of consecutive images of one size."""
     batches: list[list[np.ndarray]] = []
     for _, same in groupby(images, key=np.shape):
         listed = list(same)
@@ -220,23 +201,18 @@ def _run(session: Any, images: Sequence[np.ndarray], batch_size: int) -> np.ndar
     return np.concatenate([session.run(["probabilities"], {"images": np.stack(batch)})[0] for batch in batches])
 
 
-def _predict(models: Sequence[Classifier], chosen: ChosenEnsemble, images: Sequence[np.ndarray], config: Config) -> Any:
-    """The same by the one way that all predictions take."""
-    rows, batch_size = np.arange(len(images)), config.infer.batch_size
-    device = torch.device("cpu")
-    size, views = config.predict_size, chosen.views
-    return chosen.combine(predict(models, images, rows, views, size, batch_size, device, workers=0))
-
-
 def _compare(
-    session: Any, models: Sequence[Classifier], chosen: ChosenEnsemble, images: list[np.ndarray], config: Config
+    path: Path, models: Sequence[Classifier], chosen: ChosenEnsemble, images: list[np.ndarray], config: Config
 ) -> None:
-    """Refuses a graph whose probabilities are not PyTorch's.
+    """Compares a file's probabilities with PyTorch's and prints the differences.
 
     Raises:
-        UserError: If they differ by more than the arithmetic does.
+        UserError: If they differ by more than rounding explains.
     """
-    size = config.predict_size
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    size, batch_size, cpu = config.predict_size, config.infer.batch_size, torch.device("cpu")
     sides = {view.canvas(size) for view in chosen.views}
     some = [resize(image, size) for image in images[:ALTERED]]
     altered = [image[: size - size // 4] for image in some] + [resize(image, size + size // 3) for image in some]
@@ -246,11 +222,13 @@ def _compare(
     for name, compared in (("of the size", strict), ("resized", resized)):
         if not compared:
             continue
-        ours, theirs = _predict(models, chosen, compared, config), _run(session, compared, config.infer.batch_size)
+        everything = np.arange(len(compared))
+        ours = chosen.combine(predict(models, compared, everything, chosen.views, size, batch_size, cpu, workers=0))
+        theirs = _run(session, compared, batch_size)
         differences = np.abs(ours - theirs).max(1)
         mean, largest = float(differences.mean()), float(differences.max())
         is_close = largest <= LARGEST_DIFFERENCE if compared is strict else mean <= MEAN_DIFFERENCE
-        if not is_close:  # nor where one is not a number
+        if not is_close:  # nor where one is NaN
             raise UserError(
                 f"the graph's probabilities differ from PyTorch's on images {name}: by {mean:.1e} on average, by "
                 f"{largest:.1e} at most; nothing was written (torch {torch.__version__}). Try --folds with one fold to "
@@ -259,26 +237,3 @@ def _compare(
         same = float((ours.argmax(1) == theirs.argmax(1)).mean())
         rows.append((name, len(compared), f"{mean:.1e}", f"{largest:.1e}", f"{same:.2%}"))
     print_table(["training images", "n", "mean |Δp|", "largest", "same class"], rows)
-
-
-def _time(
-    session: Any, models: Sequence[Classifier], chosen: ChosenEnsemble, images: Sequence[np.ndarray], config: Config
-) -> None:
-    """Says how fast both are on the same images and threads, in turn."""
-    same = [resize(image, config.predict_size) for image in images[:TIMED]]
-    ways: dict[str, Callable[[], object]] = {
-        "onnxruntime": lambda: _run(session, same, config.infer.batch_size),
-        "PyTorch": lambda: _predict(models, chosen, same, config),
-    }
-    speeds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(REPEATS):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            speeds[name].append(len(same) / (time.perf_counter() - start))
-    medians = ", ".join(
-        f"{name} {statistics.median(found):.1f} images/s ({min(found):.1f} to {max(found):.1f})"
-        for name, found in speeds.items()
-    )
-    threads = torch.get_num_threads()
-    say(f"speed, {len(same)} images, {threads} thread{'s' * (threads > 1)}, median of {REPEATS}: {medians}")

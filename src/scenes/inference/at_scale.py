@@ -1,0 +1,234 @@
+"""Predictions for very many images by Ray Data: names → actors that hold the networks → parquet files."""
+
+import hashlib
+import logging
+import os
+import time
+from codecs import BOM_UTF8
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scenes.competition.task import Task
+from scenes.config import Config
+from scenes.console import Meter, UserError, say
+from scenes.data.folds import fold_name
+from scenes.files import check_folder, only_process, write_atomic
+from scenes.inference.files import predict_batches, walk_images, written
+from scenes.inference.models import chosen_ensemble, load_folds
+from scenes.model.device import choose_device, choose_precision
+from scenes.ray_cluster import connect
+from scenes.runs import Run, read_json, write_json
+
+PART_ROWS, PART_SECONDS = 16_384, 60.0  # a part is written after so many rows or so long: what a kill can cost
+BLOCK_ROWS = 1024  # what an actor is given at a time
+OBJECT_STORE_BYTES = 2**28  # only names and probabilities go through it
+MANY = 1000  # if so many images in a row are unreadable, the disk is missing rather than the images damaged
+MADE_BY = "_made_by.json"  # readers of parquet folders skip what begins with an underscore
+OUTPUT = "p_"  # before a class, so that none has the name of another column
+
+
+def predict_at_scale(
+    run: Run, config: Config, folds: Sequence[int], images: Path, out: Path, address: str | None = None
+) -> None:
+    """Predicts each image once and writes ``part-NNNNN.parquet`` files; images in `out` already are skipped.
+
+    An image that cannot be read, or whose prediction is not finite, is a row with an error and null probabilities.
+
+    Args:
+        run: A run with these folds trained.
+        config: The run's config, perhaps with other views.
+        folds: Which models.
+        images: A folder, or a text file with one path a line, relative to its own folder or absolute.
+        out: The folder of the parquet files.
+        address: Of a Ray cluster that shares storage with this machine; by default Ray runs on this machine.
+
+    Raises:
+        UserError: If the images, the weights or what is in `out` cannot be used, or Ray does not answer.
+    """
+    check_folder(out)
+    names = list(dict.fromkeys(read_names(images)))
+    if not names:
+        raise UserError(f"{images}: no images in it")
+    load_folds(run, config, folds, choose_device())  # fails here rather than in an actor
+    with only_process(out, "predicting into it"):
+        pin(out / MADE_BY, run, config, folds)
+        there = [path for file in sorted(out.glob("part-*.parquet")) for path in read_paths(file)]
+        done = set(there)
+        todo = [name for name in names if written(name) not in done]
+        say(f"{len(names)} images, {len(names) - len(todo)} of them in {out} already")
+        if todo:
+            base = images if images.is_dir() else images.parent
+            arguments = Run(run.folder.resolve()), config, folds, base.resolve()
+            write_parts(predicted_blocks(arguments, todo, address), out, len(todo))
+    rows = [pq.read_metadata(file).num_rows for file in out.glob("part-*.parquet")]
+    say(f"{out}: {sum(rows)} images in {len(rows)} parquet files")
+
+
+def read_names(images: Path) -> Iterator[str]:
+    """Lists a folder's images, relative to it, or the lines of a text file but for blank ones.
+
+    Raises:
+        UserError: If there is no such folder or file, or the file is not a text.
+    """
+    if os.path.isdir(images):  # noqa: PTH112 - false where pathlib raises, e.g. for a name that is too long
+        yield from (str(path.relative_to(images)) for path in walk_images(images))
+        return
+    if not os.path.isfile(images):  # noqa: PTH113 - as above
+        raise UserError(f"{images}: no such folder, and no such list of images")
+    with images.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            name = (line if number > 1 else line.removeprefix(BOM_UTF8)).rstrip(b"\r\n")
+            if b"\0" in name:
+                raise UserError(
+                    f"{images}, line {number}: not a text file with one path a line; for single images use predict.py"
+                )
+            if name.strip():
+                yield os.fsdecode(name)
+
+
+def pin(file: Path, run: Run, config: Config, folds: Sequence[int]) -> None:
+    """Records what decides the predictions, or compares it with what the folder was begun with.
+
+    Raises:
+        UserError: If that differs; names the difference.
+    """
+    chosen = chosen_ensemble(run, config)
+    weights = {fold_name(fold): hashlib.sha256(run.weights_file(fold).read_bytes()).hexdigest() for fold in folds}
+    content: dict[str, Any] = {
+        "run": run.name,
+        "weights": weights,
+        "views": [view.name for view in chosen.views],
+        "calibration": chosen.calibration.to_dict(),
+        "image_size": config.predict_size,
+        "precision": choose_precision(config.infer.precision, choose_device()),
+    }
+    if not file.exists():
+        write_json(file, content)
+        return
+    begun = read_json(file, *content)
+    if changed := [key for key in content if content[key] != begun[key]]:
+        lines = "".join(f"\n  {key}: {begun[key]!r} → {content[key]!r}" for key in changed)
+        raise UserError(f"{file.parent} was begun with something else:{lines}\n  → give another folder: --out NEW")
+
+
+def read_paths(file: Path) -> list[str]:
+    """Reads which images a part has.
+
+    Raises:
+        UserError: If the part is damaged.
+    """
+    try:
+        return pq.read_table(file, columns=["path"])["path"].to_pylist()
+    except (pa.ArrowException, OSError, KeyError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise UserError(f"{file}: cannot be read ({reason}); delete it, and its images are predicted again") from None
+
+
+class Predictor:
+    """A Ray actor that holds a run's networks."""
+
+    def __init__(self, run: Run, config: Config, folds: Sequence[int], base: Path) -> None:
+        self.config, self.base = config, base
+        self.models, _ = load_folds(run, config, folds, choose_device())
+        self.chosen = chosen_ensemble(run, config)
+
+    def __call__(self, names: pa.Table) -> pa.Table:
+        """Predicts a block of names."""
+        listed = [os.fsdecode(name) for name in names["name"].to_pylist()]
+        batches = predict_batches(self.models, self.chosen, self.config, (self.base / name for name in listed))
+        return make_table(listed, [result for batch in batches for _, result in batch], self.models[0].task)
+
+
+def make_table(names: Sequence[str], results: Sequence[np.ndarray | str], task: Task) -> pa.Table:
+    """Makes a row for each image: path, error, each of the task's outputs; of classes, label and confidence too.
+
+    Args:
+        names: The paths as they are listed.
+        results: Each image's predictions, float32, shape (outputs,), or why there are none.
+        task: What the outputs mean.
+    """
+    errors = [result if isinstance(result, str) else None for result in results]
+    bad = np.array([error is not None for error in errors])
+    none = np.zeros(task.outputs, np.float32)
+    rows = np.stack([none if isinstance(result, str) else result for result in results])
+    columns = {"path": pa.array(map(written, names), pa.string()), "error": pa.array(errors, pa.string())}
+    if task.kind == "classes":
+        labels = np.array(task.columns, object)[rows.argmax(1)]
+        columns["label"] = pa.array(labels, pa.string(), mask=bad)
+        columns["confidence"] = pa.array(rows.max(1), pa.float32(), mask=bad)
+    return pa.table(
+        columns | {f"{OUTPUT}{name}": pa.array(rows[:, at], mask=bad) for at, name in enumerate(task.columns)}
+    )
+
+
+def predicted_blocks(arguments: tuple[Any, ...], names: Sequence[str], address: str | None) -> Iterator[pa.Table]:
+    """Predicts names with one actor for each GPU, or for each machine if there are none; blocks come in any order.
+
+    Args:
+        arguments: Of `Predictor`.
+        names: As they are listed.
+        address: The Ray cluster's; None starts Ray on this machine.
+
+    Raises:
+        UserError: If Ray does not answer, or an actor fails.
+    """
+    machines = connect(address or "local", "--images", object_store_memory=OBJECT_STORE_BYTES)
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+    from ray.exceptions import RayError
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    DataContext.get_current().enable_progress_bars = False
+    gpus = int(sum(machine.get("GPU", 0) for machine in machines))
+    cores = int(min(machine["CPU"] for machine in machines))
+    actors = gpus or len(machines)
+    size = max(1, min(BLOCK_ROWS, -(-len(names) // (4 * actors))))
+    listed = pa.table({"name": pa.array(map(os.fsencode, names), pa.binary())})
+    blocks = [listed.slice(start, size) for start in range(0, len(listed), size)]
+    results = ray.data.from_arrow(blocks).map_batches(
+        Predictor,
+        fn_constructor_args=arguments,
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=actors),
+        num_gpus=1 if gpus else 0,
+        num_cpus=1 if gpus else cores,
+    )
+    try:
+        yield from results.iter_batches(batch_size=None, batch_format="pyarrow")
+    except RayError as error:
+        reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+        raise UserError(f"Ray gave up: {reason}; the parts written are kept, the same command resumes") from None
+
+
+def write_parts(blocks: Iterable[pa.Table], out: Path, count: int) -> None:
+    """Writes blocks of predictions as numbered files, each whole or not there; `count` is for the progress line."""
+    number = max((int(file.stem.removeprefix("part-")) for file in out.glob("part-*.parquet")), default=-1)
+    meter, since = Meter(count, "predicting", "img"), time.monotonic()
+    waiting: list[pa.Table] = []
+
+    def write() -> None:
+        nonlocal number, waiting, since
+        table = pa.concat_tables(waiting)
+        if table["error"].null_count == 0 and len(table) >= MANY:
+            first = table.slice(0, 1).to_pylist()[0]
+            raise UserError(
+                f"{first['path']}: {first['error']}, nor can {len(table) - 1} others; is this their folder?"
+            )
+        number += 1
+        write_atomic(out / f"part-{number:05d}.parquet", lambda path: pq.write_table(table, path, compression="zstd"))
+        waiting, since = [], time.monotonic()
+
+    for block in blocks:
+        waiting.append(block)
+        meter.advance(count=len(block))
+        if sum(map(len, waiting)) >= PART_ROWS or time.monotonic() - since > PART_SECONDS:
+            write()
+    if waiting:
+        write()
+    meter.close()
