@@ -35,11 +35,11 @@ from scipy.special import softmax  # noqa: E402
 from scenes.competition.metric import log_losses, standard_error  # noqa: E402
 from scenes.competition.rows import Labels  # noqa: E402
 from scenes.competition.scores import with_error  # noqa: E402
+from scenes.competition.task import class_task  # noqa: E402
 from scenes.config import Config, dump, load_config  # noqa: E402
 from scenes.console import run, say  # noqa: E402
 from scenes.data.dataset import Dataset  # noqa: E402
 from scenes.insight.label_errors import find_label_errors  # noqa: E402
-from scenes.insight.results import HeldOut  # noqa: E402
 from scenes.randomness import key  # noqa: E402
 from scenes.runs import Run  # noqa: E402
 from scenes.training.job import Job, prepare  # noqa: E402
@@ -154,18 +154,10 @@ def predict(job: Job, run: Run, fold: int, train: np.ndarray, held: np.ndarray, 
 def suspects(job: Job, opinion: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The rows among those asked about whose label is doubted, and the most probable class of each."""
     rows = np.flatnonzero(asked)
-    held = HeldOut(
-        [job.data.table.names[row] for row in rows],
-        job.data.labels.targets[rows],
-        job.data.fold_of[rows],
-        opinion[rows],
-        opinion[None, rows],
-        ["mean"],
-        job.data.labels.classes,
-        job.data.labels.class_names,
-    )
-    found = find_label_errors(held)[0]
-    return rows[found], held.predicted[found]
+    labels = job.data.labels
+    task, names = class_task(labels.classes), [job.data.table.names[row] for row in rows]
+    found = rows[find_label_errors(task, names, labels.targets[rows], opinion[rows])[0]]
+    return found, opinion[found].argmax(1)
 
 
 def line(name: str, arm: str, scored: dict[str, np.ndarray], targets: np.ndarray, rows: np.ndarray) -> str:

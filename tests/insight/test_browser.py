@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
 import report
-from scenes.competition.scores import class_scores
+from scenes.competition.task import Labels, Number, Task, class_task
 from scenes.config import Config, dump
-from scenes.runs import Run, write_json
+from scenes.inference.evaluate import evaluate_run
+from scenes.runs import Run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")
@@ -37,27 +37,37 @@ def pages(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(root)
         arguments = ["runs/tiny", "runs/another_run_with_quite_a_long_name", "--out", "comparison.html"]
         report.main([*arguments, "--set", f"data.class_names={names}"])
-        make_run(Run(Path("runs/many")), 60)
-        report.main(["runs/many"])
+        make_runs()
+        for name in ("many", "labels", "number"):
+            report.main([f"runs/{name}"])
     return root
 
 
-def make_run(run: Run, classes: int) -> None:
-    """Writes the files of a run that predicted five rows of each class, one of them as the next class."""
-    labels = [f"kind {number:03d}" for number in range(classes)]
-    targets = np.repeat(np.arange(classes), 5)
-    predicted = (targets + (np.arange(len(targets)) % 5 == 0)) % classes
-    probabilities = np.eye(classes, dtype=np.float32)[predicted] * 0.9 + np.float32(0.1 / classes)
-    run.fold_folder(0).mkdir(parents=True)
-    run.weights_file(0).touch()
-    tensors = {"rows": np.arange(len(targets)), "probabilities": probabilities[None]}
-    save_file(tensors, run.fold_oof_file(0), metadata={"views": "plain"})
-    about = {"image_name": targets.astype(str), "label": [labels[target] for target in targets], "fold": 0}
-    table = pd.concat([pd.DataFrame(about), pd.DataFrame(probabilities, columns=labels)], axis=1)
-    table.to_csv(run.oof_file, index=False)
-    run.config_file.write_text(dump(Config(name=run.name)))
-    metrics = {"folds": [0], "of": 5, "optimistic": None, "views": {}, "class_names": labels}
-    write_json(run.metrics_file, metrics | class_scores(probabilities, targets, labels))
+def make_run(name: str, task: Task, targets: np.ndarray, predictions: np.ndarray) -> None:
+    """Writes the files of a run of two folds that predicted this."""
+    run, config = Run(Path("runs") / name), Config.model_validate({"name": name, "data": {"folds": 2}})
+    fold_of = np.arange(len(targets)) % 2
+    for fold in range(2):
+        run.fold_folder(fold).mkdir(parents=True)
+        run.weights_file(fold).touch()
+        rows = np.flatnonzero(fold_of == fold)
+        tensors = {"rows": rows, "probabilities": predictions[None, rows].astype(np.float32)}
+        save_file(tensors, run.fold_oof_file(fold), metadata={"views": "plain"})
+    run.config_file.write_text(dump(config))
+    evaluate_run(run, config, task, [f"image {row}" for row in range(len(targets))], targets, fold_of)
+
+
+def make_runs() -> None:
+    """Writes runs with many classes, with labels and with a number."""
+    draw = np.random.default_rng(0)
+    names = [f"kind {number:03d}" for number in range(60)]
+    targets = np.repeat(np.arange(60), 5)
+    predicted = (targets + (np.arange(300) % 5 == 0)) % 60  # one of five as the next class
+    make_run("many", class_task(names), targets, np.eye(60)[predicted] * 0.9 + 0.1 / 60)
+    labels = (draw.random((200, 5)) < 0.3).astype(np.float32)
+    make_run("labels", Labels(names[:5], names[:5]), labels, 0.6 * labels + 0.4 * draw.random((200, 5)))
+    numbers = draw.normal(50, 20, 200).astype(np.float32)
+    make_run("number", Number.of("age", numbers), numbers, numbers[:, None] + draw.normal(0, 5, (200, 1)))
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +100,9 @@ def open_page(browser: playwright.Browser, file: Path, width: int) -> Iterator[p
 
 
 @pytest.mark.parametrize("width", [400, 1280])
-@pytest.mark.parametrize("name", ["runs/tiny/report.html", "runs/many/report.html", "comparison.html"])
+@pytest.mark.parametrize(
+    "name", [*(f"runs/{run}/report.html" for run in ("tiny", "many", "labels", "number")), "comparison.html"]
+)
 def test_a_page_fits_its_window(name: str, width: int, browser: playwright.Browser, pages: Path) -> None:
     for page in open_page(browser, pages / name, width):
         assert page.evaluate("document.documentElement.scrollWidth") <= width

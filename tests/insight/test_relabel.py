@@ -1,5 +1,6 @@
 """relabel.py: the review sheet, the decisions in it, and what they change in a run and what not."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,17 @@ def test_a_run_of_all_rows_has_no_labels_to_doubt(workspace: Path) -> None:
     train.main(["tiny.yaml", "--folds", "full", "--set", *TINY, "train.epochs=1"])
     with pytest.raises(UserError, match="--folds full"):
         relabel.main(["runs/tiny"])
+
+
+@pytest.mark.parametrize("kind", ["labels", "number"])
+def test_what_has_no_classes_is_refused_at_once(kind: str, finished: Path) -> None:
+    file = Path("runs/tiny/metrics.json")
+    metrics = json.loads(file.read_text())
+    metrics["task"]["kind"] = kind
+    file.write_text(json.dumps(metrics))
+    for arguments in ([], ["--apply"], ["--accept-all"]):
+        with pytest.raises(UserError, match=r"runs/tiny: .*data\.drop"):
+            relabel.main(["runs/tiny", *arguments])
 
 
 def test_decisions_apply_where_the_images_are_now(reviewed: Path) -> None:

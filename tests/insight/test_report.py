@@ -14,10 +14,13 @@ import torch
 
 import report
 import train
+from scenes.competition.decoding import PLAIN, Decoding
+from scenes.competition.metric import metric_named
 from scenes.competition.scores import class_scores
+from scenes.competition.task import Labels, Number, Task, class_task
 from scenes.config import ModelConfig
 from scenes.console import UserError
-from scenes.insight import figures, label_errors, page, saliency, sections
+from scenes.insight import errors, figures, label_errors, page, saliency
 from scenes.insight.results import HeldOut
 from scenes.model.backbone import Classifier
 from tiny import TINY
@@ -51,7 +54,7 @@ def test_the_report_has_all_sections_and_the_scores_of_metrics_json(written: tup
     assert re.findall(r"<h2>(.*)</h2>", html) == SECTIONS
     assert f"{metrics['accuracy']:.4f} ± {metrics['accuracy_se']:.4f}" in said
     for scores in metrics["per_fold"].values():
-        assert f"{scores['n']} {scores['accuracy']:.4f} ± {scores['accuracy_se']:.4f} {scores['log_loss']:.4f}" in said
+        assert f"{scores['n']} {scores['value']:.4f} ± {scores['se']:.4f} {scores['log_loss']:.4f}" in said
     for name, scores in zip(NAMES, metrics["per_class"].values(), strict=True):
         assert f"{name} {scores['support']} {scores['precision']:.3f} {scores['recall']:.3f}" in said
     counts = re.findall(r'<td class="(?:right|wrong|wrong empty)"[^>]*>(\d+)<', html)
@@ -75,7 +78,7 @@ def test_likely_label_errors_are_listed(written: tuple[Path, str]) -> None:
     assert list(found) == ["image_name", "label", "suggested", "probability", "quality"]
     assert (found["label"] != found["suggested"]).all()
     assert found["quality"].is_monotonic_increasing
-    assert f"{len(found)} labels contradict" in text_of(html)
+    assert f"{len(found)} of 96 images have a label that contradicts" in text_of(html)
 
 
 def test_the_same_run_gives_the_same_report(written: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +229,7 @@ def test_a_comparison_pairs_the_images(finished: Path) -> None:
 def test_runs_of_other_classes_are_not_compared(finished: Path) -> None:
     shutil.copytree("runs/tiny", "runs/other")
     metrics = json.loads(Path("runs/other/metrics.json").read_text())
-    metrics["per_class"] = {f"{label}x": scores for label, scores in metrics["per_class"].items()}
+    metrics["task"]["columns"] = [f"{label}x" for label in metrics["task"]["columns"]]
     Path("runs/other/metrics.json").write_text(json.dumps(metrics))
     oof = pd.read_csv("runs/other/oof.csv", dtype=str)
     oof["label"] += "x"
@@ -238,21 +241,23 @@ def test_runs_of_other_classes_are_not_compared(finished: Path) -> None:
 # ------------------------------------------------------------------------------------------------ its parts
 
 
-def test_the_calibration_error_of_known_predictions() -> None:
-    probabilities = np.array([[0.75, 0.25]] * 8 + [[0.45, 0.55]] * 2)
-    bins, error = figures.calibration(probabilities, np.array([1, 1, 1, 1, 1, 1, 0, 0, 1, 0.0]))
+def test_probabilities_are_compared_with_frequencies() -> None:
+    bins = figures.bin_confidence(np.array([0.75] * 8 + [0.55] * 2), np.array([1, 1, 1, 1, 1, 1, 0, 0, 1, 0.0]))
     assert [(one.low, one.n, one.accuracy) for one in bins] == [(0.5, 2, 0.5), (0.7, 8, 0.75)]
-    assert error == pytest.approx(0.2 * 0.05)
     assert bins[1].error == pytest.approx((0.75 * 0.25 / 8) ** 0.5)
-    assert figures.calibration(np.array([[1.0, 0.0]]), np.ones(1))[1] == 0
+    assert figures.bin_confidence(np.ones(1), np.ones(1))[0].high == 1
 
 
-def held_out(targets: np.ndarray, probabilities: np.ndarray) -> HeldOut:
-    count = probabilities.shape[1]
+def held_out(task: Task, targets: np.ndarray, predictions: np.ndarray, decoding: Decoding = PLAIN) -> HeldOut:
     names = [f"{row}.jpg" for row in range(len(targets))]
-    labels = [f"c{at}" for at in range(count)]
-    one = probabilities.astype(np.float32)
-    return HeldOut(names, targets, np.zeros(len(targets), np.int64), one, one[None], ["plain"], labels, labels)
+    folds = np.zeros(len(targets), np.int64)
+    metric = metric_named({"classes": "accuracy", "labels": "roc_auc", "number": "rmse"}[task.kind], task)
+    one = predictions.astype(np.float32)
+    return HeldOut(task, metric, names, targets, folds, one, one, decoding, one[None], ["plain"])
+
+
+def classes_held_out(targets: np.ndarray, probabilities: np.ndarray) -> HeldOut:
+    return held_out(class_task([f"c{at}" for at in range(probabilities.shape[1])]), targets, probabilities)
 
 
 def test_planted_label_errors_are_found() -> None:
@@ -262,9 +267,23 @@ def test_planted_label_errors_are_found() -> None:
     targets = truth.copy()
     planted = draw.choice(300, 12, replace=False)
     targets[planted] = (truth[planted] + 1) % 3
-    rows, table = label_errors.find_label_errors(held_out(targets, probabilities))
+    names = [str(row) for row in range(300)]
+    rows, table = label_errors.find_label_errors(class_task(["c0", "c1", "c2"]), names, targets, probabilities)
     assert set(rows) <= set(planted) and len(rows) >= 10  # how many is estimated
     assert table["suggested"].tolist() == [f"c{truth[row]}" for row in rows]
+
+
+def test_planted_errors_among_several_labels_are_found() -> None:
+    draw = np.random.default_rng(0)
+    truth = (draw.random((300, 3)) < 0.4).astype(np.float32)
+    predictions = (truth * 0.9 + draw.random((300, 3)) * 0.1).astype(np.float32)
+    targets = truth.copy()
+    planted = draw.choice(300, 8, replace=False)
+    targets[planted, 1] = 1 - targets[planted, 1]
+    task = Labels(["a", "b", "c"], ["a", "b", "c"])
+    rows, table = label_errors.find_label_errors(task, [str(row) for row in range(300)], targets, predictions)
+    assert set(rows) <= set(planted) and len(rows) >= 4  # how many is estimated
+    assert table["suggested"].tolist() == task.as_texts(truth[rows])
 
 
 class Bright(torch.nn.Module):
@@ -314,16 +333,38 @@ def test_which_networks_have_a_map(name: str, has_map: bool) -> None:
 
 def test_the_pairs_of_a_confusion_matrix_count_both_directions() -> None:
     predicted = np.array([0, 1, 1, 0, 2, 2])
-    content = sections.confusion(held_out(np.array([0, 0, 0, 1, 2, 0]), np.eye(3)[predicted]))
+    content = errors.of_classes(classes_held_out(np.array([0, 0, 0, 1, 2, 0]), np.eye(3)[predicted]))
     assert content["pairs"]["rows"] == [["c0 ↔ c1", 3, "75.0%", 2, 1], ["c0 ↔ c2", 1, "25.0%", 1, 0]]
     assert content["cells"] == [[0, 0, 1, 0.25], [0, 1, 2, 0.5], [0, 2, 1, 0.25], [1, 0, 1, 1.0], [2, 2, 1, 1.0]]
+    assert content["by_output"]["rows"][0] == ["c0", 4, "0.500", "0.250", "0.333"]
 
 
-def test_a_thousand_classes_take_little_room(finished: Path) -> None:
+def test_a_thousand_classes_take_little_room() -> None:
     count, rows = 1000, 5000
     targets = np.arange(rows) % count
-    held = held_out(targets, np.eye(count, dtype=np.float32)[(targets + (np.arange(rows) < 300)) % count])
-    assert len(json.dumps(class_scores(held.probabilities, held.targets, held.classes))) < 300_000
-    content = sections.confusion(held)
+    held = classes_held_out(targets, np.eye(count)[(targets + (np.arange(rows) < 300)) % count])
+    assert len(json.dumps(class_scores(held.predictions, held.targets, held.task.columns))) < 300_000
+    content = errors.of_classes(held)
     assert content["is_large"] and len(content["cells"]) < 2000 and content["errors"] == 300
     assert len(content["pairs"]["rows"]) == 100
+
+
+def test_errors_of_labels_are_counted_under_the_thresholds_in_use() -> None:
+    targets = np.array([[1, 0], [1, 0], [0, 1], [0, 0]], np.float32)
+    predictions = np.array([[0.9, 0.1], [0.2, 0.7], [0.2, 0.7], [0.4, 0.1]], np.float32)
+    task = Labels(["a", "b"], ["cat", "dog"])
+    content = errors.of_labels(held_out(task, targets, predictions, Decoding("labels", [0.3, 0.6])))
+    assert content["by_output"]["rows"] == [
+        ["cat", 2, "0.625", "0.500", "0.30", 1, 1],
+        ["dog", 1, "0.833", "0.667", "0.60", 0, 1],
+    ]
+    assert content["errors"] == 2
+    assert content["together"]["rows"] == [["dog", "added in place of", "cat", 1]]
+
+
+def test_errors_of_numbers_are_shown_along_the_true_ones() -> None:
+    targets = np.arange(40, dtype=np.float32)
+    content = errors.of_numbers(held_out(Number.of("age", targets), targets, (targets + 2)[:, None]))
+    rows = content["by_size"]["rows"]
+    assert sum(row[1] for row in rows) == 40 and all(row[2:] == ["+2", "2"] for row in rows)
+    assert "<svg" in content["scatter"] and "<svg" in content["residuals"]

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scenes.competition.metric import standard_error
 from scenes.competition.scores import with_error
 from scenes.console import UserError
 from scenes.data.folds import FULL, fold_name
@@ -62,10 +61,10 @@ def _common_rows(held: Mapping[str, HeldOut]) -> dict[str, np.ndarray]:
     """The positions, in each run, of the images that all runs have under the same label, in the same order."""
     first, *others = held
     for name in others:
-        if held[name].classes != held[first].classes:
+        if (held[name].task.kind, held[name].task.columns) != (held[first].task.kind, held[first].task.columns):
             raise UserError(f"{name} was trained on other classes than {first}; compare runs with the same classes")
     places = {
-        name: {(image, target): row for row, (image, target) in enumerate(zip(one.names, one.targets, strict=True))}
+        name: {key: row for row, key in enumerate(zip(one.names, one.task.as_texts(one.targets), strict=True))}
         for name, one in held.items()
     }
     common = [key for key in places[first] if all(key in places[name] for name in others)]
@@ -77,30 +76,23 @@ def _common_rows(held: Mapping[str, HeldOut]) -> dict[str, np.ndarray]:
 def _scores(held: Mapping[str, HeldOut], rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """A row per run: its scores, and their paired differences to the first run's."""
     first = next(iter(held))
-    hits = {name: one.hits[rows[name]] for name, one in held.items()}
-    losses = {name: one.losses[rows[name]] for name, one in held.items()}
+    targets = held[first].targets[rows[first]]
+    decided = {name: one.decoding.apply(one.predictions)[rows[name]] for name, one in held.items()}
+    predicted = {name: one.predictions[rows[name]] for name, one in held.items()}
+    right = {name: one.is_right[rows[name]] for name, one in held.items()}
+    headline, *others = sections.metrics_of(held[first].metric, held[first].task)[:2]
+    has_classes = held[first].task.kind != "number"
     table = []
     for name in held:
-        gained = int(((hits[name] == 1) & (hits[first] == 0)).sum())
-        lost = int(((hits[name] == 0) & (hits[first] == 1)).sum())
-        table.append(
-            [
-                name,
-                with_error(float(hits[name].mean()), standard_error(hits[name])),
-                sections.difference(hits[name] - hits[first]),
-                with_error(float(losses[name].mean()), standard_error(losses[name])),
-                sections.difference(losses[name] - losses[first]),
-                gained if name != first else "",
-                lost if name != first else "",
-            ]
-        )
-    columns = [
-        "run",
-        "accuracy ± s.e.",
-        "difference",
-        "log loss ± s.e.",
-        "difference",
-        "only this is correct",
-        "only this is wrong",
-    ]
-    return {"columns": columns, "rows": table}
+        cells: list[Any] = [name]
+        for metric, values in ((headline, decided), *((other, predicted) for other in others)):
+            change = sections.difference(metric, values[first], values[name], targets)
+            cells += [with_error(*metric.score(values[name], targets)), change]
+        if has_classes:
+            only_one = (right[name] & ~right[first], ~right[name] & right[first])
+            cells += [int(each.sum()) if name != first else "" for each in only_one]
+        table.append(cells)
+    columns = ["run"]
+    for metric in (headline, *others):
+        columns += [f"{sections.title(metric)} ± s.e.", "difference"]
+    return {"columns": columns + ["only this is correct", "only this is wrong"] * has_classes, "rows": table}

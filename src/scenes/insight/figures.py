@@ -11,9 +11,9 @@ from matplotlib.ticker import MaxNLocator
 from scenes.insight import page
 
 BINS = 10
+MAX_POINTS = 2000  # of a scatter plot
 MANY = 10  # more lines than this get no legend
 CURVES = {
-    "val_accuracy": "Held-out accuracy",
     "train_loss": "Training loss",
     "val_loss": "Held-out loss",
     "lr": "Learning rate",
@@ -25,13 +25,15 @@ def curves(histories: Mapping[str, pd.DataFrame]) -> list[Markup]:
     """Draws a figure for each column of history.csv, with a line for each history.
 
     Args:
-        histories: Folds, or runs, by name; the columns are `epoch`, `steps` and any of CURVES.
+        histories: Folds, or runs, by name; the columns are `epoch`, `steps`, any of CURVES and ``val_METRIC``.
 
     Returns:
         The figures; a column with fewer than two epochs in every history gets none.
     """
     drawn: list[Markup] = []
-    for column, title in CURVES.items():
+    scores = [name for history in histories.values() for name in map(str, history) if name.startswith("val_")]
+    titles = {name: f"Held-out {name.removeprefix('val_').replace('_', ' ')}" for name in scores}
+    for column, title in (titles | CURVES).items():
         lines = {name: _points(history, column) for name, history in histories.items()}
         if max((len(line) for line in lines.values()), default=0) < 2:
             continue
@@ -59,13 +61,13 @@ def _points(history: pd.DataFrame, column: str) -> pd.Series:
 
 
 class Bin(NamedTuple):
-    """Predictions of similar confidence.
+    """Predictions of similar probability.
 
     Attributes:
         low: The lower edge of the bin.
         high: The upper edge.
         n: The number of predictions.
-        confidence: Their mean confidence.
+        confidence: Their mean probability.
         accuracy: The share that is correct.
         error: The standard error of that share.
     """
@@ -78,34 +80,56 @@ class Bin(NamedTuple):
     error: float
 
 
-def calibration(probabilities: np.ndarray, hits: np.ndarray) -> tuple[list[Bin], float]:
-    """Compares confidence with accuracy (Guo et al. 2017, arXiv:1706.04599).
+def bin_confidence(confidence: np.ndarray, came_true: np.ndarray) -> list[Bin]:
+    """Compares probabilities with frequencies (Guo et al. 2017, arXiv:1706.04599).
 
     Args:
-        probabilities: float, shape (n, classes).
-        hits: float, shape (n,): 1 where the most probable class is correct.
+        confidence: float, shape (n,), in 0 … 1.
+        came_true: float, shape (n,): 1 where the prediction is correct, else 0.
 
     Returns:
-        The bins of equal width that are not empty; and the expected calibration error, the mean distance between
-        confidence and accuracy.
+        The bins of equal width that are not empty.
     """
-    confidence = probabilities.max(1).astype(np.float64)
-    places = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    places = np.minimum((confidence.astype(np.float64) * BINS).astype(int), BINS - 1)
     bins = []
     for place in np.unique(places):
         chosen = places == place
-        n, share = int(chosen.sum()), float(hits[chosen].mean())
+        n, share = int(chosen.sum()), float(came_true[chosen].mean(dtype=np.float64))
         error = float(np.sqrt(share * (1 - share) / n))
-        bins.append(Bin(place / BINS, (place + 1) / BINS, n, float(confidence[chosen].mean()), share, error))
-    gaps = sum(one.n * abs(one.confidence - one.accuracy) for one in bins)
-    return bins, gaps / len(hits)
+        mean = float(confidence[chosen].mean(dtype=np.float64))
+        bins.append(Bin(place / BINS, (place + 1) / BINS, n, mean, share, error))
+    return bins
 
 
-def reliability(bins: Sequence[Bin]) -> Markup:
-    """Draws accuracy over confidence; on the diagonal they are equal."""
+def reliability(binned: Mapping[str, Sequence[Bin]]) -> Markup:
+    """Draws frequency over probability, a line for each name; on the diagonal they are equal."""
     figure, axes = page.figure(title="Reliability")
     axes.plot([0, 1], [0, 1], color="#888888", linewidth=1, linestyle="--")
-    confidence, accuracy = [one.confidence for one in bins], [one.accuracy for one in bins]
-    axes.errorbar(confidence, accuracy, [one.error for one in bins], marker="o", markersize=5, capsize=3, linewidth=1.4)
-    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
+    for name, bins in binned.items():
+        confidence, accuracy = [one.confidence for one in bins], [one.accuracy for one in bins]
+        error = [one.error for one in bins]
+        axes.errorbar(confidence, accuracy, error, label=name, marker="o", markersize=5, capsize=3, linewidth=1.4)
+    axes.set(xlabel="predicted probability", ylabel="frequency", xlim=(0, 1.02), ylim=(0, 1.02))
+    if len(binned) > 1:
+        axes.legend(fontsize=8, loc="upper left")
+    return page.svg(figure)
+
+
+def scatter(true: np.ndarray, predicted: np.ndarray, name: str) -> Markup:
+    """Draws predicted over true numbers; of very many, a sample."""
+    shown = np.random.default_rng(0).permutation(len(true))[:MAX_POINTS]
+    figure, axes = page.figure(title=f"{name}: predicted and true")
+    low, high = float(min(true.min(), predicted.min())), float(max(true.max(), predicted.max()))
+    axes.plot([low, high], [low, high], color="#888888", linewidth=1, linestyle="--")
+    axes.plot(true[shown], predicted[shown], "o", markersize=3, alpha=0.5, markeredgewidth=0)
+    axes.set(xlabel="true", ylabel="predicted")
+    return page.svg(figure)
+
+
+def histogram(values: np.ndarray, title: str, label: str) -> Markup:
+    """Draws how often which values occur."""
+    figure, axes = page.figure(title=title)
+    axes.hist(values, bins=min(40, max(10, round(len(values) ** 0.5))))
+    axes.grid(visible=False, axis="x")
+    axes.set(xlabel=label, ylabel="images")
     return page.svg(figure)

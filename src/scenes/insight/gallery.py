@@ -20,7 +20,7 @@ from scenes.insight.saliency import overlay
 from scenes.randomness import key
 
 SMALL, LARGE = 320, 1000  # pixels of the longer side
-TOP = 3  # classes named in a caption
+TOP = 3  # classes, or labels, in a caption
 IMAGES_PER_CLASS, IMAGES_IN_ALL = 24, 480  # on the contact sheets
 DRAWS = 7  # augmented versions of an image
 GAP = 4  # pixels between images
@@ -71,18 +71,29 @@ def held_out(
 
 
 def _caption(held: HeldOut, row: int) -> Markup:
-    """The label, the prediction, the highest probabilities, the file and its fold."""
-    names, chances = held.class_names, held.probabilities[row]
-    best = np.argsort(-chances, kind="stable")[:TOP]
-    listed = ", ".join(f"{names[c]} {chances[c]:.2f}" for c in best)
-    head = "<b>{label}</b>, predicted <b>{predicted}</b>" if not held.hits[row] else "<b>{label}</b>, correct"
-    return Markup(head + "<br>{listed}<br>{name}, fold {fold}").format(
-        label=names[held.targets[row]],
-        predicted=names[held.predicted[row]],
-        listed=listed,
-        name=held.names[row],
-        fold=held.folds[row],
-    )
+    """The truth, the prediction, the most interesting probabilities, the file and its fold."""
+    predictions, task = held.predictions[row], held.task
+    if task.kind == "number":
+        head = Markup("<b>{:g}</b>, predicted <b>{:g}</b>").format(held.targets[row], predictions[0])
+    elif held.is_right[row]:
+        head = Markup("<b>{}</b>, correct").format(_named(held, held.targets[row]))
+    else:
+        truth, decided = _named(held, held.targets[row]), _named(held, held.decided[row])
+        head = Markup("<b>{}</b>, predicted <b>{}</b>").format(truth, decided)
+    if task.kind != "number":
+        order = -predictions if task.kind == "classes" else -held.gaps[row]
+        best = np.argsort(order, kind="stable")[:TOP]
+        listed = ", ".join(f"{task.names[output]} {predictions[output]:.2f}" for output in best)
+        head += Markup("<br>{}").format(listed)
+    return head + Markup("<br>{}, fold {}").format(held.names[row], held.folds[row])
+
+
+def _named(held: HeldOut, decided: np.ndarray) -> str:
+    """A class, or a set of labels, in words."""
+    names = held.task.names
+    if held.task.kind == "classes":
+        return names[int(decided)]
+    return ", ".join(names[at] for at in np.flatnonzero(decided >= 0.5)) or "none"
 
 
 # ------------------------------------------------------------------------------------------ rows of a competition

@@ -1,11 +1,12 @@
 """Likely label errors: rows whose label contradicts the prediction of the fold that held them out."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 import numpy as np
 import pandas as pd
 
-from scenes.insight.results import HeldOut
+from scenes.competition.task import Task
 
 PACKAGE = "cleanlab"
 
@@ -15,29 +16,41 @@ def is_available() -> bool:
     return find_spec(PACKAGE) is not None
 
 
-def find_label_errors(held: HeldOut) -> tuple[np.ndarray, pd.DataFrame]:
+def find_label_errors(
+    task: Task, names: Sequence[str], targets: np.ndarray, predictions: np.ndarray
+) -> tuple[np.ndarray, pd.DataFrame]:
     """Finds likely label errors with confident learning (Northcutt et al. 2021, arXiv:1911.00068).
 
     Args:
-        held: Held-out predictions of at least two classes.
+        task: Classes or labels.
+        names: The n rows' ids.
+        targets: Their targets in the task's form.
+        predictions: float32, shape (n, outputs): held-out probabilities.
 
     Returns:
-        Positions in `held`, the least probable label first; and a table of the same rows with the columns image_name,
-        label, suggested (the most probable class), probability (of the suggested class) and quality (the probability
-        of the label).
+        Row numbers, the least probable label first; and a table of the same rows with the columns image_name, label,
+        suggested (what is most probable), probability (of the suggestion) and quality (the probability of the label).
+        The probability of a set of labels is that of the least probable decision in it.
     """
     from cleanlab.filter import find_label_issues
 
-    found = find_label_issues(
-        held.targets, held.probabilities.astype(np.float64), return_indices_ranked_by="self_confidence", n_jobs=1
-    )
+    exact = predictions.astype(np.float64)
+    several = task.kind == "labels"
+    given = [np.flatnonzero(row >= 0.5).tolist() for row in targets] if several else targets
+    found = find_label_issues(given, exact, return_indices_ranked_by="self_confidence", n_jobs=1, multi_label=several)
     rows = np.asarray(found, np.int64)
-    suggested = held.predicted[rows]
+    if several:
+        suggested = (exact >= 0.5).astype(np.float32)
+        sure = np.where(suggested > 0, exact, 1 - exact).min(1)[rows]
+        believed = np.where(targets >= 0.5, exact, 1 - exact).min(1)[rows]
+    else:
+        suggested = exact.argmax(1)
+        sure, believed = exact[rows, suggested[rows]], exact[rows, targets[rows]]
     table = {
-        "image_name": [held.names[row] for row in rows],
-        "label": [held.classes[target] for target in held.targets[rows]],
-        "suggested": [held.classes[target] for target in suggested],
-        "probability": held.probabilities[rows, suggested].round(4),
-        "quality": held.probabilities[rows, held.targets[rows]].round(4),
+        "image_name": [names[row] for row in rows],
+        "label": task.as_texts(targets[rows]),
+        "suggested": task.as_texts(suggested[rows]),
+        "probability": sure.astype(np.float32).round(4),
+        "quality": believed.astype(np.float32).round(4),
     }
     return rows, pd.DataFrame(table)

@@ -38,18 +38,20 @@ def write_sheet(run: Run, config: Config, accept: bool = False) -> Path:
         The sheet's path.
 
     Raises:
-        UserError: If no fold is scored yet, or cleanlab is missing.
+        UserError: If no fold is scored yet, the run does not predict classes, or cleanlab is missing.
     """
-    if not label_errors.is_available():
-        raise UserError(f"relabel.py needs {label_errors.PACKAGE}: pip install {label_errors.PACKAGE}")
     metrics = read_metrics(run)
     if metrics is None:
         raise UserError(f"{run.folder}: has no scored fold; train one other than --folds full")
+    _check_task(run, metrics)
+    if not label_errors.is_available():
+        raise UserError(f"relabel.py needs {label_errors.PACKAGE}: pip install {label_errors.PACKAGE}")
     path = sheet_file(run)
     check_file(path)
     held = read_held_out(run, config, metrics)
-    rows, sheet = label_errors.find_label_errors(held)
-    _check_words([*held.classes, *held.class_names])
+    task = held.task
+    rows, sheet = label_errors.find_label_errors(task, held.names, held.targets, held.predictions)
+    _check_words([*task.columns, *task.names])
     sheet["decision"] = sheet["suggested"] if accept else ""
     write_result(path, sheet[COLUMNS].to_csv(index=False, lineterminator="\n"))
     images = gallery.read_images(config, sheet["image_name"][:SHOWN])
@@ -61,7 +63,7 @@ def write_sheet(run: Run, config: Config, accept: bool = False) -> Path:
         sheet=path.name,
         command=f"python src/relabel.py {shlex.quote(str(run.folder))} --apply",
         counts={"suspects": len(sheet), "of": len(held.names), "shown": len(shown)},
-        names=list(zip(held.classes, held.class_names, strict=True)) if held.classes != held.class_names else [],
+        names=list(zip(task.columns, task.names, strict=True)) if task.columns != task.names else [],
         images=gallery.held_out(held, shown, images, {}),
         columns=COLUMNS[:-1],
         rows=sheet[COLUMNS[:-1]].to_numpy().tolist(),
@@ -85,6 +87,7 @@ def apply_sheet(run: Run, config: Config, out: Path | None = None) -> Path:
     Raises:
         UserError: With a list of everything wrong with the sheet; or if no decision changes a row.
     """
+    _check_task(run, read_metrics(run))
     out = out or Path("configs") / f"{run.name}_relabelled.yaml"
     check_file(out)
     sheet = _read_sheet(run, config)
@@ -114,6 +117,12 @@ def apply_sheet(run: Run, config: Config, out: Path | None = None) -> Path:
     write_result(out, text)
     say(f"wrote {out}: {len(drop)} images dropped, {len(relabel)} relabelled")
     return out
+
+
+def _check_task(run: Run, metrics: dict[str, Any] | None) -> None:
+    """Refuses runs that predict no classes, as data.relabel is for classes."""
+    if metrics and metrics["task"]["kind"] != "classes":
+        raise UserError(f"{run.folder}: only class labels can be reviewed; data.drop leaves rows out")
 
 
 def _check_words(classes: Sequence[str]) -> None:

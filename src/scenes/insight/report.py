@@ -11,13 +11,14 @@ from scenes.config import Config
 from scenes.console import UserError, say
 from scenes.data.folds import FULL
 from scenes.files import check_file, write_text
-from scenes.insight import figures, gallery, label_errors, page, saliency, sections
+from scenes.insight import errors, figures, gallery, label_errors, page, saliency, sections
 from scenes.insight.results import HeldOut, read_held_out, read_histories, read_metrics
 from scenes.runs import Run
 
 EACH = 12  # mistakes, and uncertain images, that are shown with Grad-CAM
 SUSPECTS = 24  # likely label errors that are shown; label_errors.csv lists all
 NAME = "report.html"
+ERRORS = {"classes": errors.of_classes, "labels": errors.of_labels, "number": errors.of_numbers}
 
 
 def try_write(run: Run) -> None:
@@ -58,24 +59,23 @@ def write(run: Run, path: Path | None = None, overrides: Sequence[str] = ()) -> 
     }
     if metrics:
         held = read_held_out(run, config, metrics)
-        content |= sections.scores(held, metrics) | sections.confusion(held) | sections.calibration(held)
-        content["views"] = sections.views(held, metrics)
+        content |= {"kind": held.task.kind, "views": sections.views(held, metrics)}
+        content |= sections.scores(held, metrics) | ERRORS[held.task.kind](held)
+        if held.task.kind != "number":
+            content |= sections.calibration(held, metrics)
         content |= _images(run, config, held)
     page.render("report.html", path, **content)
     return path
 
 
 def _images(run: Run, config: Config, held: HeldOut) -> dict[str, Any]:
-    """The images worth a look: confident mistakes, uncertain predictions, likely label errors."""
-    confidence = held.probabilities.max(1)
-    wrong = np.flatnonzero(held.hits == 0)
-    mistakes = wrong[np.argsort(-confidence[wrong], kind="stable")][:EACH].tolist()
-    uncertain = np.argsort(confidence, kind="stable")[:EACH].tolist()
+    """The images worth a look: the worst mistakes, uncertain predictions, likely label errors."""
+    mistakes, uncertain, outputs = _worst(held)
     suspects, total = _label_errors(run, held)
     rows = [*mistakes, *uncertain, *suspects]
     images = gallery.read_images(config, (held.names[row] for row in rows))
     explained = list(dict.fromkeys([*mistakes, *uncertain]))
-    maps, about_maps = saliency.explain(run, config, held, explained, images)
+    maps, about_maps = saliency.explain(run, config, held, explained, outputs, images)
     return {
         "images_found": bool(images),
         "data_root": config.data.root,
@@ -88,10 +88,24 @@ def _images(run: Run, config: Config, held: HeldOut) -> dict[str, Any]:
     }
 
 
+def _worst(held: HeldOut) -> tuple[list[int], list[int], np.ndarray]:
+    """The rows with the worst mistakes, those with the least certain predictions, and each row's output to explain."""
+    predictions, kind = held.predictions, held.task.kind
+    if kind == "number":
+        return np.argsort(-held.losses, kind="stable")[:EACH].tolist(), [], np.zeros(len(held.names), np.int64)
+    if kind == "classes":
+        confidence, badness, outputs = predictions.max(1), predictions.max(1), held.decided
+    else:
+        confidence, badness, outputs = np.abs(predictions - 0.5).min(1), held.losses, held.gaps.argmax(1)
+    wrong = np.flatnonzero(~held.is_right)
+    mistakes = wrong[np.argsort(-badness[wrong], kind="stable")][:EACH]
+    return mistakes.tolist(), np.argsort(confidence, kind="stable")[:EACH].tolist(), outputs
+
+
 def _label_errors(run: Run, held: HeldOut) -> tuple[list[int], int | None]:
     """Writes label_errors.csv; returns the rows to show and the number found, None without cleanlab."""
-    if not label_errors.is_available():
+    if held.task.kind == "number" or not label_errors.is_available():
         return [], None
-    rows, table = label_errors.find_label_errors(held)
+    rows, table = label_errors.find_label_errors(held.task, held.names, held.targets, held.predictions)
     write_text(run.folder / "label_errors.csv", table.to_csv(index=False, lineterminator="\n"))
     return rows[:SUSPECTS].tolist(), len(rows)

@@ -1,6 +1,6 @@
 """Reads the files of a finished run: scores, held-out predictions, histories, times."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scenes.competition.metric import log_losses
+from scenes.competition.decoding import Decoding
+from scenes.competition.metric import Metric, log_losses, metric_named
+from scenes.competition.task import Task, task_from_dict
 from scenes.config import Config
 from scenes.console import UserError
 from scenes.data.folds import FULL, fold_name
 from scenes.inference.evaluate import gather
 from scenes.runs import Run, read_json
 
-METRICS = ("of", "folds", "per_class", "class_names", "views", "optimistic")  # needed from metrics.json
-ABOUT = 3  # columns of oof.csv before the probabilities: image_name, label, fold
+# What is needed from metrics.json.
+METRICS = ("of", "folds", "task", "metric", "views", "per_fold", "calibration", "decoding", "class_names", "optimistic")
+ABOUT = 3  # columns of oof.csv before the predictions: image_name, label, fold
 
 
 @dataclass(frozen=True)
@@ -24,39 +27,56 @@ class HeldOut:
     """The held-out predictions of a run: each row is predicted by the fold that did not train on it.
 
     Attributes:
+        task: What is predicted.
+        metric: The competition's metric.
         names: Image names, n strings.
-        targets: int64, shape (n,): the true classes.
+        targets: n targets in the task's form.
         folds: int64, shape (n,).
-        probabilities: float32, shape (n, classes): averaged over views, as they are scored.
-        views: float32, shape (views, n, classes): of each view alone.
+        predictions: float32, shape (n, outputs): of all views together, calibrated, as they are scored.
+        uncalibrated: The same without calibration.
+        decoding: How predictions become decisions.
+        views: float32, shape (views, n, outputs): of each view alone.
         view_names: The names of the views.
-        classes: The labels as the data spells them.
-        class_names: The same for people to read.
     """
 
+    task: Task
+    metric: Metric
     names: list[str]
     targets: np.ndarray
     folds: np.ndarray
-    probabilities: np.ndarray
+    predictions: np.ndarray
+    uncalibrated: np.ndarray
+    decoding: Decoding
     views: np.ndarray
     view_names: list[str]
-    classes: list[str]
-    class_names: list[str]
 
     @cached_property
-    def predicted(self) -> np.ndarray:
-        """int64, shape (n,): the most probable class."""
-        return self.probabilities.argmax(1)
+    def decided(self) -> np.ndarray:
+        """The predicted classes, int64, shape (n,); labels, 0 or 1, shape (n, labels); or numbers, shape (n,)."""
+        decisions = self.decoding.apply(self.predictions)
+        if self.task.kind == "classes":
+            return decisions.argmax(1)
+        return (decisions >= 0.5).astype(np.float32) if self.task.kind == "labels" else decisions[:, 0]
 
     @cached_property
-    def hits(self) -> np.ndarray:
-        """float64, shape (n,): 1 where the prediction is correct, else 0."""
-        return (self.predicted == self.targets).astype(np.float64)
+    def is_right(self) -> np.ndarray:
+        """bool, shape (n,): whether the class, or every label, is predicted correctly; meaningless for numbers."""
+        agrees = self.decided == self.targets
+        return agrees.all(1) if agrees.ndim == 2 else agrees
 
     @cached_property
     def losses(self) -> np.ndarray:
-        """float64, shape (n,): log losses in nats."""
-        return log_losses(self.probabilities, self.targets)
+        """float64, shape (n,): log loss in nats, the mean over labels; the absolute error of numbers."""
+        if self.task.kind == "classes":
+            return log_losses(self.predictions, self.targets)
+        if self.task.kind == "labels":
+            return -np.log(np.maximum(1 - self.gaps, np.finfo(np.float32).tiny)).mean(1)
+        return np.abs(self.predictions[:, 0].astype(np.float64) - self.targets)
+
+    @cached_property
+    def gaps(self) -> np.ndarray:
+        """float64, shape (n, labels): the distance of each label's probability from 0 or 1, whichever is right."""
+        return np.abs(self.predictions.astype(np.float64) - self.targets)
 
 
 def read_metrics(run: Run) -> dict[str, Any] | None:
@@ -69,7 +89,7 @@ def read_metrics(run: Run) -> dict[str, Any] | None:
 
 
 def read_held_out(run: Run, config: Config, metrics: dict[str, Any]) -> HeldOut:
-    """Reads the held-out rows of a run.
+    """Reads the held-out predictions of a run.
 
     Args:
         run: A run with a scored fold.
@@ -79,26 +99,40 @@ def read_held_out(run: Run, config: Config, metrics: dict[str, Any]) -> HeldOut:
     Raises:
         UserError: If oof.csv does not fit the folds, or the class names do not fit the classes.
     """
+    task = _renamed(task_from_dict(metrics["task"]), config)
     # By position, because a class may have the name of another column.
     table = _read_csv(run.oof_file, header=None, skiprows=1, dtype={0: str, 1: str}, keep_default_na=False)
     oof = gather(run, metrics["of"])
-    classes = list(metrics["per_class"])
-    if len(table) != len(oof.rows) or table.shape[1] != ABOUT + len(classes) or not set(table[1]) <= set(classes):
-        raise UserError(f"{run.oof_file}: does not match the folds in the run; run the train.py command again")
-    names = config.data.class_names or metrics["class_names"]
-    if len(names) != len(classes):
-        raise UserError(f"data.class_names: {len(names)} names for {len(classes)} classes ({', '.join(classes)})")
-    place = {label: at for at, label in enumerate(classes)}
+    mismatch = UserError(f"{run.oof_file}: does not match the folds in the run; run the train.py command again")
+    if len(table) != len(oof.rows) or table.shape[1] != ABOUT + task.outputs:
+        raise mismatch
+    try:
+        targets = task.from_texts(table[1].tolist())
+    except ValueError:
+        raise mismatch from None
+    kept = [at for at, name in enumerate(oof.view_names) if metrics["views"].get(name, {}).get("kept", True)]
     return HeldOut(
+        task,
+        metric_named(metrics["metric"]["name"], task),
         table[0].tolist(),
-        np.array([place[label] for label in table[1]], np.int64),
+        targets,
         table[2].to_numpy(np.int64),
         table.iloc[:, ABOUT:].to_numpy(np.float32),
+        oof.views[kept].mean(0),
+        Decoding.from_dict(metrics["decoding"]),
         oof.views,
         oof.view_names,
-        classes,
-        names,
     )
+
+
+def _renamed(task: Task, config: Config) -> Task:
+    """The task under the config's class names, if it has any."""
+    names = config.data.class_names
+    if not names or task.kind == "number":
+        return task
+    if len(names) != task.outputs:
+        raise UserError(f"data.class_names: {len(names)} names for {task.outputs} classes ({', '.join(task.columns)})")
+    return replace(task, names=names)  # type: ignore[type-var]
 
 
 def read_histories(run: Run, folds: int) -> dict[str, pd.DataFrame]:

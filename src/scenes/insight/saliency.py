@@ -91,15 +91,21 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def explain(
-    run: Run, config: Config, held: HeldOut, rows: Sequence[int], images: Mapping[str, np.ndarray]
+    run: Run,
+    config: Config,
+    held: HeldOut,
+    rows: Sequence[int],
+    outputs: np.ndarray,
+    images: Mapping[str, np.ndarray],
 ) -> tuple[dict[int, np.ndarray], str]:
-    """Explains predicted classes, each by the network of the fold that held the image out.
+    """Explains predictions, each by the network of the fold that held the image out.
 
     Args:
         run: A run with these folds trained.
         config: Its config.
         held: Its held-out rows.
         rows: Which of them to explain.
+        outputs: int, shape (n,): for each held-out row the output to explain.
         images: Decoded images by name; rows without one are left out.
 
     Returns:
@@ -118,8 +124,6 @@ def explain(
         if layer is None:
             return {}, f"Without Grad-CAM: {config.model.name} works on tokens and has no spatial map."
         pixels = np.stack([resize(images[held.names[row]], size) for row in chosen])
-        maps |= dict(zip(chosen, grad_cam(model, layer, pixels, held.predicted[chosen]), strict=True))
-    return (
-        maps,
-        "Beside each image, Grad-CAM: bright areas are evidence for the predicted class.",
-    )
+        maps |= dict(zip(chosen, grad_cam(model, layer, pixels, outputs[chosen]), strict=True))
+    what = {"classes": "the predicted class", "labels": "the first label named", "number": "a larger number"}
+    return maps, f"Beside each image, Grad-CAM: bright areas are evidence for {what[held.task.kind]}."

@@ -1,126 +1,124 @@
-"""The contents of a report, section by section: plain values and tables, which the template lays out."""
+"""The parts of a report that every task has: scores, calibration, views, times, settings, environment."""
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from scenes.competition.metric import log_losses, standard_error
-from scenes.competition.scores import class_scores, with_error
-from scenes.competition.scores import confusion as count_confusion
+from scenes.competition.metric import Metric, metric_named
+from scenes.competition.scores import with_error
+from scenes.competition.task import Task
 from scenes.config import Config, differences, dump
 from scenes.insight import figures
 from scenes.insight.results import HeldOut, read_times
 from scenes.runs import Run, read_json
 
-PAIRS = 100  # of classes that are listed
-LARGE_MATRIX = 16  # classes; the numbers of more would not fit a phone
-
 Table = dict[str, list[Any]]
+
+# Beside the competition's metric.
+OTHER_METRICS = {
+    "classes": ("accuracy", "log_loss", "f1_macro"),
+    "labels": ("roc_auc", "log_loss", "labels_f1_macro"),
+    "number": ("rmse", "mae"),
+}
+SHORT = 2  # metrics in a table
+ACRONYMS = re.compile(r"\b(rmse|mae|roc auc|f1|map)\b")
+
+
+def metrics_of(metric: Metric, task: Task) -> list[Metric]:
+    """The competition's metric, then the others that are worth a look."""
+    names = dict.fromkeys([metric.name, *OTHER_METRICS[task.kind]])
+    return [metric_named(name, task) for name in names]
+
+
+def title(metric: Metric) -> str:
+    """A metric's name for people."""
+    return ACRONYMS.sub(lambda found: found[0].upper(), metric.name.replace("_", " "))
 
 
 def scores(held: HeldOut, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Scores by fold and class, and the key numbers."""
-    rows = [_score(f"fold {fold}", held, held.folds == fold) for fold in metrics["folds"]]
-    rows.append(_score("all", held, np.ones(len(held.names), bool)))
-    overall = class_scores(held.probabilities, held.targets, held.classes)
-    per_class = [
-        [name, one["support"], *(f"{one[key]:.3f}" for key in ("precision", "recall", "f1"))]
-        for name, one in zip(held.class_names, overall["per_class"].values(), strict=True)
-    ]
-    if len(per_class) > LARGE_MATRIX:
-        per_class.sort(key=lambda row: (float(row[-1]), row[0]))  # the worst first
-    key_numbers = [
-        (with_error(overall["accuracy"], overall["accuracy_se"]), "accuracy ± s.e."),
-        (with_error(overall["log_loss"], overall["log_loss_se"]), "log loss ± s.e."),
-        (f"{overall['macro_f1']:.4f}", "macro F1"),
-        (f"{overall['n']:,}", "held-out images"),
-    ]
+    """Scores by fold, and the key numbers; the competition's metric as metrics.json has it, decoded and nested."""
+    shown = metrics_of(held.metric, held.task)
+    headline = metrics["metric"]
+    key_numbers = [(with_error(headline["value"], headline["se"]), f"{title(held.metric)} ± s.e.")]
+    for other in shown[1:]:
+        key_numbers.append((with_error(*other.score(held.predictions, held.targets)), f"{title(other)} ± s.e."))
+    key_numbers.append((f"{len(held.names):,}", "held-out images"))
+    rows = []
+    for fold in metrics["folds"]:
+        at, own = held.folds == fold, metrics["per_fold"][str(fold)]
+        others = [with_error(*other.score(held.predictions[at], held.targets[at])) for other in shown[1:SHORT]]
+        rows.append([f"fold {fold}", int(at.sum()), with_error(own["value"], own["se"]), *others])
+    rows.append(["all", len(held.names), *(number for number, _ in key_numbers[:SHORT])])
     return {
         "key_numbers": key_numbers,
+        "direction": "higher" if held.metric.larger_is_better else "lower",
+        "images": len(held.names),
         "optimistic": metrics["optimistic"],
         "missing": metrics["of"] - len(metrics["folds"]),
-        "by_fold": {"columns": ["held out", "n", "accuracy ± s.e.", "log loss ± s.e."], "rows": rows},
-        "by_class": {"columns": ["class", "n", "precision", "recall", "F1"], "rows": per_class},
+        "by_fold": {
+            "columns": ["held out", "n", *(f"{title(each)} ± s.e." for each in shown[:SHORT])],
+            "rows": rows,
+        },
     }
 
 
-def _score(name: str, held: HeldOut, chosen: np.ndarray) -> list[Any]:
-    hits, losses = held.hits[chosen], held.losses[chosen]
-    return [
-        name,
-        int(chosen.sum()),
-        with_error(float(hits.mean()), standard_error(hits)),
-        with_error(float(losses.mean()), standard_error(losses)),
-    ]
-
-
-def confusion(held: HeldOut) -> dict[str, Any]:
-    """The confusion matrix without its zeros, and the pairs of classes that are confused most."""
-    at, counts = count_confusion(held.predicted, held.targets)
-    totals = np.bincount(held.targets, minlength=len(held.classes))
-    cells = [
-        (truth, guess, count, count / int(totals[truth]))
-        for (truth, guess), count in zip(at.tolist(), counts.tolist(), strict=True)
-    ]
-    errors = int((held.hits == 0).sum())
-    swaps: dict[tuple[int, int], list[int]] = {}
-    for truth, guess, count, _ in cells:
-        if truth != guess:
-            pair = swaps.setdefault((min(truth, guess), max(truth, guess)), [0, 0])
-            pair[truth > guess] += count
-    worst = sorted(swaps.items(), key=lambda item: (-sum(item[1]), item[0]))[:PAIRS]
-    rows = [
-        [f"{held.class_names[one]} ↔ {held.class_names[other]}", sum(pair), f"{sum(pair) / errors:.1%}", *pair]
-        for (one, other), pair in worst
-    ]
-    return {
-        "cells": [[truth, guess, count, round(share, 3)] for truth, guess, count, share in cells],
-        "matrix": {(truth, guess): (count, share) for truth, guess, count, share in cells},
-        "is_large": len(held.classes) > LARGE_MATRIX,
-        "class_names": held.class_names,
-        "errors": errors,
-        "pairs": {"columns": ["classes", "errors", "of all", "→", "←"], "rows": rows},
-    }
-
-
-def calibration(held: HeldOut) -> dict[str, Any]:
-    """How well confidence matches accuracy."""
-    bins, error = figures.calibration(held.probabilities, held.hits)
+def calibration(held: HeldOut, metrics: dict[str, Any]) -> dict[str, Any]:
+    """How well probabilities match frequencies, before and after calibration."""
+    chosen = metrics["calibration"]
+    curves = {"calibrated" if chosen["temperatures"] else "held out": held.predictions}
+    if chosen["temperatures"]:
+        curves = {"before": held.uncalibrated, **curves}
+    binned = {name: figures.bin_confidence(*_confidence(values, held.targets)) for name, values in curves.items()}
+    last = list(binned.values())[-1]
     rows = [
         [f"{one.low:.1f} to {one.high:.1f}", one.n, f"{one.confidence:.3f}", with_error(one.accuracy, one.error)]
-        for one in bins
+        for one in last
     ]
     return {
-        "calibration_error": f"{error:.4f}",
-        "reliability": figures.reliability(bins),
-        "bins": {"columns": ["confidence", "n", "its mean", "accuracy ± s.e."], "rows": rows},
+        "temperatures": chosen["temperatures"],
+        "calibration": chosen,
+        "reliability": figures.reliability(binned),
+        "bins": {"columns": ["probability", "n", "mean", "frequency ± s.e."], "rows": rows},
     }
+
+
+def _confidence(predictions: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and whether they came true, 1 or 0: of the predicted class, or of every label."""
+    if targets.ndim == 2:
+        return predictions.ravel(), targets.ravel()
+    return predictions.max(1), (predictions.argmax(1) == targets).astype(np.float64)
 
 
 def views(held: HeldOut, metrics: dict[str, Any]) -> Table:
-    """Each view's scores and their paired difference to the first, the plain one."""
-    losses = [log_losses(view, held.targets) for view in held.views]
-    hits = [(view.argmax(1) == held.targets).astype(np.float64) for view in held.views]
-    together = [("together", held.hits, held.losses)] if len(held.views) > 1 else []
+    """Each view's scores and their paired difference to the first view."""
+    shown = metrics_of(held.metric, held.task)[:SHORT]
+    parts = dict(zip(held.view_names, held.views, strict=True))
+    first = held.views[0]
+    if len(parts) > 1:
+        parts["together"] = held.uncalibrated
     rows = []
-    for name, hit, loss in [*zip(held.view_names, hits, losses, strict=True), *together]:
+    for name, predictions in parts.items():
         is_kept = metrics["views"].get(name, {}).get("kept", True)
-        rows.append(
-            [
-                name if is_kept else f"{name} (dropped)",
-                with_error(float(hit.mean()), standard_error(hit)),
-                difference(hit - hits[0]),
-                with_error(float(loss.mean()), standard_error(loss)),
-                difference(loss - losses[0]),
+        cells = [name if is_kept else f"{name} (dropped)"]
+        for metric in shown:
+            cells += [
+                with_error(*metric.score(predictions, held.targets)),
+                difference(metric, first, predictions, held.targets),
             ]
-        )
-    columns = ["view", "accuracy ± s.e.", f"to {held.view_names[0]}", "log loss ± s.e.", f"to {held.view_names[0]} "]
-    return {"columns": columns, "rows": rows}
+        rows.append(cells)
+    columns = [column for each in shown for column in (f"{title(each)} ± s.e.", f"to {held.view_names[0]}")]
+    return {"columns": ["view", *columns], "rows": rows}
 
 
-def difference(values: np.ndarray) -> str:
-    """The mean of paired differences with its sign and standard error; empty if all are 0."""
-    return f"{values.mean():+.4f} ± {standard_error(values):.4f}".replace("-", "−") if values.any() else ""
+def difference(metric: Metric, before: np.ndarray, after: np.ndarray, targets: np.ndarray) -> str:
+    """By how much a metric changes from one prediction to another, with its paired standard error; empty if not."""
+    if np.array_equal(before, after):
+        return ""
+    gain, error = metric.gain(before, after, targets)
+    change = gain if metric.larger_is_better else -gain
+    return f"{change:+.4f} ± {error:.4f}".replace("-", "−")
 
 
 def times(run: Run, config: Config) -> dict[str, Any]:
@@ -132,13 +130,13 @@ def times(run: Run, config: Config) -> dict[str, Any]:
         for fold, one in recorded.items()
     ]
     tables = [{"columns": ["seconds", *stages, "total"], "rows": seconds}]
-    for kind, title in (("memory_mib", "peak memory (MiB)"), ("gpu_memory_mib", "peak GPU memory (MiB)")):
+    for kind, heading in (("memory_mib", "peak memory (MiB)"), ("gpu_memory_mib", "peak GPU memory (MiB)")):
         rows = [
             [fold, *(_cell(one.get("memory", {}).get(stage, {}).get(kind), ",.0f") for stage in stages)]
             for fold, one in recorded.items()
         ]
         if any(cell for row in rows for cell in row[1:]):
-            tables.append({"columns": [title, *stages], "rows": rows})
+            tables.append({"columns": [heading, *stages], "rows": rows})
     file = run.folder / "time.json"
     preparing = read_json(file, "preparing")["preparing"] if file.exists() else None
     return {"preparing": preparing, "by_stage": tables}
@@ -160,7 +158,9 @@ def environment(run: Run) -> Table:
     file = run.folder / "environment.json"
     facts = read_json(file) if file.exists() else {}
     packages = facts.pop("packages", {})
-    rows = [
-        [name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)] for name, value in facts.items()
-    ]
+    rows = [[name, _joined(value)] for name, value in facts.items()]
     return {"columns": ["what", "which"], "rows": rows + [[name, text] for name, text in packages.items()]}
+
+
+def _joined(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
