@@ -16,9 +16,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_settings_option(parser)
     arguments = parser.parse_args(argv)
 
-    from scenes.config import load_config
+    from scenes.competition.experiment import load_experiment
 
-    config = load_config(arguments.config, arguments.set)
+    config = load_experiment(arguments.config, arguments.set)
 
     from scenes.insight.check import check
 

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def build(args: argparse.Namespace) -> None:
     """Builds the dataset and the kernel and prints the next command."""
-    from scenes.config import load_config
+    from scenes.competition.experiment import load_experiment
     from scenes.data.folds import parse_folds
     from scenes.kaggle.bundle import build, build_training
     from scenes.kaggle.target import Target
@@ -75,7 +75,7 @@ def build(args: argparse.Namespace) -> None:
     if args.train:
         if args.half:
             raise UserError("--half is for the weights of a trained run, not for --train")
-        config = load_config(args.train, args.set)
+        config = load_experiment(args.train, args.set)
         folds = parse_folds(args.folds or f"0-{config.data.folds - 1}", config.data.folds)
         target = Target(args.owner, args.competition, f"{config.name} train")
         out = build_training(config, folds, target, _folder(args), args.script, args.budget_minutes)
@@ -97,10 +97,10 @@ def _folder(args: argparse.Namespace) -> Path:
     """The folder of dataset and kernel; with --train, in the folder of the run that it will make."""
     if args.run:
         return args.run / "kaggle"
-    from scenes.config import load_config
+    from scenes.competition.experiment import load_experiment
     from scenes.runs import RUNS
 
-    return RUNS / load_config(args.train, args.set).name / "kaggle_train"
+    return RUNS / load_experiment(args.train, args.set).name / "kaggle_train"
 
 
 if __name__ == "__main__":

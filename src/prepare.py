@@ -1,4 +1,4 @@
-"""Brings a competition's files into input/: from class folders, from Kaggle, or the built-in sample."""
+"""Brings a competition's files into input/ and describes them: from class folders, from Kaggle, or the sample."""
 
 import argparse
 import json
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from scenes.console import UserError, run, say
+from scenes.console import UserError, print_table, run, say
 from scenes.environment import ensure_environment
 
 
@@ -22,6 +22,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
     download = verbs.add_parser("download", help="get a competition's files from Kaggle (needs the kaggle command)")
     download.add_argument("--competition", required=True, metavar="SLUG", help="the last part of its address")
+
+    detect = verbs.add_parser("detect", help="infer what the competition is from its files: competition.yaml")
+    detect.add_argument("folder", type=Path, nargs="?", default=Path("input"), metavar="DIR", help="default: input")
 
     sample = verbs.add_parser("sample", help="draw the built-in sample competition")
     sample.add_argument("--seed", type=int, default=0)
@@ -40,13 +43,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         prepare_folders(args.folder, args.out)
     elif args.verb == "download":
         download_competition(args.competition, args.out)
+    elif args.verb == "detect":
+        detect_competition(args.folder)
     else:
         draw_sample(args.out, args.train_rows, args.test_rows, args.seed)
 
 
 def prepare_folders(folder: Path, out: Path) -> None:
     """Writes the CSVs of a folder of class folders and says what they hold and how to use them."""
-    from scenes.competition.prepare import read_folders, write_csvs
+    from scenes.competition.folders import read_folders, write_csvs
 
     layout = read_folders(folder)
     written = write_csvs(layout, out)
@@ -78,13 +83,36 @@ def prepare_folders(folder: Path, out: Path) -> None:
 
 def download_competition(slug: str, out: Path) -> None:
     """Gets a competition's files from Kaggle and says what came."""
-    from scenes.competition.prepare import download
+    from scenes.competition.download import download
 
     placed = download(slug, out)
     say(f"{out} now holds {', '.join(path.relative_to(out).as_posix() for path in placed)}")
-    for path in placed:
-        if path.suffix.lower() == ".zip":
-            say(f"{path} is an archive itself: unpack it if it holds the images")
+    detect_competition(out)
+
+
+def detect_competition(root: Path) -> None:
+    """Unpacks the archives in a folder, infers what the competition is and writes it down; overwrites nothing."""
+    from scenes.competition import archives, description
+    from scenes.competition.detect import detect
+    from scenes.files import write_text
+
+    file = root / description.FILE
+    if file.exists():
+        raise UserError(f"{file}: exists already and is not overwritten; change it by hand, or move it away")
+    for archive in archives.packed(root) if root.is_dir() else ():
+        archives.unpack(archive)
+    found = detect(root)
+    write_text(file, description.text(found.lines, found.unknown))
+    print_table(["", "inferred", "from"], found.summary)
+    say("not known from the files:")
+    for note in found.unknown:
+        say(f"  {note}")
+    say(f"wrote {file}: look it over, then python src/check.py configs/effnet_lite0.yaml{set_root(root)}")
+
+
+def set_root(root: Path) -> str:
+    """The option that names a data folder, empty for the default one."""
+    return "" if root == Path("input") else f" {set_option({'data.root': root.resolve()})}"
 
 
 def draw_sample(out: Path, train_rows: int, test_rows: int, seed: int) -> None:

@@ -24,12 +24,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_parallel_options(parser, "how many trials to train")
     arguments = parser.parse_args(argv)
 
-    from scenes.config import load_config
+    from scenes.competition.experiment import load_experiment
     from scenes.data.folds import FULL, parse_folds
 
     if not find_spec("optuna"):
         raise UserError("sweep.py needs Optuna: pip install optuna==5.0.0")
-    folds = parse_folds(arguments.folds, load_config(arguments.config, arguments.set).data.folds)
+    folds = parse_folds(arguments.folds, load_experiment(arguments.config, arguments.set).data.folds)
     if FULL in folds or arguments.trials < 1:
         raise UserError("--folds takes folds that hold rows out, e.g. 0,1; --trials must be at least 1")
 

@@ -30,10 +30,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     end_with_parent()
 
-    from scenes.config import load_config
+    from scenes.competition.experiment import load_experiment
     from scenes.data.folds import parse_folds
 
-    configs = [load_config(file, arguments.set) for file in arguments.configs]
+    configs = [load_experiment(file, arguments.set) for file in arguments.configs]
     names = [config.name for config in configs]
     if doubled := {name for name in names if names.count(name) > 1}:
         raise UserError(f"several of these experiments would be runs/{doubled.pop()}; train them one by one")

@@ -145,6 +145,11 @@ def link_root() -> None:
     IMAGES.symlink_to(Path("elsewhere").resolve())
 
 
+def no_test_rows() -> None:
+    TEST.unlink()
+    Path("input/sample_submission.csv").unlink()
+
+
 def case_twins() -> None:
     """Two files whose names differ only in case, which this disk tells apart."""
     target = IMAGES / "TWIN.JPG"
@@ -163,13 +168,15 @@ BAD_CSV = [
     Case("tabs", text(lambda t: t.replace(",", "\t")), (*PLACE, "commas")),
     Case("NaN label", lines(line3="1.jpg,nan"), (*PLACE, "line 3", "'nan'", "→")),
     Case("no label", lines(line3="1.jpg,"), (*PLACE, "line 3", "empty label", "→")),
-    Case("float label", all_labels(lambda label: label + ".0"), (*PLACE, "line 2", "float", "→")),
     Case("spaces around a label", lines(line4="1.jpg, 3"), (*PLACE, "line 4", "spaces around the label", "→")),
-    Case("spaces around a name", lines(line4=" 1.jpg,3"), (*PLACE, "line 4", "spaces around the image name", "→")),
-    Case("spaces in the header", lines(first="image_name, label"), (*PLACE, "no column 'label'", "' label'")),
+    Case("spaces around a name", lines(line4=" 1.jpg,3"), (*PLACE, "line 4", "not in", "'1.jpg'", "→")),
     Case("no name", lines(line4=",3"), (*PLACE, "line 4", "empty image name", "→")),
-    Case("a row twice", text(lambda t: t + t.splitlines()[1] + "\n"), (*PLACE, "line 98", "stands above", "→")),
-    Case("two labels", text(lambda t: t + t.splitlines()[1][:-1] + "9\n"), (*PLACE, "line 98", "stands above", "→")),
+    Case("a row twice", text(lambda t: t + t.splitlines()[1] + "\n"), (*PLACE, "line 98", "duplicate image name", "→")),
+    Case(
+        "two labels",
+        text(lambda t: t + t.splitlines()[1][:-1] + "9\n"),
+        (*PLACE, "line 98", "duplicate image name", "→"),
+    ),
     Case("one class", all_labels(lambda _: "4"), (*PLACE, "'4'", "two classes")),
     Case("a rare class", lines(line2="0.jpg,rare"), (*PLACE, "'rare' (1)", "2 folds", "→")),
     Case("an empty file", text(lambda _: ""), (*PLACE, "empty", "header")),
@@ -177,7 +184,9 @@ BAD_CSV = [
     Case("no rows", text(lambda t: t.splitlines()[0]), (*PLACE, "no rows")),
     Case("no file", CSV.unlink, (*PLACE, "no such file", "quickstart")),
     Case("a folder", lambda: (CSV.unlink(), CSV.mkdir()), (*PLACE, "cannot be read")),
-    Case("other columns", lines(first="file,class"), (*PLACE, "'image_name'", "'file'", "data.image_column")),
+    Case(
+        "columns that say nothing", lines(first="file,class,x"), (*PLACE, "'image_name'", "'file'", "data.image_column")
+    ),
     Case("a column twice", lines(first="label,label"), (*PLACE, "image_name")),
     Case("no header", text(lambda t: t.partition("\n")[2]), (*PLACE, "no column", "data.image_column")),
     Case("a cell too many", lines(line5="1.jpg,2,3"), (*PLACE, "line 5", "number of cells", "→")),
@@ -185,12 +194,11 @@ BAD_CSV = [
     Case("path traversal", lines(line2="../../../etc/passwd,1"), (*PLACE, "line 2", "leaves", "→")),
     Case("traversal inside", lines(line2="a/../../x.jpg,1"), (*PLACE, "line 2", "leaves", "→")),
     Case("an absolute path", lines(line2="/etc/passwd,1"), (*PLACE, "line 2", "leaves", "→")),
-    Case("a link out of the folder", rename(0, "link.jpg", link_out), (*PLACE, "line 2", "link.jpg", "leaves", "→")),
     Case("NUL bytes", lines(line2="a\0.jpg,1"), PLACE),
     Case("a missing image", lambda: (IMAGES / name_of(5)).unlink(), (*PLACE, "line 7", "not in", "→")),
     Case("a folder as an image", rename(5, "dir.jpg", lambda p: p.mkdir()), (*PLACE, "line 7", "not in", "→")),
     Case("a name too long", lines(line2="x" * 300 + ".jpg,1"), (*PLACE, "line 2", "→")),
-    Case("no image folder", lambda: IMAGES.rename("gone"), ("input/SceneImages", "data.image_dir")),
+    Case("no image folder", lambda: shutil.rmtree(IMAGES), ("input/SceneImages", "data.image_dir")),
     Case("a test image in training", lambda: shutil.copy(CSV, TEST), ("input/test.csv", "also a training image", "→")),
     Case("semicolons in test.csv", text(lambda t: "a;b\n1;2\n", TEST), ("input/test.csv", "commas")),
     Case("an empty test.csv", text(lambda _: "", TEST), ("input/test.csv", "empty")),
@@ -208,7 +216,13 @@ GOOD_CSV = [
     Case("sub-folders", rename(0, "a/b/c.jpg")),
     Case("a linked image folder", link_root),
     Case("names that differ in case", case_twins),
-    Case("no test.csv", TEST.unlink),
+    Case("floats as labels", all_labels(lambda label: label + ".0")),
+    Case("a link to an image elsewhere", rename(0, "link.jpg", link_out)),
+    Case("no test.csv, but a sample", TEST.unlink),
+    Case("no test rows", no_test_rows),
+    Case("other columns", lines(first="file,class")),
+    Case("spaces in the header", lines(first="image_name, label")),
+    Case("images in another folder", lambda: IMAGES.rename("input/gone")),
     Case(
         "a test image damaged, to get the prior",
         lambda: (IMAGES / name_of(3, TEST)).write_bytes(b""),
@@ -540,7 +554,7 @@ BAD_INFERENCE = [
     Case("--folds full", lambda: None, ("full not trained", "fold0, fold1"), (*INFER, "--folds", "full")),
     Case("--out folder", lambda: None, ("input", "is a folder", "--out"), (*INFER, "--out", "input")),
     Case("submissions is a file", Path("submissions").touch, ("submissions:", "is a file", "move it"), INFER),
-    Case("no test.csv", TEST.unlink, ("input/test.csv", "no such file"), INFER),
+    Case("no test rows", no_test_rows, ("input/test.csv", "no such file"), INFER),
     Case("a test row twice", text(lambda t: t + t.splitlines()[1], TEST), ("test.csv", "line 26", "→"), INFER),
     Case("a test image missing", lambda: (IMAGES / name_of(3, TEST)).unlink(), ("test.csv", "line 5", "→"), INFER),
     Case("a test image damaged", image(b"", TEST), AT_TEST_ROW, INFER),

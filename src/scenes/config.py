@@ -37,14 +37,18 @@ class DataConfig(Section):
     """Where the competition's files are and how rows are split."""
 
     root: Path = Path("input")  # the other paths are below it, unless absolute
-    train_csv: Path = Path("train.csv")
-    test_csv: Path = Path("test.csv")
+    train_csv: Path = Path("train.csv")  # or COCO-style JSON, or a pattern of paths, train/{label}/{file}
+    test_csv: Path = Path("test.csv")  # likewise; where it is missing the sample submission has the test rows
     sample_submission: Path = Path("sample_submission.csv")  # used where it exists
     image_dir: Path = Path("SceneImages")
     test_image_dir: Path | None = None  # by default image_dir
     image_suffix: str = ""  # ".jpg" where the CSV names images without it
     image_column: str = "image_name"
+    image_pattern: str | None = None  # "{chain}/{image}": columns that make the image's path, where no column has it
+    id_column: str | None = None  # what a submission prints; by default image_column
     label_column: str = "label"
+    label_columns: list[str] | None = None  # several columns of 0 and 1, in place of label_column
+    label_separator: str | None = None  # " " where label_column has several labels in a cell
     class_names: list[str] | None = None  # for people to read, in the order of the sorted labels
     group_column: str | None = None  # rows of one group share a fold
     near_duplicates: Path | None = None  # check.py's near_duplicates.csv: rows of one group share a fold
@@ -142,9 +146,9 @@ class Config(Section):
     """One experiment."""
 
     name: str = ""  # the run is runs/NAME; by default the file's stem
-    metric: str | None = (
-        None  # the competition's: accuracy, log_loss, roc_auc, map@5, …; by default the task's usual one
-    )
+    task: Literal["classes", "labels", "number"] | None = None  # what is predicted; by default as the labels are
+    metric: str | None = None  # accuracy, log_loss, roc_auc, map@5, …; by default the task's usual one
+    symmetry: Literal["mirror", "none", "all"] = "mirror"  # what keeps an image's label; all: quarter turns too
     submission: Literal["labels", "probabilities", "ranking", "sets", "number"] | None = None  # by default the metric's
     seed: int = 0
     image_size: Pixels = 150  # square
@@ -217,7 +221,7 @@ FREE_KEYS = (
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads an experiment file and applies `--set` pairs.
+    """Reads an experiment file and applies `--set` pairs; the competition's description is not read.
 
     Args:
         path: A YAML file that holds only what differs from the defaults.
@@ -225,6 +229,19 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises:
         UserError: If anything is unknown or of a wrong type; all mistakes are listed.
+    """
+    values, places = read_values(path, overrides)
+    return validate(values, str(path), places)
+
+
+def read_values(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, str]]:
+    """Reads what an experiment file and `--set` pairs say, unchecked; arguments as `load_config`'s.
+
+    Returns:
+        The nested values, and where each dotted key is from.
+
+    Raises:
+        UserError: If the file cannot be read or a pair has no meaning.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -245,7 +262,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         below = [place for place in places if place.startswith(f"{key}.")]
         for place in [key, *below]:
             places[place] = f"--set {pair}"
-    return validate(values, str(path), places)
+    return values, places
 
 
 def validate(values: Mapping[str, Any], source: str, places: Mapping[str, str] | None = None) -> Config:

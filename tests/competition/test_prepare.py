@@ -13,8 +13,11 @@ import pandas as pd
 import pytest
 
 import prepare
-import scenes.competition.prepare as library
 from scenes import plain_yaml
+from scenes.competition import download as download_module
+from scenes.competition import folders as library
+from scenes.competition.rows import read_train
+from scenes.config import DataConfig
 from scenes.console import UserError
 
 SCRIPT = Path(prepare.__file__)
@@ -137,7 +140,9 @@ def test_odd_names_survive_the_csv_and_the_config(tmp_path: Path, capsys: pytest
         (["a/1.jpg"], ["only one class folder (a)"]),
         (["a/1.jpg", "b/readme.txt"], ["b: no images"]),
         (["a/1.jpg", "b/1.jpg", "b/inner/2.jpg"], ["b: holds folders (inner)"]),
-        (["test/1.jpg", "a/1.jpg", "b/1.jpg"], ["holds test/ but no train/"]),
+        (["test/1.jpg"], ["holds test/ but no train/"]),
+        (["train/1.jpg", "test/1.jpg"], ["train: no class folders; 1 images"]),
+        (["cat/1.jpg", "cat /1.jpg"], ["differ only in spaces: 'cat '"]),
         (["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/c/1.jpg"], ["lacks b", "more classes than train: c"]),
         (["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "valid/a/1.jpg"], ["val and valid play the same part"]),
         (["train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg", "test/z/1.jpg"], ["neither images alone nor"]),
@@ -164,16 +169,40 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("linked", ["b", "b/2.jpg"])
-def test_links_may_not_leave_the_folder(tmp_path: Path, linked: str) -> None:
-    root = make(tmp_path / "d", "a/1.jpg", "c/1.jpg", "c/2.jpg")
+def test_links_to_images_elsewhere_are_followed(tmp_path: Path, linked: str) -> None:
+    root = make(tmp_path / "d", "a/1.jpg")
+    outside = make(tmp_path / "elsewhere", "2.jpg")
     (root / linked).parent.mkdir(exist_ok=True)
-    (root / linked).symlink_to(root / "c/2.jpg" if linked.endswith("jpg") else root / "c")
-    assert len(library.read_folders(root).train) == 3 + (1 if linked.endswith("jpg") else 2)
-    (root / linked).unlink()
-    outside = make(tmp_path / "elsewhere", "1.jpg")
-    (root / linked).symlink_to(outside / "1.jpg" if linked.endswith("jpg") else outside)
-    with pytest.raises(UserError, match="links to images outside"):
-        folders(root, tmp_path / "in")
+    (root / linked).symlink_to(outside / "2.jpg" if linked.endswith("jpg") else outside)
+    assert [row.image_name for row in library.read_folders(root).train] == ["a/1.jpg", "b/2.jpg"]
+
+
+@pytest.mark.parametrize(
+    "classes", [["bus", "car", "train"], ["flask", "pipette", "test"], ["test", "train", "valid", "x"]]
+)
+def test_a_class_may_be_called_as_a_split_is(tmp_path: Path, classes: list[str]) -> None:
+    layout = library.read_folders(make(tmp_path / "d", *(f"{name}/1.jpg" for name in classes)))
+    assert [row.label for row in layout.train] == classes
+    assert not layout.test
+    split = make(tmp_path / "split", *(f"{part}/{name}/1.jpg" for part in ("train", "test") for name in classes))
+    layout = library.read_folders(split)
+    assert [row.label for row in layout.train] == [row.label for row in layout.test] == classes
+
+
+def test_whatever_the_decoder_reads_is_an_image(tmp_path: Path) -> None:
+    suffixes = [".ppm", ".PGM", ".jfif", ".avif", ".jp2", ".tif"]
+    layout = library.read_folders(make(tmp_path / "d", "a/1.jpg", *(f"b/1{suffix}" for suffix in suffixes)))
+    assert len(layout.train) == 7
+    assert not layout.ignored
+
+
+def test_train_reads_what_folders_writes(tmp_path: Path) -> None:
+    classes = ["none", "0.5", "null", "NA", "cat ", "1", "train"]
+    root = make(tmp_path / "d", *(f"{name}/ {i}.jpg" for name in classes for i in range(2)))
+    folders(root, tmp_path / "in")
+    _, labels, wrong = read_train(DataConfig(root=tmp_path / "in", image_dir=root), 2)
+    assert not wrong
+    assert labels.classes == sorted(classes)
 
 
 @pytest.mark.parametrize("name", ["train.csv", "test.csv", "sample_submission.csv"])
@@ -260,7 +289,7 @@ def test_download_overwrites_nothing(tmp_path: Path, kaggle: Path) -> None:
     out = make(tmp_path / "in", "train.csv", "Images/1.jpg")
     elsewhere = make(tmp_path / "elsewhere", "0.jpg")
     (out / "link").symlink_to(elsewhere)
-    with pytest.raises(UserError, match=r"3 of .* exist already.*Images/1\.jpg, .*link, .*train\.csv; move them"):
+    with pytest.raises(UserError, match=r"3 of .* exist already.*Images/1\.jpg.*link.*train\.csv.*move them"):
         download(out)
     kept = everything(out)
     assert kept.pop(".download-scenes/scenes.zip")
@@ -355,7 +384,7 @@ def test_an_interruption_leaves_the_download_alone(
 
     with monkeypatch.context() as patch:
         if moment == "unpacking":
-            patch.setattr(library, "unzip", half_unzip)
+            patch.setattr(download_module, "unzip", half_unzip)
         else:
             patch.setattr(Path, "rename", stopped_rename)
         with pytest.raises(KeyboardInterrupt):

@@ -132,7 +132,7 @@ def test_bad_data_is_reported_and_the_rest_looked_at(workspace: Path, capsys: py
     printed, page = run(capsys)
     assert "92 training images" in printed
     assert "23 test images" in printed
-    wrong = ((6, "empty label"), (7, "leaves"), (98, "stands above"), (99, "leaves"), (100, "empty image name"))
+    wrong = ((6, "empty label"), (7, "leaves"), (98, "duplicate image name"), (99, "leaves"), (100, "empty image name"))
     for line, what in wrong:
         assert re.search(rf"{what}.*line {line}\b", printed), what
     assert f"2 images cannot be read: line 4 ({gone}: no such file), line 5 ({damaged}: cut off" in printed

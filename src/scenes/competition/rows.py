@@ -1,49 +1,219 @@
-"""The competition's CSVs: read strictly into tables, with a list of everything that is wrong."""
+"""A competition's training and test rows, each with its id and its image file, and a list of all that is wrong."""
 
-import csv
-import difflib
-import io
 import os
-import re
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from scenes.competition import decisions
+from scenes.competition.coco import read_json
+from scenes.competition.csv_file import read_cells, read_columns
+from scenes.competition.decisions import decision_problems
+from scenes.competition.decisions import read_near_duplicates as read_near_duplicates
+from scenes.competition.find import Finder, Found
+from scenes.competition.path_pattern import FIELD, is_pattern, pattern_folder, read_pattern
+from scenes.competition.table import EXAMPLES, problem_for_rows, some
+from scenes.competition.table import Table as Table
+from scenes.competition.table import bad_image_rows as bad_image_rows
+from scenes.competition.targets import read_targets
 from scenes.config import DataConfig
-from scenes.console import Problem, UserError, raise_problems
+from scenes.console import Problem, UserError
 
-EXAMPLES = 5
-COLUMN_KEYS = "names are set by data.image_column, data.label_column, data.group_column, data.fold_column"
+SAMPLES = "*sample*submission*.csv"  # in lower case
 
 
-@dataclass(frozen=True)
-class Table:
-    """The rows of one CSV.
+def read_train_rows(data: DataConfig) -> tuple[Table, list[Problem]]:
+    """Reads the training rows, without their labels' meaning.
 
-    Attributes:
-        csv: Where they were read.
-        names: Image names as the CSV has them, n strings.
-        paths: The image files, n paths.
-        columns: All columns as strings, n rows; the index is the line each row begins on.
+    Args:
+        data: The config's data section.
+
+    Returns:
+        The rows and what is wrong with them; under ``data.on_bad_image: skip``, and of a row in ``data.drop``, a
+        missing image is not wrong.
+
+    Raises:
+        UserError: If there is nothing to read.
     """
+    labels = data.label_columns or [data.label_column]
+    extra = [column for column in (data.group_column, data.fold_column) if column]
+    wanted = [_id_column(data), *labels, *extra]
+    folder, columns, problems = _read_columns(data, data.train_csv, data.image_dir, wanted)
+    keys, finder = _image_keys(columns, data, is_test=False), Finder(folder, _suffix(data, data.train_csv))
+    paths, found = _find_images(keys, finder)
+    ids = columns[_id_column(data)].tolist()
+    names = ids if data.image_column == _id_column(data) or len(set(ids)) == len(ids) else keys
+    table = Table(data.root / data.train_csv, names, paths, columns)
+    problems += _id_problems(table, keys, found, is_test=False)
+    spared = None if data.on_bad_image == "skip" else set(data.drop)
+    problems += _image_problems(table, keys, found, finder, spared)
+    if data.group_column:
+        empty = np.flatnonzero([not group.strip() for group in columns[data.group_column]])
+        problems += problem_for_rows(table, empty, table.names, "with an empty group", "give each row a group")
+    return table, problems
 
-    csv: Path
-    names: list[str]
-    paths: list[Path]
-    columns: pd.DataFrame
 
-    def __len__(self) -> int:
-        return len(self.names)
+def read_test(data: DataConfig, may_lack_images: bool = False) -> tuple[Table, list[Problem]]:
+    """Reads the test rows: `data.test_csv`, or where there is none the sample submission.
 
-    def take(self, rows: Sequence[int]) -> "Table":
-        """The same table with these rows only."""
-        names, paths = [self.names[row] for row in rows], [self.paths[row] for row in rows]
-        return Table(self.csv, names, paths, self.columns.iloc[list(rows)])
+    Args:
+        data: The config's data section.
+        may_lack_images: Whether a missing image is not wrong.
+
+    Returns:
+        The rows, of which several may have one id, and what is wrong with them.
+
+    Raises:
+        UserError: If there is nothing to read.
+    """
+    source = test_source(data) or data.test_csv
+    image_dir = data.test_image_dir or data.image_dir
+    column = _id_column(data)
+    if data.root / source == sample_file(data):  # whatever the column is called, the first one is the id
+        column = (read_cells(data.root / source, 1)[1] or [[column]])[0][0]
+    folder, columns, problems = _read_columns(data, source, image_dir, [column])
+    keys = _image_keys(columns, data, is_test=True) if column == _id_column(data) else columns[column].tolist()
+    finder = Finder(folder, _suffix(data, source))
+    paths, found = _find_images(keys, finder)
+    table = Table(data.root / source, columns[column].tolist(), paths, columns)
+    problems += _id_problems(table, keys, found, is_test=True)
+    return table, problems + _image_problems(table, keys, found, finder, None if may_lack_images else ())
+
+
+def test_source(data: DataConfig) -> Path | None:
+    """Where the test rows are, below data.root: `data.test_csv`, else the sample submission; None without either."""
+    if is_pattern(data.test_csv) or os.path.lexists(data.root / data.test_csv):
+        return data.test_csv
+    sample = sample_file(data)
+    return sample.relative_to(data.root) if sample else None
+
+
+def sample_file(data: DataConfig) -> Path | None:
+    """The sample submission: `data.sample_submission`, else the one file in data.root with such a name."""
+    named = data.root / data.sample_submission
+    if named.exists():
+        return named
+    try:
+        found = sorted(file for file in data.root.iterdir() if Path(file.name.lower()).match(SAMPLES))
+    except OSError:
+        return None
+    return found[0] if len(found) == 1 else None
+
+
+def overlap(train: Table, test: Table) -> list[Problem]:
+    """Finds test rows that are training rows too, by file."""
+    known = set(train.paths)
+    rows = [row for row, path in enumerate(test.paths) if path in known]
+    what = "also a training image, so a score on it would mean nothing"
+    remedy = f"take these rows out of {train.file} or {test.file}"
+    return problem_for_rows(test, rows, test.names, what, remedy)
+
+
+def _id_column(data: DataConfig) -> str:
+    return data.id_column or data.image_column
+
+
+def _suffix(data: DataConfig, source: Path) -> str:
+    """What names lack at their end; those read from paths are whole."""
+    return "" if is_pattern(source) else data.image_suffix
+
+
+def _read_columns(
+    data: DataConfig, source: Path, image_dir: Path, wanted: list[str]
+) -> tuple[Path, pd.DataFrame, list[Problem]]:
+    """Reads rows as text columns from a CSV, a JSON file or paths; the folder of their images comes first."""
+    file = data.root / source
+    if is_pattern(source):
+        columns = read_pattern(data.root, source.as_posix(), _id_column(data))
+        if missing := [column for column in wanted if column not in columns]:
+            has = f"{source} has the fields {some(FIELD.findall(str(source)))}"
+            raise UserError(f"no field {{{missing[0]}}} in the pattern of data.train_csv; {has}")
+        return data.root / pattern_folder(source.as_posix()), columns, []
+    read = read_json(file, wanted, data.label_separator) if source.suffix == ".json" else read_columns(file, wanted)
+    return data.root / image_dir, *read
+
+
+def _image_keys(columns: pd.DataFrame, data: DataConfig, is_test: bool) -> list[str]:
+    """What each row's image is found by: the pattern over columns, the image column, else the id."""
+    fields = FIELD.findall(data.image_pattern or "")
+    if missing := [field for field in fields if field not in columns]:
+        if not is_test:
+            has = some(columns.columns.tolist())
+            raise UserError(f"data.image_pattern: no column {', '.join(map(repr, missing))}; the rows have {has}")
+    elif fields:
+        cells = columns[fields].to_dict("records")
+        return [FIELD.sub(lambda field: row[field[1]], data.image_pattern or "") for row in cells]  # noqa: B023
+    return columns[data.image_column if data.image_column in columns else _id_column(data)].tolist()
+
+
+def _find_images(keys: Sequence[str], finder: Finder) -> tuple[list[Path], list[Found | None]]:
+    """Finds each row's image by its key.
+
+    Returns:
+        The paths, or where the images were expected; and what was found, None for keys that are not searched for.
+    """
+    searchable = os.path.isdir(finder.folder)  # noqa: PTH112 - pathlib raises for a name that is too long
+    found = [finder.find(key) if searchable and key.strip() and not finder.leaves(key) else None for key in keys]
+    paths = [each.path if each else finder.folder / key for key, each in zip(keys, found, strict=True)]
+    return paths, found
+
+
+def _image_problems(
+    table: Table, keys: Sequence[str], found: Sequence[Found | None], finder: Finder, spared: Collection[str] | None
+) -> list[Problem]:
+    """Finds the rows without an image, or with several; `spared` are ids that need none, None for all."""
+    if not os.path.isdir(finder.folder):  # noqa: PTH112 - as above
+        return [Problem(str(finder.folder), "no such image folder", "data.root and data.image_dir say where it is")]
+    escaping = [row for row, key in enumerate(keys) if key.strip() and finder.leaves(key)]
+    what, remedy = f"with a path that leaves {finder.folder}", "image names are paths below the image folder"
+    problems = problem_for_rows(table, escaping, keys, what, remedy)
+    files = [each.files if each else [] for each in found]
+    several = [row for row, names in enumerate(files) if len(names) > 1]
+    shown = [f"{key}: {' or '.join(names[:3])}" for key, names in zip(keys, files, strict=True)]
+    remedy = "set data.image_dir, data.image_suffix or data.image_pattern so that one file fits"
+    problems += problem_for_rows(table, several, shown, f"with several images in {finder.folder}", remedy)
+    if spared is not None:
+        missing = [row for row, each in enumerate(found) if each and not each.files and table.names[row] not in spared]
+        remedy = _remedy_for_missing(finder, [keys[row] for row in missing[:EXAMPLES]])
+        problems += problem_for_rows(table, missing, keys, f"whose image is not in {finder.folder}", remedy)
+    return problems
+
+
+def _id_problems(table: Table, keys: Sequence[str], found: Sequence[Found | None], is_test: bool) -> list[Problem]:
+    """Finds rows without an id, training rows that share an id or an image, and test rows that share both."""
+    names, rows = table.names, range(len(table))
+    empty = {row for row in rows if not names[row].strip() or not keys[row].strip()}
+    repeated = _repeated(list(zip(names, table.paths, strict=True)) if is_test else names) - empty
+    remedy = "keep one row an image"
+    problems = problem_for_rows(table, sorted(empty), names, "with an empty image name", "fill it in or drop the row")
+    problems += problem_for_rows(table, sorted(repeated), names, "with a duplicate image name", remedy)
+    if not is_test:
+        has_file = {row for row, each in enumerate(found) if each and each.files}
+        shared = (_repeated(table.paths) - repeated) & has_file
+        shown = [f"{name}: {path.name}" for name, path in zip(names, table.paths, strict=True)]
+        what = "whose image an earlier row has under another name"
+        problems += problem_for_rows(table, sorted(shared), shown, what, remedy)
+    return problems
+
+
+def _repeated(values: Sequence[object]) -> set[int]:
+    """Positions of the values that are there before."""
+    first: dict[object, int] = {}
+    return {at for at, value in enumerate(values) if first.setdefault(value, at) != at}
+
+
+def _remedy_for_missing(finder: Finder, keys: Sequence[str]) -> str:
+    """Says what to do about names without a file, with the files whose names are nearest."""
+    near = {key: file for key in keys if (file := finder.nearest(key))}
+    if near:
+        return "the nearest files: " + ", ".join(f"{file!r} for {key[:80]!r}" for key, file in near.items())
+    return "get the files" + ("" if finder.suffix else ", or set data.image_suffix if the names lack it")
+
+
+# ------------------------------------------------ until all callers read tasks: labels of classes alone, as one object
 
 
 @dataclass(frozen=True)
@@ -61,358 +231,21 @@ class Labels:
     class_names: list[str]
 
 
+def read_labels(table: Table, config: DataConfig, folds: int | None) -> tuple[Labels, list[Problem]]:
+    """Makes a training table's labels into targets and classes; arguments as `read_train`'s."""
+    task, values, problems = read_targets(table, config, "classes")
+    assert task
+    return Labels(values, task.columns, task.names), problems
+
+
 def read_train(config: DataConfig, folds: int | None) -> tuple[Table, Labels, list[Problem]]:
-    """Reads the training CSV.
-
-    Args:
-        config: The config's data section.
-        folds: How many folds every class must reach; None for no such check.
-
-    Returns:
-        The table, the labels and what is wrong with them, most basic first; under ``data.on_bad_image: skip``, and of a
-        row in ``data.drop``, a missing image is nothing wrong.
-
-    Raises:
-        UserError: If there is nothing to read.
-    """
-    wanted = [config.image_column, config.label_column]
-    wanted += [column for column in (config.group_column, config.fold_column) if column]
-    may_lack = config.on_bad_image == "skip"
-    table, problems = _read_table(
-        config.root / config.train_csv, wanted, config, config.image_dir, may_lack, set(config.drop)
-    )
+    """Reads the training rows and their labels."""
+    table, problems = read_train_rows(config)
     labels, label_problems = read_labels(table, config, folds)
-    problems += label_problems
-    if config.group_column:
-        groups = table.columns[config.group_column].tolist()
-        empty = [row for row, group in enumerate(groups) if not group.strip()]
-        problems += problem_for_rows(table, empty, table.names, "with an empty group", "give each row a group")
-    return table, labels, problems + _decision_problems(table, labels, config)
-
-
-def _decision_problems(table: Table, labels: Labels, config: DataConfig) -> list[Problem]:
-    """Finds what is wrong with data.drop and data.relabel, the decisions about single rows."""
-    problems: list[Problem] = []
-
-    def report(key: str, wrong: Iterable[str], what: str, known: Sequence[str], otherwise: str) -> None:
-        if found := list(dict.fromkeys(wrong)):
-            near = [match for name in found[:EXAMPLES] for match in difflib.get_close_matches(name, known, 1, 0.5)]
-            listed = ", ".join(f"{name[:80]!r}" for name in found[:EXAMPLES])
-            more = f" and {len(found) - EXAMPLES} more" if len(found) > EXAMPLES else ""
-            remedy = f"did you mean {', '.join(map(repr, dict.fromkeys(near)))}?" if near else otherwise
-            problems.append(Problem(key, f"{what}: {listed}{more}", remedy))
-
-    names, dropped = set(table.names), Counter(config.drop)
-    stray = f"names are as in the column {config.image_column!r}"
-    for key, listed in (("data.drop", config.drop), ("data.relabel", config.relabel)):
-        report(key, (name for name in listed if name not in names), f"not in {table.csv}", table.names, stray)
-    strange = (label for label in config.relabel.values() if label not in labels.classes)
-    report("data.relabel", strange, "unknown label", labels.classes, f"labels are {', '.join(labels.classes[:20])}")
-    report("data.drop", (name for name in dropped if dropped[name] > 1), "named twice", [], "name it once")
-    both = (name for name in config.relabel if name in dropped)
-    report("data.relabel", both, "also in data.drop", [], "take it out of one of them")
-    return problems
+    return table, labels, problems + label_problems + decision_problems(table, labels.classes, config)
 
 
 def decide(table: Table, labels: Labels, config: DataConfig) -> tuple[list[int], Labels]:
-    """Applies data.drop and data.relabel.
-
-    To be called once the folds are dealt: by all rows and the CSV's own labels, so that no decision about one row moves
-    another to another fold, and runs with and without decisions can be compared row by row.
-
-    Args:
-        table: The training rows, checked by `read_train`.
-        labels: Theirs.
-        config: The config's data section.
-
-    Returns:
-        The rows that stay, and the labels of these.
-
-    Raises:
-        UserError: If a class has no row left.
-    """
-    dropped, place = set(config.drop), {label: at for at, label in enumerate(labels.classes)}
-    kept = [row for row, name in enumerate(table.names) if name not in dropped]
-    given = (config.relabel.get(table.names[row]) for row in kept)
-    targets = [labels.targets[row] if label is None else place[label] for row, label in zip(kept, given, strict=True)]
-    counts = np.bincount(np.array(targets, np.int64), minlength=len(labels.classes))
-    what, remedy = "leaves the class {!r} without a row", "keep some of its rows"
-    gone = [label for label, count in zip(labels.classes, counts, strict=True) if not count]
-    raise_problems([Problem("data.drop, data.relabel", what.format(label), remedy) for label in gone])
-    return kept, Labels(np.array(targets, np.int64), labels.classes, labels.class_names)
-
-
-def read_test(config: DataConfig, may_lack_images: bool = False) -> tuple[Table, list[Problem]]:
-    """Reads the test CSV.
-
-    Args:
-        config: The config's data section.
-        may_lack_images: Whether a missing image is nothing wrong.
-
-    Raises:
-        UserError: If there is nothing to read.
-    """
-    image_dir = config.test_image_dir or config.image_dir
-    return _read_table(config.root / config.test_csv, [config.image_column], config, image_dir, may_lack_images)
-
-
-def read_near_duplicates(file: Path, names: Sequence[str], left_out: Collection[str]) -> np.ndarray:
-    """Reads groups of training images that show nearly the same.
-
-    Args:
-        file: Columns ``image_name`` and ``group``, as check.py writes them.
-        names: The n training images.
-        left_out: Training images that may be in the file but count no more.
-
-    Returns:
-        int64, shape (n,): equal for rows of one group; a row in no group has a number of its own.
-
-    Raises:
-        UserError: With the list of all that is wrong.
-    """
-    if not file.is_file():
-        raise UserError(f"data.near_duplicates: no file at {file}; python src/check.py CONFIG writes it")
-    columns, problems = read_columns(file, ["image_name", "group"], "python src/check.py CONFIG writes it")
-    listed, groups = columns["image_name"].tolist(), columns["group"].tolist()
-    table = Table(file, listed, [], columns)
-    known, repeated = {*names, *left_out}, columns["image_name"].duplicated()
-    for wrong, what, remedy in (
-        ([name not in known for name in listed], "with an image that is not a training image", "run check.py again"),
-        (repeated, "with an image that stands above already", "keep one row an image"),
-        ([not group.strip() for group in groups], "with an empty group", "give each row a group"),
-    ):
-        problems += problem_for_rows(table, np.flatnonzero(wrong), listed, what, remedy)
-    raise_problems(problems)
-    group_of = dict(zip(listed, pd.factorize(columns["group"])[0], strict=True))
-    return np.array([group_of.get(name, -1 - row) for row, name in enumerate(names)], np.int64)
-
-
-def overlap(train: Table, test: Table) -> list[Problem]:
-    """Finds test rows that are training rows too, by file."""
-    known = set(train.paths)
-    rows = [row for row, path in enumerate(test.paths) if path in known]
-    what = "also a training image, so a score on it would mean nothing"
-    remedy = f"take these rows out of {train.csv} or {test.csv}"
-    return problem_for_rows(test, rows, test.names, what, remedy)
-
-
-def problem_for_rows(
-    table: Table, rows: Sequence[int] | np.ndarray, values: Sequence[str], what: str, remedy: str
-) -> list[Problem]:
-    """Makes one problem of all rows that share it, with the first few as examples.
-
-    Args:
-        table: What the rows are of.
-        rows: Positions of the wrong rows, from 0.
-        values: What to quote, for each row of the table.
-        what: What is wrong with them.
-        remedy: What to do.
-    """
-    lines = table.columns.index
-    return _problem(table.csv, [(lines[row], values[row]) for row in rows], what, remedy)
-
-
-def bad_image_rows(table: Table, reasons: Mapping[int, str], what: str) -> str:
-    """Says in one line which rows' images cannot be read, with the first few as examples.
-
-    Args:
-        table: What the rows are of.
-        reasons: What is wrong, by row.
-        what: What becomes of them.
-    """
-    lines = table.columns.index
-    return f"{table.csv}: " + _rows([(lines[row], f"{table.names[row]}: {why}") for row, why in reasons.items()], what)
-
-
-def _problem(file: Path, found: list[tuple[int, str]], what: str, remedy: str) -> list[Problem]:
-    return [Problem(str(file), _rows(found, what), remedy)] if found else []
-
-
-def _rows(found: list[tuple[int, str]], what: str) -> str:
-    examples = ", ".join(f"line {line} ({value[:80]!r})" for line, value in found[:EXAMPLES])
-    more = f" and {len(found) - EXAMPLES} more" if len(found) > EXAMPLES else ""
-    return f"{len(found)} row{'s' if len(found) > 1 else ''} {what}: {examples}{more}"
-
-
-def _read_table(
-    file: Path,
-    wanted: list[str],
-    config: DataConfig,
-    image_dir: Path,
-    may_lack_images: bool,
-    dropped: Collection[str] = (),
-) -> tuple[Table, list[Problem]]:
-    columns, problems = read_columns(file, wanted)
-    names = columns[config.image_column].tolist()
-    folder = config.root / image_dir
-    paths = [folder / _on_disk(name + config.image_suffix) for name in names]
-    table = Table(file, names, paths, columns)
-    return table, problems + _name_problems(table, folder, config.image_suffix, may_lack_images, dropped)
-
-
-def read_columns(file: Path, wanted: list[str], origin: str = COLUMN_KEYS) -> tuple[pd.DataFrame, list[Problem]]:
-    """Reads a CSV as text; the index is the line each row begins on. `origin` says what decides the columns."""
-    lines, rows = _read_csv(file, wanted)
-    header, *rows = rows
-    _check_header(file, header, wanted, origin)
-    fits = [len(cells) == len(header) for cells in rows]
-    ragged = [(line, ",".join(cells)) for line, cells, fit in zip(lines[1:], rows, fits, strict=True) if not fit]
-    remedy = "put quotes around cells that hold commas"
-    problems = _problem(file, ragged, f"with another number of cells than the header's {len(header)}", remedy)
-    kept = [row for row, fit in enumerate(fits) if fit]
-    if not kept:
-        raise_problems(problems or [Problem(str(file), "a header but no rows")])
-    index = [lines[row + 1] for row in kept]
-    return pd.DataFrame([rows[row] for row in kept], index=index, columns=header, dtype=str), problems
-
-
-def _read_csv(file: Path, wanted: list[str]) -> tuple[list[int], list[list[str]]]:
-    """Reads every cell as the text it is: the line on which each row begins, and the rows, the header first.
-
-    Not with pandas, which cuts rows that are too long and fills up those that are too short.
-    """
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(
-            f"{file}: no such file. Put the competition's files there (input/README.md says how), or try the built-in "
-            "sample: bash train.sh configs/quickstart.yaml"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{file}, line {line}: not UTF-8 text; save it as UTF-8") from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    lines, rows, begins = [], [], 1
-    try:
-        for cells in reader:
-            if cells:
-                lines.append(begins)
-                rows.append(cells)
-            begins = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{file}, line {begins}: not a comma-separated table: {error}") from None
-    if not rows:
-        raise UserError(f"{file}: empty; it needs a header line with {', '.join(wanted)}")
-    return lines, rows
-
-
-def _check_header(file: Path, header: list[str], wanted: list[str], origin: str) -> None:
-    if missing := [column for column in wanted if column not in header]:
-        wrong = [name for sign, name in ((";", "semicolons"), ("\t", "tabs")) if sign in "".join(header)]
-        hint = f"; separate the columns by commas, not {wrong[0]}" if wrong else ""
-        has = ", ".join(map(repr, header))
-        raise UserError(f"{file}: no column {', '.join(map(repr, missing))}; it has {has}{hint} ({origin})")
-    if repeated := [column for column in wanted if header.count(column) > 1]:
-        raise UserError(f"{file}: several columns {', '.join(map(repr, repeated))}; rename all but one")
-
-
-def _name_problems(
-    table: Table, folder: Path, suffix: str, may_lack_images: bool, dropped: Collection[str]
-) -> list[Problem]:
-    problems: list[Problem] = []
-
-    def report(wrong: Callable[[int, str], bool], what: str, remedy: str) -> set[int]:
-        rows = [row for row, name in enumerate(table.names) if wrong(row, name)]
-        problems.extend(problem_for_rows(table, rows, table.names, what, remedy))
-        return set(rows)
-
-    skip = report(lambda _, name: not name.strip(), "with an empty image name", "fill them in or take the rows out")
-    skip |= report(
-        lambda _, name: name != name.strip() != "", "with spaces around the image name", "take the spaces out"
-    )
-    repeated = pd.Series(table.names).duplicated().tolist()
-    report(
-        lambda row, _: repeated[row] and row not in skip,
-        "with an image name that stands above already",
-        "keep one row an image",
-    )
-    if not os.path.isdir(folder):  # noqa: PTH112 - false where pathlib raises, e.g. for a name that is too long
-        return [*problems, Problem(str(folder), "no such image folder", "data.root and data.image_dir say where it is")]
-    root = os.path.join(os.path.realpath(folder), "")  # noqa: PTH118
-    real_folder = cache(os.path.realpath)  # of few folders and many files
-    skip |= report(
-        lambda row, name: row not in skip and _leaves(root, _on_disk(name + suffix), real_folder),
-        f"with a path that leaves {folder}",
-        "image names are paths below the image folder",
-    )
-    if may_lack_images:
-        return problems
-    skip |= {row for row, name in enumerate(table.names) if name in dropped}
-    hint = "" if suffix else ", or set data.image_suffix if the names lack it"
-    report(
-        lambda row, _: row not in skip and not os.path.isfile(table.paths[row]),  # noqa: PTH113 - as above
-        f"whose image is not in {folder}",
-        f"get the files{hint}",
-    )
-    return problems
-
-
-def _on_disk(name: str) -> str:
-    """The file name that is this text in UTF-8, which is another where Python takes file names for ASCII."""
-    return os.fsdecode(name.encode(errors="surrogateescape"))
-
-
-def _leaves(root: str, name: str, real_folder: Callable[[str], str]) -> bool:
-    """Whether a name, links followed, is outside the image folder; by os.path, which takes half of pathlib's time."""
-    if "\0" in name:
-        return True
-    folder, file = os.path.split(os.path.join(root, name))  # noqa: PTH118
-    path = os.path.join(real_folder(folder), file)  # noqa: PTH118
-    if file in ("", ".", "..") or os.path.islink(path):  # noqa: PTH114
-        path = os.path.realpath(path)
-    return not path.startswith(root)
-
-
-def read_labels(table: Table, config: DataConfig, folds: int | None) -> tuple[Labels, list[Problem]]:
-    """Makes a training table's labels into targets and classes; arguments as `read_train`'s."""
-    labels = table.columns[config.label_column].tolist()
-    problems: list[Problem] = []
-    sound = Counter(labels)
-    for is_wrong, what, remedy in (
-        (lambda label: not label.strip(), "with an empty label", "label them or take them out"),
-        (lambda label: label != label.strip() != "", "with spaces around the label", "take the spaces out"),
-        (
-            re.compile(r"[-+]?(\d+\.\d*|\.\d+)(e[-+]?\d+)?|nan|none|null", re.IGNORECASE).fullmatch,
-            "with a label that is a float or missing value",
-            "write integer labels without a decimal point and leave no NaN",
-        ),
-    ):
-        wrong = {label for label in sound if is_wrong(label)}
-        rows = [row for row, label in enumerate(labels) if label in wrong]
-        problems += problem_for_rows(table, rows, labels, what, remedy)
-        sound = Counter({label: count for label, count in sound.items() if label not in wrong})
-
-    classes = sort_labels(list(sound))
-    problems += _class_problems(table.csv, classes, sound, config.class_names, folds)
-    position = {label: i for i, label in enumerate(classes)}
-    targets = np.array([position.get(label, -1) for label in labels], np.int64)
-    return Labels(targets, classes, list(config.class_names or classes)), problems
-
-
-def _class_problems(
-    file: Path, classes: list[str], counts: Counter[str], names: list[str] | None, folds: int | None
-) -> list[Problem]:
-    problems = []
-    if len(classes) == 1:
-        what = f"all rows have the label {classes[0]!r}"
-        problems.append(Problem(str(file), what, "two classes at least are needed"))
-    if classes and names and len(names) != len(classes):
-        what = f"data.class_names has {len(names)} names for {len(classes)} labels ({', '.join(classes[:10])})"
-        problems.append(Problem(str(file), what, "give one name a label, in this order"))
-    if repeated := [name for name, count in Counter(names).items() if count > 1]:
-        what = f"data.class_names has {', '.join(map(repr, repeated))} more than once"
-        problems.append(Problem(str(file), what, "give each class its own name"))
-    if folds and (few := [f"{label!r} ({counts[label]})" for label in classes if counts[label] < folds]):
-        listed = ", ".join(few[:EXAMPLES]) + (f" and {len(few) - EXAMPLES} more" if len(few) > EXAMPLES else "")
-        what = f"{len(few)} class{'es' if len(few) > 1 else ''} with fewer rows than the {folds} folds: {listed}"
-        problems.append(Problem(str(file), what, "lower data.folds, or merge or drop the rare classes"))
-    return problems
-
-
-def sort_labels(labels: list[str]) -> list[str]:
-    """Sorts labels: numerically if all are integers, else alphabetically."""
-    if all(re.fullmatch(r"-?\d{1,18}", label) for label in labels):
-        return sorted(labels, key=lambda label: (int(label), label))
-    return sorted(labels)
+    """Applies data.drop and data.relabel."""
+    kept, targets = decisions.decide(table, labels.targets, labels.classes, config)
+    return kept, Labels(targets, labels.classes, labels.class_names)

@@ -181,7 +181,7 @@ def read_rows_and_images(config: Config) -> tuple[Table, Labels, Images, list[tu
         table = table.take([row for row in range(len(table)) if row not in reasons])
         labels, problems = read_labels(table, data, None)
         if not len(table):
-            problems.append(Problem(str(table.csv), "no row has an image that can be read", f"see {data.image_dir}"))
+            problems.append(Problem(str(table.file), "no row has an image that can be read", f"see {data.image_dir}"))
     raise_problems(problems)
     assert images is not None
     return table, labels, images, skipped

@@ -177,7 +177,7 @@ def given_folds(table: Table, column: str, folds: int, groups: np.ndarray) -> np
         used = set(given)
         if unused := [value for value in allowed if value not in used]:
             what = f"no row has the fold {', '.join(unused)}"
-            problems.append(Problem(str(table.csv), what, "lower data.folds"))
+            problems.append(Problem(str(table.file), what, "lower data.folds"))
         pairs = pd.DataFrame({"group": groups, "fold": given})
         split = np.flatnonzero((pairs.groupby("group").fold.transform("nunique") > 1).to_numpy())
         what = "with identical images or a group in several folds"

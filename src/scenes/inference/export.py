@@ -153,7 +153,7 @@ def _training_images(config: Config) -> list[np.ndarray]:
         except BadImageError:
             continue
     if not images:
-        raise UserError(f"{table.csv}: none of its images can be read, so the export could not be checked")
+        raise UserError(f"{table.file}: none of its images can be read, so the export could not be checked")
     return images
 
 

@@ -85,7 +85,7 @@ def read_inputs(config: Config) -> Inputs:
     if use_prior:
         images, bad = read_good_images(table, config.predict_size, config.data, "test")
         if images is None:
-            problems.append(Problem(str(table.csv), "no row has an image that can be read", "check data.image_dir"))
+            problems.append(Problem(str(table.file), "no row has an image that can be read", "check data.image_dir"))
     else:
         images, image_problems = read_images(table, config.predict_size, config.data, "test")
         problems += image_problems
@@ -182,7 +182,7 @@ def _read_sample(test: Table, config: Config) -> tuple[list[str], list[Problem]]
     if sorted(names) == sorted(test.names):
         return header, []
     differ = sorted(set(names) ^ set(test.names))
-    what = f"lists other images than {test.csv} (first: {differ[0] if differ else 'one is repeated'})"
+    what = f"lists other images than {test.file} (first: {differ[0] if differ else 'one is repeated'})"
     return header, [Problem(str(path), what, "use the files of one competition, or remove the sample")]
 
 
@@ -201,7 +201,7 @@ def check_submission(submission: pd.DataFrame, test: Table, classes: Sequence[st
     problems = []
     names, labels = ([str(cell) for cell in submission.iloc[:, column]] for column in (0, 1))
     if names != test.names:
-        problems.append(Problem("submission", f"its images are not {test.csv}'s, in that order"))
+        problems.append(Problem("submission", f"its images are not {test.file}'s, in that order"))
     if unknown := sorted(set(labels) - set(classes)):
         problems.append(Problem("submission", f"has labels that training did not have: {', '.join(unknown[:5])}"))
     problems += _read_sample(test, config)[1]

@@ -59,7 +59,7 @@ def check(config: Config, out: Path) -> None:
         name=config.name,
         findings=findings,
         no_embeddings=found.no_embeddings,
-        unreadable=[[str(side.table.csv), *row] for side in data.sides for row in side.unreadable],
+        unreadable=[[str(side.table.file), *row] for side in data.sides for row in side.unreadable],
         classes=_classes(data),
         class_figure=_class_figure(data),
         files=[(column, _tally(data, found.looks[column])) for column in ("size", "mode", "format")],

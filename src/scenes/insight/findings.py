@@ -63,7 +63,7 @@ def _unreadable(survey: Survey) -> Iterator[Finding]:
     )
     for side, remedy in zip(survey.data.sides, remedies, strict=False):
         if side.unreadable:
-            yield Finding(f"{side.table.csv}: {_listed(side)}", f"replace the files; or --set {remedy}")
+            yield Finding(f"{side.table.file}: {_listed(side)}", f"replace the files; or --set {remedy}")
 
 
 def _listed(side: Side) -> str:

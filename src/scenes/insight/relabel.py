@@ -162,7 +162,7 @@ def _read_sheet(run: Run, config: Config) -> pd.DataFrame:
     for row, (name, decision) in enumerate(zip(sheet["image_name"], sheet["decision"], strict=True)):
         where = f"{path}, row {row + 1} ({name})"
         if name not in names:
-            problems.append(Problem(where, f"not an image of {table.csv}", "delete the row"))
+            problems.append(Problem(where, f"not an image of {table.file}", "delete the row"))
         if repeated[row]:
             problems.append(Problem(where, "duplicate row", "keep one of them"))
         if decision not in known:

@@ -12,7 +12,8 @@ from optuna.importance import get_param_importances
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from scenes import plain_yaml
-from scenes.config import Config, dump, load_config
+from scenes.competition.experiment import load_experiment
+from scenes.config import Config, dump
 from scenes.console import Problem, StoppedError, UserError, print_table, raise_problems, say
 from scenes.data.folds import fold_name
 from scenes.files import only_process, write_result
@@ -53,7 +54,7 @@ def sweep(
         UserError: If the space or a config cannot be used, the sweep is already running, or no trial was completed.
         StoppedError: If a signal stopped it.
     """
-    base = load_config(config_file, overrides)
+    base = load_experiment(config_file, overrides)
     space = read_space(space_file)
     _check_ends(config_file, overrides, base.name, space, folds)
     folder = RUNS / f"{base.name}.sweep"
@@ -67,7 +68,7 @@ def sweep(
             _Search(study, config_file, overrides, base.name, space, folds, left).run(slots)
         best = _show(study, folder)
         path = folder / "best.yaml"
-        write_result(path, dump(load_config(config_file, _settings(overrides, best, f"{base.name}_best"))))
+        write_result(path, dump(load_experiment(config_file, _settings(overrides, best, f"{base.name}_best"))))
         return path
 
 
@@ -100,7 +101,7 @@ def _check_ends(config_file: Path, overrides: Sequence[str], name: str, space: S
     """Checks the experiment with both ends of every range, so that mistakes are found before the first trial."""
     for number, end in ((0, "low"), (-1, "high")):
         values = {key: part[number] if isinstance(part, list) else part[end] for key, part in space.items()}
-        prepare(load_config(config_file, _settings(overrides, values, name)), folds)
+        prepare(load_experiment(config_file, _settings(overrides, values, name)), folds)
 
 
 def _settings(overrides: Sequence[str], values: Mapping[str, Any], name: str) -> list[str]:

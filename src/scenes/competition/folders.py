@@ -1,21 +1,19 @@
-"""How a competition's files come into their folder: from a folder for each class, or from Kaggle."""
+"""A folder for each class as a competition's CSVs."""
 
 import csv
 import io
 import os
-import re
-import shutil
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from scenes import kaggle_cli
+from scenes.competition.find import is_litter, split_suffix
+from scenes.competition.path_pattern import natural
 from scenes.console import Problem, UserError, raise_problems
-from scenes.files import IMAGE_SUFFIXES, unzip, write_text
+from scenes.files import write_text
 
-LITTER = {"thumbs.db", "desktop.ini", "__macosx"}  # beside hidden files: not worth a word
 ROLES = {
     "train": ("train", "training", "seg_train"),
     "validation": ("validation", "valid", "val"),
@@ -84,7 +82,7 @@ def write_csvs(layout: Layout, out: Path) -> list[Path]:
     Raises:
         UserError: If `out` already holds a competition's CSV; nothing is written then.
     """
-    _refuse_file(out)
+    check_out(out)
     # Any of them: a new train.csv beside the test.csv of something else would be no competition.
     if there := [name for name in CSVS if os.path.lexists(out / name)]:
         raise UserError(f"{out / there[0]}: exists already and is not overwritten; choose another folder with --out")
@@ -103,50 +101,12 @@ def write_csvs(layout: Layout, out: Path) -> list[Path]:
     return [out / name for name in tables]
 
 
-def download(slug: str, out: Path) -> list[Path]:
-    """Downloads a competition's files with the kaggle command and unpacks them.
-
-    All happens in a hidden folder of `out`, from which whole files are moved into place at the end. An interrupted
-    download stays there, and the next call goes on with it.
-
-    Args:
-        slug: The last part of the competition's address.
-        out: The competition's folder, made if missing.
-
-    Returns:
-        The files and folders that came into `out`.
+def check_out(out: Path) -> None:
+    """Refuses a competition's folder that is something else; it may be missing.
 
     Raises:
-        UserError: If Kaggle does not deliver, the archive is unsafe or a file exists already; `out` is as before then.
+        UserError: If it is a file.
     """
-    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", slug):
-        raise UserError(
-            f"--competition {slug!r}: not a competition's name; it is the last part of the competition's address, "
-            "https://www.kaggle.com/competitions/NAME"
-        )
-    _refuse_file(out)
-    kaggle_cli.command()  # known before a folder is made
-    hidden = out / f".download-{slug}"
-    hidden.mkdir(parents=True, exist_ok=True)
-    rules = f"https://www.kaggle.com/competitions/{slug}/rules"
-    remedies = {
-        "forbidden": f"Kaggle denies access to {slug}: join the competition and accept its rules at {rules}, with the "
-        "account that your token belongs to",
-        "missing": f"Kaggle knows no competition {slug}: the name is the last part of its address",
-    }
-    try:
-        kaggle_cli.call(["competitions", "download", "-c", slug, "-p", str(hidden)], remedies)
-        archives = sorted(hidden.glob("*.zip"))
-        if len(archives) != 1:
-            raise UserError(f"{hidden}: kaggle delivered no zip archive; look what it holds, and unpack it by hand")
-        return _unpack(archives[0], hidden, out)
-    finally:
-        if hidden.is_dir() and not any(hidden.iterdir()):
-            hidden.rmdir()
-
-
-def _refuse_file(out: Path) -> None:
-    """The competition's folder may be missing, but not be something else."""
     if os.path.lexists(out) and not out.is_dir():
         raise UserError(f"{out}: not a folder; choose another with --out")
 
@@ -170,27 +130,44 @@ class _Reader:
 
     def read(self) -> Layout:
         root = self.descend(self.folder, stop={name for names in ROLES.values() for name in names})
-        train, validation, test = (self.role(root, names) for names in ROLES.values())
-        beside = validation or test
-        if beside and not train:
-            self.report(
-                root, f"holds {beside.name}/ but no train/", "put the class folders into a `train` folder there"
-            )
-            return Layout([], [], [], self.ignored, [])
-        used = {train, validation, test}
-        unused = [self.name(folder) for folder in self.look(root).folders if folder not in used] if train else []
+        train, validation, test = self.split_folders(root)
+        unused = []
         if train:
+            used = {train, validation, test}
+            unused = [self.name(folder) for folder in self.look(root).folders if folder not in used]
             self.leave_out(self.look(root).images)
-
         train_rows = self.labelled(train or root)
         classes = {row.label for row in train_rows}
-        if len(classes) == 1 and not self.problems:
-            self.report(train or root, f"only one class folder ({min(classes)})", "two classes at least are needed")
+        if not self.problems:
+            self.check_classes(classes, train or root)
         validation_rows = self.labelled(validation) if validation else []
         if validation and not self.problems:
             self.compare(classes, {row.label for row in validation_rows}, validation)
         test_rows = self.test(test, classes) if test else []
         return Layout(train_rows, validation_rows, test_rows, self.ignored, unused)
+
+    def split_folders(self, root: Path) -> tuple[Path | None, Path | None, Path | None]:
+        """The folders of training, validation and test images, where the classes do not lie in `root` itself.
+
+        A folder `train` or `test` may also be a class, such as a kind of vehicle: it is one where it holds images
+        beside the folders of other classes.
+        """
+        train, validation, test = (self.role(root, names) for names in ROLES.values())
+        classes = [folder for folder in self.look(root).folders if folder not in (train, validation, test)]
+        if train and (self.look(self.descend(train)).folders or not classes):
+            return train, validation, test
+        if not train and not classes and (beside := validation or test):
+            what = f"holds {beside.name}/ but no train/"
+            self.report(root, what, "put the class folders into a `train` folder there")
+        return None, None, None
+
+    def check_classes(self, classes: set[str], folder: Path) -> None:
+        """There must be two, and no two that differ in spaces alone."""
+        if len(classes) == 1:
+            self.report(folder, f"only one class folder ({min(classes)})", "two classes at least are needed")
+        if padded := sorted(name for name in classes if name != name.strip() and name.strip() in classes):
+            what = f"class folders that differ only in spaces: {', '.join(map(repr, padded))}"
+            self.report(folder, what, "merge them, or rename one")
 
     def role(self, root: Path, names: Collection[str]) -> Path | None:
         """The folder that plays a part, such as `train`."""
@@ -239,16 +216,12 @@ class _Reader:
             self.report(folder, f"holds folders ({inner}) where images are expected", "move their images up")
         elif not listing.images:
             self.report(folder, "no images", "put its images there, or remove the folder")
-        # Checked here, so that it is not first found when training starts: an image name may not leave the folder.
-        links = [path for path in listing.images if path.is_symlink()]
-        if not all(path.resolve().is_relative_to(self.folder.resolve()) for path in [folder, *links]):
-            self.report(folder, f"links to images outside {self.folder}", "copy them instead (cp -rL)")
         return listing.images
 
     def compare(self, train: set[str], validation: set[str], folder: Path) -> None:
         """Both must have the same classes, or a score would be about something else."""
-        lacking = ("lacks", sorted(train - validation, key=_natural))
-        strange = ("has more classes than train:", sorted(validation - train, key=_natural))
+        lacking = ("lacks", sorted(train - validation, key=natural))
+        strange = ("has more classes than train:", sorted(validation - train, key=natural))
         for verb, classes in (lacking, strange):
             if classes:
                 self.report(folder, f"{verb} {_some(classes)}", "training and validation need the same class folders")
@@ -294,23 +267,17 @@ def _list(folder: Path) -> _Listing:
     listing = _Listing([], [], [])
     for entry in os.scandir(folder):
         path = folder / entry.name
-        if entry.name.startswith(".") or entry.name.lower() in LITTER:
+        if is_litter(entry.name):
             continue
         if entry.is_dir():
             listing.folders.append(path)
-        elif path.suffix.lower() in IMAGE_SUFFIXES and entry.is_file():
+        elif split_suffix(entry.name)[1] and entry.is_file():
             listing.images.append(path)
         else:
             listing.others.append(path.suffix.lower() or "without extension")
     for paths in (listing.folders, listing.images):
-        paths.sort(key=lambda path: _natural(path.name))
+        paths.sort(key=lambda path: natural(path.name))
     return listing
-
-
-def _natural(text: str) -> tuple[list[str | int], str]:
-    """Sorts 9.jpg before 10.jpg; numbers and words alternate, so that like is compared with like."""
-    parts = re.split("([0-9]+)", text)
-    return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)], text
 
 
 def _some(names: Sequence[str]) -> str:
@@ -322,48 +289,3 @@ def _csv_text(rows: Iterable[Sequence[str]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
-
-
-def _unpack(archive: Path, hidden: Path, out: Path) -> list[Path]:
-    """Unpacks out of sight, then moves all into place and removes the archive."""
-    unpacked = hidden / "unpacked"
-    shutil.rmtree(unpacked, ignore_errors=True)  # of a run that was killed
-    try:
-        try:
-            unzip(archive, unpacked)
-        except UserError:
-            shutil.rmtree(hidden)  # damaged or unsafe: of no use to the next call
-            raise
-        moves = list(_moves(unpacked, out))
-        if taken := [str(place) for _, place in moves if os.path.lexists(place)]:
-            raise UserError(
-                f"{len(taken)} of the competition's files exist already and are not overwritten: {_some(taken)}; move "
-                f"them away and give the same command again (the download is kept in {hidden}), or choose another --out"
-            )
-        _move(moves)
-    finally:
-        shutil.rmtree(unpacked, ignore_errors=True)
-    shutil.rmtree(hidden)
-    return [place for _, place in moves]
-
-
-def _moves(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
-    """The fewest renames that bring all of `source` into `target`, merging folders."""
-    for item in sorted(source.iterdir(), key=lambda path: _natural(path.name)):
-        place = target / item.name
-        if item.is_dir() and place.is_dir() and not place.is_symlink():  # a link leads to someone else's folder
-            yield from _moves(item, place)
-        else:
-            yield item, place
-
-
-def _move(moves: Sequence[tuple[Path, Path]]) -> None:
-    """Renames all or, if anything stops it, none."""
-    try:
-        for item, place in moves:
-            item.rename(place)
-    except BaseException:
-        for item, place in moves:
-            if not item.exists():
-                place.rename(item)
-        raise

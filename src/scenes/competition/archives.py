@@ -1,0 +1,87 @@
+"""Archives among a competition's files: each is unpacked beside itself, safely, once."""
+
+import os
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from scenes.console import UserError, say
+from scenes.files import unzip
+
+SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
+FREE_DISK_RESERVE = 2**30  # bytes
+
+
+def packed(root: Path) -> list[Path]:
+    """The archives in a folder whose content is not beside them yet."""
+    found = sorted(file for file in root.iterdir() if file.is_file() and _stem(file) and not file.name.startswith("."))
+    return [file for file in found if not os.path.lexists(root / _stem(file))]
+
+
+def unpack(archive: Path) -> Path:
+    """Unpacks an archive to a file or folder of its own name; the archive stays.
+
+    Returns:
+        The new file or folder.
+
+    Raises:
+        UserError: If the archive is damaged, holds a link or a path out of its folder, or does not fit on the disk;
+            nothing is left behind then.
+    """
+    target = archive.with_name(_stem(archive))
+    hidden = archive.with_name(f".unpack-{archive.name}")
+    shutil.rmtree(hidden, ignore_errors=True)  # of a run that was killed
+    try:
+        hidden.mkdir()
+        _check_space(archive)
+        if archive.name.lower().endswith(".zip"):
+            unzip(archive, hidden)
+        else:
+            _untar(archive, hidden)
+        inner = [path for path in hidden.iterdir() if path.name != "__MACOSX"]
+        is_same = (
+            len(inner) == 1 and inner[0].name == target.name
+        )  # train.zip with a folder train, a.csv.zip with a.csv
+        (inner[0] if is_same else hidden).rename(target)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+    say(f"unpacked {archive} to {target}")
+    return target
+
+
+def _stem(file: Path) -> str:
+    """An archive's name without what makes it an archive; empty for other files."""
+    suffix = next((suffix for suffix in SUFFIXES if file.name.lower().endswith(suffix)), "")
+    return file.name[: -len(suffix)] if suffix else ""
+
+
+def _check_space(archive: Path) -> None:
+    """Refuses an archive, such as a bomb, whose content is larger than the disk's free space."""
+    try:
+        if archive.name.lower().endswith(".zip"):
+            with zipfile.ZipFile(archive) as opened:
+                size = sum(entry.file_size for entry in opened.infolist())
+        else:
+            with tarfile.open(archive) as entries:
+                size = sum(entry.size for entry in entries)
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise UserError(f"{archive}: not a readable archive ({error}); download it again") from None
+    free = shutil.disk_usage(archive.parent).free
+    if size > free - FREE_DISK_RESERVE:
+        raise UserError(f"{archive}: holds {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; make room first")
+
+
+def _untar(archive: Path, folder: Path) -> None:
+    """Unpacks a tar archive of files and folders; links and paths out of the folder are refused."""
+    with tarfile.open(archive) as opened:
+        entries: Sequence[tarfile.TarInfo] = opened.getmembers()
+        for entry in entries:
+            parts = PurePosixPath(entry.name.replace("\\", "/"))
+            if parts.is_absolute() or ".." in parts.parts or not (entry.isfile() or entry.isdir()):
+                raise UserError(
+                    f"{archive}: the entry {entry.name!r} is a link or would leave the folder; not unpacked"
+                )
+        opened.extractall(folder, entries, filter="data")

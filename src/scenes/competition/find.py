@@ -1,0 +1,136 @@
+"""Finds the image file that a name means: the path itself, else one file of that name or stem below the folder."""
+
+import difflib
+import os
+import unicodedata
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+# What the decoder reads, and HEIC, which it names in its error. The only such list: prepare.py and detect use it too.
+IMAGE_SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif"),
+    *(".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm"),
+}
+SAME_KIND = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".tiff": ".tif", ".heif": ".heic"}
+LITTER = {"thumbs.db", "desktop.ini", "__macosx"}  # skipped, like hidden files
+MOST_COMPARED = 50_000  # names that are searched for the nearest one
+
+
+class Found(NamedTuple):
+    """What a name means.
+
+    Attributes:
+        path: The image file, or where it was expected.
+        files: The files that fit, as paths below the folder: one if it was found, several if it is ambiguous.
+    """
+
+    path: Path
+    files: list[str]
+
+
+class Finder:
+    """Finds images below a folder; its files are listed once, when a name is not simply a path."""
+
+    def __init__(self, folder: Path, suffix: str = "") -> None:
+        """Takes the folder, and what the names lack at their end, such as ``.jpg``."""
+        self.folder, self.suffix = folder, suffix
+
+    def find(self, name: str) -> Found:
+        """Finds one image.
+
+        Names may differ from the file's in Unicode form, in case, in backslashes for slashes, and in the suffix where
+        they have none or one that no file has. Folders in the name must be the file's own, as far as both have some.
+        """
+        path = Path(os.path.normpath(self.folder / _on_disk(name + self.suffix)))
+        if os.path.isfile(path):  # noqa: PTH113 - pathlib raises for a name that is too long
+            return Found(path, [name + self.suffix])
+        files = self._best(name + self.suffix)
+        return Found(self.folder / files[0] if len(files) == 1 else path, files)
+
+    def leaves(self, name: str) -> bool:
+        """Whether a name is a path out of the folder, by ``..`` or as an absolute path; links are not followed."""
+        root = os.path.abspath(self.folder)  # noqa: PTH100
+        path = os.path.normpath(os.path.join(root, _on_disk(name)))  # noqa: PTH118
+        return "\0" in name or not path.startswith(os.path.join(root, ""))  # noqa: PTH118
+
+    def nearest(self, name: str) -> str | None:
+        """The file whose name is most like a name that was not found, as a path below the folder."""
+        names = {PurePosixPath(file).name: file for files in self._by_stem.values() for file in files}
+        if len(names) > MOST_COMPARED:
+            return None
+        match = difflib.get_close_matches(PurePosixPath(name.replace("\\", "/")).name[:255], list(names), 1, 0.7)
+        return names[match[0]] if match else None
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        """The files below the folder, by their normalised stem."""
+        found: dict[str, list[str]] = {}
+        for file in image_files(self.folder):
+            found.setdefault(normal(split_suffix(file.rpartition("/")[2])[0]), []).append(file)
+        return found
+
+    @cached_property
+    def _kinds(self) -> set[str]:
+        """The suffixes below the folder."""
+        return {_kind(split_suffix(file)[1]) for files in self._by_stem.values() for file in files}
+
+    def _best(self, name: str) -> list[str]:
+        """The files that fit a name best, several if equally well."""
+        *folders, last = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")] or [""]
+        stem, suffix = split_suffix(last)
+        scores: dict[str, tuple[int, bool, bool]] = {}
+        for file in self._by_stem.get(normal(stem), []):
+            *own, own_last = file.split("/")
+            common = min(len(folders), len(own))
+            agrees = not common or list(map(normal, folders[-common:])) == list(map(normal, own[-common:]))
+            is_same = _kind(split_suffix(own_last)[1]) == _kind(suffix)
+            if agrees and (is_same or not suffix or _kind(suffix) not in self._kinds):
+                scores[file] = (common, own_last == last, split_suffix(own_last)[1] == suffix)
+        best = max(scores.values(), default=None)
+        return [file for file, score in scores.items() if score == best]
+
+
+def image_files(folder: Path) -> Iterator[str]:
+    """Lists the image files below a folder as POSIX paths, in order; links are followed, but not around in circles."""
+    for where, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not is_litter(name) and not _leads_back(where, name))
+        below = Path(where).relative_to(folder)
+        for name in sorted(files):
+            if not is_litter(name) and split_suffix(name)[1]:
+                yield (below / name).as_posix()
+
+
+def _leads_back(where: str, name: str) -> bool:
+    """Whether a folder is a link to one that it lies in."""
+    path = os.path.join(where, name)  # noqa: PTH118
+    if not os.path.islink(path):  # noqa: PTH114
+        return False
+    real = os.path.join(os.path.realpath(path), "")  # noqa: PTH118
+    return os.path.join(os.path.realpath(where), "").startswith(real)  # noqa: PTH118
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder is hidden or made by an operating system."""
+    return name.startswith(".") or name.lower() in LITTER
+
+
+def split_suffix(name: str) -> tuple[str, str]:
+    """Splits off an image suffix, which many an id with dots in it only seems to have."""
+    stem, dot, suffix = name.rpartition(".")
+    return (stem, dot + suffix) if stem and f".{suffix}".lower() in IMAGE_SUFFIXES else (name, "")
+
+
+def _kind(suffix: str) -> str:
+    return SAME_KIND.get(suffix.lower(), suffix.lower())
+
+
+def normal(text: str) -> str:
+    """A name as it is compared: in one Unicode form, without case."""
+    return unicodedata.normalize("NFC", text).casefold()
+
+
+def _on_disk(name: str) -> str:
+    """The file name that is this text in UTF-8, which is another where Python takes file names for ASCII."""
+    return os.fsdecode(name.encode(errors="surrogateescape"))

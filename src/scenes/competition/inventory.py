@@ -1,0 +1,188 @@
+"""What a competition's folder holds: its tables, and its images by name."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from scenes.competition.coco import JOIN_KEYS, as_text, id_key, load
+from scenes.competition.csv_file import read_cells
+from scenes.competition.find import image_files, is_litter, normal, split_suffix
+from scenes.console import UserError
+
+CELLS = 2_000_000  # of a CSV that are looked at
+TRIED = 200  # names of a table that are searched for
+ROLES = ("train", "test", "val")
+DEPTH = 3  # folders below which no table is looked for
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file with rows.
+
+    Attributes:
+        file: Its path below the competition's folder.
+        columns: Its cells by column.
+        is_json: Whether it is COCO-style JSON.
+    """
+
+    file: str
+    columns: dict[str, list[str]]
+    is_json: bool = False
+
+    @property
+    def stem(self) -> str:
+        """The file's name in lower case, without suffix."""
+        return Path(self.file).stem.lower()
+
+    @property
+    def role(self) -> str:
+        """``train``, ``test`` or ``val`` if its name, else its path, says so; or nothing."""
+        return next((word for text in (self.stem, self.file.lower()) for word in ROLES if word in text), "")
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), []))
+
+
+class Place(NamedTuple):
+    """Where a column's images are.
+
+    Attributes:
+        folder: Below the competition's folder.
+        share: How many of the names are found there, 0 … 1.
+        suffix: What the names lack at their end.
+    """
+
+    folder: str
+    share: float
+    suffix: str
+
+
+class Inventory:
+    """The tables and images below a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.images = list(image_files(root))
+        self.tables: list[Source] = []
+        self.json: dict[str, object] = {}
+        for file in _tables(root):
+            name = file.relative_to(root).as_posix()
+            if file.suffix.lower() == ".csv":
+                self.tables += _csv_source(file, name)
+            else:
+                self._add_json(file, name)
+        self._by_stem: dict[str, list[str]] = {}
+        for image in self.images:
+            self._by_stem.setdefault(normal(split_suffix(image.rpartition("/")[2])[0]), []).append(image)
+
+    def _add_json(self, file: Path, name: str) -> None:
+        try:
+            content = load(file)
+        except UserError:
+            return
+        source = _json_source(content, name)
+        if source:
+            self.tables.append(source)
+        else:
+            self.json[name] = content
+
+    def place(self, names: Sequence[str], word: str) -> Place:
+        """Finds the folder that a column's images are in.
+
+        Args:
+            names: The column's cells.
+            word: ``train`` or ``test``: which of two equally good folders is meant.
+        """
+        tried = [name for name in names[:: max(1, len(names) // TRIED)] if name.strip()]
+        hits, exact = Counter[str](), Counter[tuple[str, str]]()
+        for name in tried:
+            above: set[str] = set()
+            for image in self.candidates(name):
+                folders = [parent.as_posix() for parent in Path(image).parents]
+                above.update(folders)
+                exact.update((folder, end) for folder in folders if (end := _rest(image, folder, name)) is not None)
+            hits.update(above)
+        if not hits:
+            return Place(".", 0.0, "")
+        most = max(hits.values())
+        best = [folder for folder, count in hits.items() if count == most]
+
+        def rank(folder: str) -> tuple[int, bool, bool, int]:
+            here = max((count for (place, _), count in exact.items() if place == folder), default=0)
+            other = "test" if word == "train" else "train"
+            return here, word in folder.lower(), other not in folder.lower(), folder.count("/") + (folder != ".")
+
+        chosen = max(sorted(best), key=rank)
+        ends = [end for (folder, end), count in exact.items() if folder == chosen and count == most]
+        return Place(chosen, most / len(tried), min(ends, default=""))
+
+    def candidates(self, name: str) -> list[str]:
+        """The images that have a name, whatever folders they are in; they agree with those in the name."""
+        parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+        found = self._by_stem.get(normal(split_suffix(parts[-1])[0]), []) if parts else []
+        return [image for image in found if _agree(image.split("/")[:-1], parts[:-1])]
+
+    def variants(self, names: Sequence[str]) -> list[str]:
+        """What follows the names in the stems of their images, where each name has several, such as ``_red``."""
+        stems = set(self._by_stem)
+        ends: Counter[str] = Counter()
+        wanted = {normal(name) for name in names[:TRIED]}
+        for stem in stems:
+            cuts = [at for at, sign in enumerate(stem) if sign in "_-." and stem[:at] in wanted]
+            ends.update(stem[at:] for at in cuts)
+        return sorted(end for end, count in ends.items() if count >= 0.9 * len(wanted))
+
+
+def _tables(root: Path) -> list[Path]:
+    """The CSV and JSON files near the top."""
+    found: list[Path] = []
+    folders = [root]
+    for _ in range(DEPTH):
+        inner = [entry for folder in folders for entry in sorted(folder.iterdir()) if not is_litter(entry.name)]
+        found += [entry for entry in inner if entry.suffix.lower() in (".csv", ".json") and entry.is_file()]
+        folders = [entry for entry in inner if entry.is_dir()][:1000]
+    return found
+
+
+def _csv_source(file: Path, name: str) -> list[Source]:
+    """A CSV's columns; none if it is not a table."""
+    try:
+        header = (read_cells(file, 1)[1] or [[]])[0]
+        _, rows = read_cells(file, max(100, CELLS // max(1, len(header))))
+    except UserError:
+        return []
+    full = [row for row in rows[1:] if len(row) == len(header)]
+    return [Source(name, {column: [row[at] for row in full] for at, column in enumerate(header)})] if full else []
+
+
+def _json_source(content: object, name: str) -> Source | None:
+    """A COCO file's images, with their first annotation."""
+    images = content.get("images") if isinstance(content, dict) else content
+    if not isinstance(images, list) or not images or not isinstance(images[0], dict) or not (key := id_key(images)):
+        return None
+    columns = {column: [as_text(image.get(column)) for image in images] for column in images[0]}
+    annotations = content.get("annotations") if isinstance(content, dict) else None
+    if annotations and (join := next((each for each in JOIN_KEYS if each in annotations[0]), None)):
+        labels: dict[str, dict[str, list[str]]] = {}
+        for annotation in annotations:
+            for column, value in annotation.items():
+                texts = map(as_text, value if isinstance(value, list) else [value])
+                labels.setdefault(column, {}).setdefault(as_text(annotation[join]), []).extend(texts)
+        for column, of in labels.items():
+            if column not in columns and column not in JOIN_KEYS:
+                columns[column] = [" ".join(dict.fromkeys(of.get(name, []))) for name in columns[key]]
+    return Source(name, columns, is_json=True)
+
+
+def _agree(folders: Sequence[str], named: Sequence[str]) -> bool:
+    common = min(len(folders), len(named))
+    return not common or list(map(normal, folders[-common:])) == list(map(normal, named[-common:]))
+
+
+def _rest(image: str, folder: str, name: str) -> str | None:
+    """What an image's path below a folder has after a name; None if it does not begin with it."""
+    below = image if folder == "." else image[len(folder) + 1 :]
+    end = below[len(name) :]
+    return end if below.startswith(name) and (not end or split_suffix(f"x{end}")[0] == "x") else None

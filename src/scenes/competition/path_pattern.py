@@ -1,0 +1,68 @@
+"""Rows from the paths of image files, such as ``train/{label}/{file}``."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from scenes.competition.find import image_files
+from scenes.console import UserError, say
+
+FIELD = re.compile(r"\{(\w+)\}")
+PARTS = {"number": r"\d+"}  # a field of this name is digits; any other is anything but a slash
+
+
+def is_pattern(source: Path) -> bool:
+    """Whether this is a pattern, not a file's path."""
+    return bool(FIELD.search(str(source)))
+
+
+def read_pattern(root: Path, pattern: str, name_column: str) -> pd.DataFrame:
+    """Makes a row of each image file whose path fits a pattern, in natural order.
+
+    Args:
+        root: The folder that the pattern begins in.
+        pattern: A path with fields in braces, each of which becomes a column; ``{number}`` stands for digits.
+        name_column: The column for the image's path below `pattern_folder`.
+
+    Returns:
+        The columns as text; the index is the path below `root`.
+
+    Raises:
+        UserError: If there is no such folder, or no file that fits.
+    """
+    below = pattern_folder(pattern)
+    if not (root / below).is_dir():
+        raise UserError(f"{root / below}: no such folder; the pattern {pattern!r} begins there")
+    expression = re.compile(as_expression(pattern))
+    files = [(below / file).as_posix() for file in image_files(root / below)]
+    rows = {file: match.groupdict() for file in files if (match := expression.fullmatch(file))}
+    if not rows:
+        example = f", e.g. {files[0]}" if files else ""
+        raise UserError(f"{root / below}: none of its {len(files)} images fits the pattern {pattern!r}{example}")
+    if others := [file for file in files if file not in rows]:
+        say(
+            f"{root / below}: {len(others)} of {len(files)} images do not fit {pattern!r} and are left out: {others[0]}"
+        )
+    order = sorted(rows, key=natural)
+    columns = pd.DataFrame([rows[file] for file in order], index=order, dtype=str)
+    return columns.assign(**{name_column: [Path(file).relative_to(below).as_posix() for file in order]})
+
+
+def pattern_folder(pattern: str) -> Path:
+    """The folder that all paths of a pattern are in."""
+    return Path(f"{FIELD.split(pattern)[0]}x").parent
+
+
+def as_expression(pattern: str) -> str:
+    """The pattern as a regular expression with a named group for each field."""
+    texts = FIELD.split(pattern)
+    groups = [f"(?P<{name}>{PARTS.get(name, '[^/]+')})" for name in texts[1::2]]
+    fixed = [re.escape(text) for text in texts[::2]]
+    return "".join(part for pair in zip(fixed, [*groups, ""], strict=True) for part in pair)
+
+
+def natural(text: str) -> tuple[list[str | int], str]:
+    """Sorts 9.jpg before 10.jpg; numbers and words alternate, so that like is compared with like."""
+    parts = re.split("([0-9]+)", text)
+    return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)], text

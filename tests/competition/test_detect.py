@@ -1,0 +1,151 @@
+"""What a competition is follows from its files; what does not is said."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import prepare
+from scenes import plain_yaml
+from scenes.competition.detect import detect
+from scenes.competition.experiment import load_experiment
+from scenes.competition.rows import read_test, read_train_rows
+from scenes.console import UserError
+from small import images, table
+
+COUNT = range(20)
+TRAIN = [f"t{i}" for i in COUNT]
+TEST = [f"x{i}" for i in COUNT]
+
+
+def one_column(root: Path, labels: list[object], guess: object, label: str = "kind") -> None:
+    """A CSV with one label column, and a sample with the same."""
+    images(root, *(f"train/{name}.png" for name in TRAIN), *(f"test/{name}.png" for name in TEST))
+    table(root / "train.csv", ["id", label], zip(TRAIN, labels, strict=True))
+    table(root / "sample_submission.csv", ["id", label], [(name, guess) for name in TEST])
+
+
+def cycle(*values: object) -> list[object]:
+    return [values[i % len(values)] for i in COUNT]
+
+
+def coco(root: Path) -> None:
+    """Annotations for training, a bare list for test."""
+    images(root, *(f"train/a/{name}.jpg" for name in TRAIN), *(f"test/b/{name}.jpg" for name in TEST))
+    listed = [{"id": i, "file_name": f"a/{name}.jpg", "location": i % 6} for i, name in enumerate(TRAIN)]
+    labels = [{"image_id": i, "category_id": i % 4} for i in COUNT]
+    (root / "train.json").write_text(json.dumps({"images": listed, "annotations": labels}))
+    (root / "test.json").write_text(
+        json.dumps([{"id": i, "file_name": f"b/{name}.jpg"} for i, name in enumerate(TEST)])
+    )
+    table(root / "a_sample_submission_x.csv", ["Id", "Predicted"], [(i, 0) for i in COUNT])
+
+
+def folders(root: Path) -> None:
+    images(
+        root, *(f"train/{'ab'[i % 2]} c/{name}.png" for i, name in enumerate(TRAIN)), *(f"test/{n}.png" for n in TEST)
+    )
+
+
+def names(root: Path) -> None:
+    images(root, *(f"train/{'cd'[i % 2]}at.{i}.jpg" for i in COUNT), *(f"test/{name}.jpg" for name in TEST))
+    table(root / "sample_submission.csv", ["id", "label"], [(name, 0.5) for name in TEST])
+
+
+def class_columns(root: Path) -> None:
+    one_column(root, cycle("a", "b", "c"), "a")
+    table(root / "sample_submission.csv", ["id", "a", "b", "c"], [(name, 0.3, 0.3, 0.4) for name in TEST])
+
+
+def flags(root: Path, ones: int) -> None:
+    images(root, *(f"all/{name}.png" for name in [*TRAIN, *TEST]))
+    rows = [(name, f"p{i % 7}", *(int((i + at) % 3 < ones) for at in range(3))) for i, name in enumerate(TRAIN)]
+    table(root / "train.csv", ["id", "patient", "a", "b", "c"], rows)
+    table(root / "test.csv", ["id"], [(name,) for name in TEST])
+    table(root / "sample_submission.csv", ["id", "a", "b", "c"], [(name, 0, 0, 0) for name in TEST])
+
+
+def several_files(root: Path) -> None:
+    one_column(root, cycle("1 2", "2", "1 3", "3"), "1")
+    for part, listed in (("train", TRAIN), ("test", TEST)):
+        for name in listed:
+            (root / part / f"{name}.png").rename(root / part / f"{name}_red.png")
+            images(root, f"{part}/{name}_green.png")
+
+
+KINDS: dict[str, tuple[Callable[[Path], object], dict[str, Any]]] = {
+    "words": (lambda root: one_column(root, cycle("a b", "c d"), "a b"), {"task": "classes", "metric": "accuracy"}),
+    "0/1": (lambda root: one_column(root, cycle(0, 1), 0), {"task": "classes", "metric": "roc_auc"}),
+    "separated": (
+        lambda root: one_column(root, cycle("a b", "b", "a c", "c"), "a"),
+        {"task": "labels", "data.label_separator": " ", "metric": "labels_f1_micro"},
+    ),
+    "decimals": (lambda root: one_column(root, [i / 8 for i in COUNT], 0), {"task": "number", "metric": "rmse"}),
+    "k best": (lambda root: one_column(root, cycle(*range(9)), "1 2 3"), {"task": "classes", "metric": "map@3"}),
+    "class columns": (class_columns, {"data.label_column": "kind", "task": "classes", "metric": "log_loss"}),
+    "one-hot": (lambda root: flags(root, 1), {"data.label_columns": ["a", "b", "c"], "task": "classes"}),
+    "flags": (lambda root: flags(root, 2), {"task": "labels", "metric": "roc_auc", "data.group_column": "patient"}),
+    "COCO": (
+        coco,
+        {"data.train_csv": "train.json", "data.id_column": "id", "data.label_column": "category_id", "task": "classes"},
+    ),
+    "folders": (folders, {"data.train_csv": "train/{label}/{file}", "data.test_csv": "test/{file}"}),
+    "names": (names, {"data.train_csv": "train/{label}.{number}.jpg", "metric": "roc_auc"}),
+    "several files": (several_files, {"data.image_pattern": "{id}_green", "task": "labels"}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_detected_and_read_without_a_word_by_hand(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, expected = KINDS[kind]
+    make(tmp_path / "input")
+    found = detect(tmp_path / "input")
+    assert {key: found.values[key] for key in expected} == expected
+    assert any("metric" in note for note in found.unknown)
+
+    monkeypatch.chdir(tmp_path)
+    prepare.main(["detect"])
+    Path("exp.yaml").write_text("")
+    config = load_experiment(Path("exp.yaml"))
+    assert (config.task, config.metric) == (found.values["task"], found.values["metric"])
+    train, problems = read_train_rows(config.data)
+    test, test_problems = read_test(config.data)
+    assert problems == test_problems == []
+    assert len(train) == len(test) == 20
+    assert {path.parts[1] for path in train.paths} <= {"train", "all"}
+    assert {path.parts[1] for path in test.paths} <= {"test", "all"}
+
+
+def test_a_description_is_never_overwritten(tmp_path: Path) -> None:
+    one_column(tmp_path, cycle("a", "b"), "a")
+    (tmp_path / "competition.yaml").write_text("metric: f1_macro\n")
+    with pytest.raises(UserError, match=r"competition\.yaml"):
+        prepare.main(["detect", str(tmp_path)])
+    assert (tmp_path / "competition.yaml").read_text() == "metric: f1_macro\n"
+
+
+def test_every_line_says_why(tmp_path: Path) -> None:
+    one_column(tmp_path, cycle("yes: #1", "no"), "no", label="is it?")
+    prepare.main(["detect", str(tmp_path)])
+    lines = (tmp_path / "competition.yaml").read_text().splitlines()
+    assert all(line.startswith("#") or line == "data:" or "  # " in line for line in lines)
+    assert plain_yaml.parse("\n".join(lines), "").values["data"]["label_column"] == "is it?"
+
+
+def test_pixels_in_a_csv_are_refused_by_name(tmp_path: Path) -> None:
+    table(tmp_path / "train.csv", ["label", *(f"pixel{i}" for i in range(784))], [[0] * 785] * 3)
+    with pytest.raises(UserError, match=r"train\.csv.*pixels"):
+        detect(tmp_path)
+
+
+@pytest.mark.parametrize("header", [["t0.png", "a"], ["a", "b"]])
+def test_a_table_without_a_header_or_without_images_is_no_list_of_rows(tmp_path: Path, header: list[str]) -> None:
+    images(tmp_path, *(f"images/{name}.png" for name in TRAIN))
+    names = TRAIN if header[0] == "t0.png" else [f"other{i}" for i in COUNT]
+    table(tmp_path / "train.csv", header, [(f"{name}.png", i % 2) for i, name in enumerate(names)])
+    with pytest.raises(UserError, match=r"train\.csv"):
+        detect(tmp_path)
