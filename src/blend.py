@@ -18,17 +18,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_settings_option(parser)
     arguments = parser.parse_args(argv)
 
+    from scenes.competition.rows import test_source
     from scenes.inference.blend import judge, read_members, submit_blend
     from scenes.runs import Run
 
     members = read_members([Run(folder) for folder in arguments.runs])
     ensemble = judge(members)
     config = members.runs[0].load_config(arguments.set)
-    test_csv = config.data.root / config.data.test_csv
-    if test_csv.exists():
+    if test_source(config.data):
         submit_blend(members, ensemble, arguments.out, arguments.set)
     else:
-        say(f"no {test_csv}: nothing to predict")
+        say(f"no {config.data.root / config.data.test_csv} and no sample submission: nothing to predict")
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def report_and_submit(experiment: "Experiment", trained: "Run", wants_submission: bool) -> None:
     """Writes the report and the submission of a trained run, and says what to do next."""
+    from scenes.competition.rows import test_source
     from scenes.data.folds import FULL
 
     config, folds = experiment.config, experiment.folds
@@ -74,8 +75,8 @@ def report_and_submit(experiment: "Experiment", trained: "Run", wants_submission
         from scenes.insight.report import try_write
 
         try_write(trained)
-    if not (config.data.root / config.data.test_csv).exists():
-        say(f"no {config.data.root / config.data.test_csv}: nothing to predict")
+    if not test_source(config.data):
+        say(f"no {config.data.root / config.data.test_csv} and no sample submission: nothing to predict")
     elif wants_submission:
         from scenes.inference.submit import submit
 

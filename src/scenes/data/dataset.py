@@ -17,7 +17,9 @@ from scenes.competition.rows import (
     read_near_duplicates,
     read_test,
     read_train,
+    test_source,
 )
+from scenes.competition.submission import check_submission_form
 from scenes.competition.task import Task, class_task
 from scenes.config import Config, DataConfig
 from scenes.console import Problem, raise_problems, say
@@ -161,9 +163,10 @@ def read_rows_and_images(config: Config) -> tuple[Table, Labels, Images, list[tu
     data, size = config.data, config.largest_size
     table, labels, problems = read_train(data, None)
     test = None
-    if (data.root / data.test_csv).exists():
+    if test_source(data):
         test, test_problems = read_test(data, may_lack_images=config.infer.on_bad_image == "prior")
-        problems += test_problems + overlap(table, test)
+        form_problems = [] if problems else check_submission_form(config, class_task(labels.classes), test)
+        problems += test_problems + overlap(table, test) + form_problems
     reasons: dict[int, str] = {}
     # A dropped row needs no readable image; without one it is left out of the split, as on_bad_image: skip does.
     spared = set(table.names if data.on_bad_image == "skip" else data.drop)
@@ -212,7 +215,7 @@ def _read_soft_targets(
 ) -> tuple[dict[int, SoftTargets], Images | None]:
     """Reads the soft targets, and the test images if some are for them."""
     data, test, images = config.data, None, None
-    if (data.root / data.test_csv).exists():
+    if test_source(data):
         test, problems = read_test(data)
         images, image_problems = read_images(test, config.largest_size, data, "test")
         raise_problems(problems + image_problems)

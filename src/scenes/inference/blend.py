@@ -22,6 +22,7 @@ from scenes.inference.ensemble import (
     judging_metric,
     oracle_accuracy,
 )
+from scenes.inference.models import run_task
 from scenes.inference.submit import make_tables, mean_prior, predict_folds, read_inputs, write_table
 from scenes.runs import Run, read_json
 
@@ -179,18 +180,17 @@ def submit_blend(members: Members, ensemble: Ensemble, out: Path, overrides: Seq
     for run in members.runs:
         config = run.load_config(list(overrides))
         folds = run.chosen_folds(None, config.data.folds)
-        inputs = read_inputs(config)
+        inputs = read_inputs(config, run_task(run, config, folds))
         first = first or inputs
         if (inputs.table.names, inputs.bad) != (first.table.names, first.bad):
             raise UserError(f"{run.folder} and {members.runs[0].folder}: their configs lead to different test rows")
         if inputs.bad:
             priors.append(mean_prior(run, folds))
-        probabilities, classes = predict_folds(run, config, folds, inputs)
-        if classes != members.task.columns:
+        if inputs.form.task.columns != members.task.columns:
             raise UserError(f"{run.folder}: its weights know other classes than its oof.csv")
-        predicted.append(probabilities)
+        predicted.append(predict_folds(run, config, folds, inputs))
     mean = ensemble.predict(np.stack(predicted))
     prior = np.average(priors, 0, ensemble.weights) if priors else None
-    submission, by_class = make_tables(config, inputs, mean, members.task.columns, prior)
-    write_table(out.with_name(f"{out.stem}_probabilities.csv"), by_class)
+    submission, by_output = make_tables(inputs, mean, ensemble.decoding, prior)
+    write_table(out.with_name(f"{out.stem}_probabilities.csv"), by_output)
     write_table(out, submission)

@@ -1,12 +1,15 @@
 """A run's trained folds as one ensemble, and the views that it looks at images with."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from scenes.competition.decoding import Decoding
+from scenes.competition.table import some
+from scenes.competition.task import Task
 from scenes.config import Config
 from scenes.console import UserError
 from scenes.data.folds import fold_name
@@ -14,7 +17,7 @@ from scenes.inference.calibration import Calibration
 from scenes.inference.predict import VIEWS, View, share_bodies
 from scenes.model.backbone import Classifier
 from scenes.model.fusion import fuse_batch_norms
-from scenes.model.weights import load_classifier
+from scenes.model.weights import load_classifier, read_task
 from scenes.runs import Run, read_json
 
 
@@ -54,6 +57,23 @@ def fuse_bodies(models: Sequence[Classifier], image_size: int) -> None:
         for model in models:
             if model.body is body:
                 model.body = fused
+
+
+def run_task(run: Run, config: Config, folds: Sequence[int]) -> Task:
+    """Reads what a run predicts from its first fold's weights.
+
+    Args:
+        run: A run with these folds trained.
+        config: Its config; ``data.class_names`` replaces the names of its training.
+        folds: Which models.
+
+    Raises:
+        UserError: If the weights are damaged or foreign, or the names do not fit.
+    """
+    task, names = read_task(run.weights_file(folds[0])), config.data.class_names
+    if names and len(names) != task.outputs:
+        raise UserError(f"data.class_names: {len(names)} names for {task.outputs} outputs ({some(task.columns)})")
+    return replace(task, names=list(names)) if names else task  # type: ignore[type-var]
 
 
 class ChosenEnsemble(NamedTuple):

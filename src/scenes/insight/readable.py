@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from scenes.competition.rows import Labels, Table, overlap, read_labels, read_test, read_train
+from scenes.competition.rows import Labels, Table, overlap, read_labels, read_test, read_train, test_source
+from scenes.competition.submission import check_submission_form
+from scenes.competition.task import class_task
 from scenes.config import Config, DataConfig
 from scenes.console import Problem, UserError, raise_problems
 from scenes.data.images import Images, read_good_images
@@ -85,13 +87,14 @@ def read(config: Config) -> Readable:
     size = config.largest_size  # the same cache as training
     table, labels, problems = read_train(data, None)
     tables = [(_decided(table, labels, data), data.image_dir, "training")]
-    if (data.root / data.test_csv).exists():
+    if source := test_source(data):
         try:
             test, test_problems = read_test(data, may_lack_images=True)
-            problems += test_problems + overlap(table, test)
+            form_problems = [] if problems else check_submission_form(config, class_task(labels.classes), test)
+            problems += test_problems + overlap(table, test) + form_problems
             tables.append((test, data.test_image_dir or data.image_dir, "test"))
         except UserError as error:
-            problems.append(Problem(str(data.root / data.test_csv), "cannot be used and is left out here", str(error)))
+            problems.append(Problem(str(data.root / source), "cannot be used and is left out here", str(error)))
     sides = [_readable(table, data.root / folder, data, size, label) for table, folder, label in tables]
     if sides[0] is None:
         nothing = Problem(str(table.file), "no row has an image that can be read", f"see {data.root / data.image_dir}")

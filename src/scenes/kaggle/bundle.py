@@ -8,11 +8,14 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
+from scenes.competition.rows import read_test, read_train, test_source
+from scenes.competition.submission import check_submission_form
+from scenes.competition.task import Task, class_task
 from scenes.config import Config, DataConfig, dump
 from scenes.console import Problem, raise_problems, say
 from scenes.environment import ROOT, describe
 from scenes.files import keep_old, make_folder, write_text
-from scenes.inference.models import chosen_ensemble
+from scenes.inference.models import chosen_ensemble, run_task
 from scenes.kaggle.bootstrap import sha256
 from scenes.kaggle.half import halve, measure_half
 from scenes.kaggle.notebook import Cell, as_notebook, as_script, inference_cells, training_cells
@@ -44,6 +47,7 @@ def build(
         UserError: If something the kernel needs is missing or outside the data folder.
     """
     _check_paths(config.data)
+    _check_submission(config, run_task(run, config, folds))
     out = run.folder / "kaggle"
     with _Build(out) as new:
         kept = _copy_run(run, config, folds, new.dataset)
@@ -69,6 +73,10 @@ def build_training(
     The pretrained weights are part of the dataset, because a kernel has no network.
     """
     _check_paths(config.data)
+    if (config.data.root / config.data.train_csv).exists():
+        _, labels, problems = read_train(config.data, None)
+        raise_problems(problems)
+        _check_submission(config, class_task(labels.classes))
     with _Build(out) as new:
         if config.model.weights != "none":
             # Where the hub would be asked, what it gave before is taken from here.
@@ -83,6 +91,13 @@ def build_training(
         digest = new.finish_dataset(manifest, target)
         new.finish_kernel(training_cells(config, manifest, target.dataset_id, digest, budget), target, script)
     return out
+
+
+def _check_submission(config: Config, task: Task) -> None:
+    """Refuses a kernel whose submission would fail, as far as the test rows are at hand."""
+    if test_source(config.data):
+        test, problems = read_test(config.data, may_lack_images=True)
+        raise_problems(problems + check_submission_form(config, task, test))
 
 
 def _with_weights(config: Config, weights: str) -> Config:

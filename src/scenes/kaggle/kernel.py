@@ -121,11 +121,13 @@ class _Prediction:
     """The folds still to predict, and the submission of those that are done."""
 
     def __init__(self, source: Run, folds: Sequence[int], until: float, scratch: Path, settings: list[str]) -> None:
+        from scenes.inference.models import run_task
         from scenes.inference.submit import read_inputs
 
         self.source, self.folds, self.until, self.scratch, self.settings = source, folds, until, scratch, settings
         self.config = source.load_config(settings)
-        self.inputs = read_inputs(self.config)  # decodes all images; the workers find them in the cache
+        self.task = run_task(source, self.config, folds)
+        self.inputs = read_inputs(self.config, self.task)  # decodes all images; the workers find them in the cache
         self.pending = list(folds)
         self.tried: dict[int, set[Slot]] = {fold: set() for fold in folds}
         self.started: dict[Task, tuple[int, float]] = {}
@@ -176,14 +178,14 @@ class _Prediction:
         if any(part["classes"].tolist() != classes for part in loaded):
             raise UserError(f"{self.source.folder}: the folds were trained on different classes")
         predicted = np.concatenate([part["predicted"] for part in loaded])
-        probabilities = chosen_ensemble(self.source, self.config).combine(predicted)
+        chosen = chosen_ensemble(self.source, self.config)
         prior = mean_prior(self.source, ready) if self.inputs.bad else None
-        submission, by_class = make_tables(self.config, self.inputs, probabilities, classes, prior)
+        submission, by_output = make_tables(self.inputs, chosen.combine(predicted), chosen.decoding, prior)
         path = working() / "submission.csv"
-        for file, table in ((working() / "submission_probabilities.csv", by_class), (path, submission)):
+        for file, table in ((working() / "submission_probabilities.csv", by_output), (path, submission)):
             write_text(file, table.to_csv(index=False, lineterminator="\n"))
         names = self.config.data.class_names or classes
-        return Submitted(path, ready, submission, by_class.iloc[:, 1:].to_numpy(), names, self.inputs.table.paths)
+        return Submitted(path, ready, submission, by_output.iloc[:, 1:].to_numpy(), names, self.inputs.table.paths)
 
 
 def train(bundle: Path, budget_minutes: float) -> None:

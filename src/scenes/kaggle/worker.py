@@ -23,12 +23,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     import numpy as np
 
+    from scenes.inference.models import run_task
     from scenes.inference.submit import predict_each, read_inputs
     from scenes.runs import Run
 
     source = Run(arguments.run)
     config = source.load_config(arguments.set)
-    inputs = read_inputs(config)
+    inputs = read_inputs(config, run_task(source, config, [arguments.fold]))
     predicted, classes = predict_each(source, config, [arguments.fold], inputs)
 
     def save(path: Path) -> None:

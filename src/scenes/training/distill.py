@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from scenes.competition.rows import read_test
+from scenes.competition.rows import read_test, test_source
 from scenes.console import UserError, say
 from scenes.data.dataset import reopen_dataset
 from scenes.data.folds import fold_name, write_or_compare
@@ -45,7 +45,7 @@ def write_soft_targets(runs: Sequence[Run], out: Path) -> None:
         write_or_compare(run.folds_file, data.fold_table())
     images: Pictures = data.images
     test = None
-    if (config.data.root / config.data.test_csv).exists():
+    if test_source(config.data):
         test, _ = read_test(config.data)
         test_images, _ = read_images(test, config.largest_size, config.data, "test")
         assert test_images is not None  # reopen_dataset has read them

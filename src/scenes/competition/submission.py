@@ -1,0 +1,267 @@
+"""What a submission looks like: it follows from the metric, the task and the sample submission's columns."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from scenes.competition.csv_file import read_columns
+from scenes.competition.decoding import PLAIN, Decoding
+from scenes.competition.metric import Metric, competition_metric
+from scenes.competition.rows import sample_file
+from scenes.competition.table import Table, some
+from scenes.competition.task import Number, Task
+from scenes.config import Config
+from scenes.console import Problem
+
+ORIGIN = "get the competition's sample submission again, or remove it"
+
+
+@dataclass(frozen=True)
+class Form:
+    """The form of a submission.
+
+    Attributes:
+        kind: One of `WRITERS`.
+        task: What is predicted.
+        header: The id column, then the value columns.
+        ids: The rows' ids, in order, each once.
+        outputs: The outputs of the value columns, where there is a column for each; else that of the positive class.
+        k: How many labels a ranking has.
+        separator: What is between the labels of a set.
+    """
+
+    kind: str
+    task: Task
+    header: list[str]
+    ids: list[str]
+    outputs: list[int]
+    k: int = 1
+    separator: str = " "
+
+    def write(self, names: Sequence[str], predictions: np.ndarray, decoding: Decoding = PLAIN) -> pd.DataFrame:
+        """Makes the submission.
+
+        Args:
+            names: The id of each predicted image; the predictions of several images of one id are averaged.
+            predictions: float32, shape (n, outputs).
+            decoding: How predictions become labels.
+
+        Returns:
+            The columns of the header, in the order of `ids`.
+        """
+        averaged = _average(names, predictions, self.ids)
+        columns = [pd.Series(self.ids), *(pd.Series(cells) for cells in WRITERS[self.kind](self, averaged, decoding))]
+        table = pd.concat(columns, axis=1)
+        table.columns = pd.Index(self.header)
+        return table
+
+    def __str__(self) -> str:
+        """For people to read."""
+        shown = ",".join(self.header) if len(self.header) < 8 else f"{','.join(self.header[:4])},… ({len(self.header)})"
+        return f"{shown}: {ABOUT[self.kind].format(k=self.k, positive=self.task.names[self.outputs[-1]])}"
+
+
+ABOUT = {
+    "probabilities": "a probability a column",
+    "decisions": "0 or 1 a column",
+    "positive": "the probability of {positive!r}",
+    "label": "one label",
+    "ranking": "the {k} most probable labels, best first",
+    "set": "all labels that apply",
+    "number": "a number",
+    "grade": "a whole number",
+}
+
+
+def _average(names: Sequence[str], predictions: np.ndarray, ids: Sequence[str]) -> np.ndarray:
+    """The mean prediction of each id's images: float32, shape (ids, outputs)."""
+    place = {name: at for at, name in enumerate(ids)}
+    at = np.array([place[name] for name in names])
+    if len(names) == len(ids):
+        return predictions[np.argsort(at)]
+    sums = np.zeros((len(ids), predictions.shape[1]))
+    np.add.at(sums, at, predictions)
+    return (sums / np.bincount(at, minlength=len(ids))[:, None]).astype(np.float32)
+
+
+Writer = Callable[[Form, np.ndarray, Decoding], Sequence[Sequence[object] | np.ndarray]]
+
+
+def _probabilities(form: Form, predictions: np.ndarray, _: Decoding) -> list[np.ndarray]:
+    """A column for each output; class probabilities sum to 1 also as the float32 they are written as."""
+    exact = predictions.astype(np.float64)
+    if form.task.kind == "classes":
+        exact /= exact.sum(1, keepdims=True)
+    return list(exact[:, form.outputs].astype(np.float32).T)
+
+
+def _decisions(form: Form, predictions: np.ndarray, decoding: Decoding) -> list[np.ndarray]:
+    """A column of 0 and 1 for each output."""
+    decided, task = decoding.apply(predictions), form.task
+    is_chosen = decided >= 0.5 if task.kind == "labels" else decided.argmax(1)[:, None] == np.arange(task.outputs)
+    return list(is_chosen[:, form.outputs].astype(np.int64).T)
+
+
+def _positive(form: Form, predictions: np.ndarray, _: Decoding) -> list[np.ndarray]:
+    """The probability of one class of two."""
+    return [predictions[:, form.outputs[0]]]
+
+
+def _label(form: Form, predictions: np.ndarray, decoding: Decoding) -> list[list[str]]:
+    """The label of the chosen class."""
+    return [[form.task.columns[best] for best in decoding.apply(predictions).argmax(1)]]
+
+
+def _ranking(form: Form, predictions: np.ndarray, _: Decoding) -> list[list[str]]:
+    """The labels of the k most probable classes, best first."""
+    best = np.argsort(-predictions, axis=1, kind="stable")[:, : form.k]
+    return [[form.separator.join(form.task.columns[at] for at in row) for row in best]]
+
+
+def _set(form: Form, predictions: np.ndarray, decoding: Decoding) -> list[list[str]]:
+    """All labels that apply; at least the most probable one, since no training row is without a label."""
+    is_chosen = decoding.apply(predictions) >= 0.5
+    is_empty = ~is_chosen.any(1)
+    is_chosen[is_empty, predictions[is_empty].argmax(1)] = True
+    return [[form.separator.join(form.task.columns[at] for at in np.flatnonzero(row)) for row in is_chosen]]
+
+
+def _number(form: Form, predictions: np.ndarray, _: Decoding) -> list[np.ndarray]:
+    """The number, within the range of the training rows."""
+    assert isinstance(form.task, Number)
+    return [predictions[:, 0].clip(form.task.low, form.task.high)]
+
+
+def _grade(form: Form, predictions: np.ndarray, decoding: Decoding) -> list[np.ndarray]:
+    """The number as a whole one, within the range of the training rows."""
+    return [np.rint(_number(form, decoding.apply(predictions), decoding)[0]).astype(np.int64)]
+
+
+WRITERS: dict[str, Writer] = {
+    "probabilities": _probabilities,
+    "decisions": _decisions,
+    "positive": _positive,
+    "label": _label,
+    "ranking": _ranking,
+    "set": _set,
+    "number": _number,
+    "grade": _grade,
+}
+
+
+def plan_submission(config: Config, task: Task, test: Table) -> tuple[Form | None, list[Problem]]:
+    """Finds the form of a competition's submissions.
+
+    Args:
+        config: Has the metric, and perhaps a form in its place.
+        task: What is predicted.
+        test: The test rows.
+
+    Returns:
+        The form, None where none fits; and all that is wrong.
+
+    Raises:
+        UserError: If the metric is unknown or does not fit the task, or the sample submission is no table.
+    """
+    metric = competition_metric(config, task)
+    ids, file = list(dict.fromkeys(test.names)), sample_file(config.data)
+    if file is None:
+        data = config.data
+        is_one = task.outputs < 3 and task.kind == "classes"  # of two classes one probability says both
+        wants_columns = (config.submission or metric.wants) == "probabilities" and not is_one
+        values = data.label_columns or (task.columns if wants_columns else [data.label_column])
+        return _fit(config, task, metric, [data.id_column or data.image_column, *values], ids, "the metric")
+    columns, problems = read_columns(file, [], ORIGIN)
+    header, rows = columns.columns.tolist(), columns.iloc[:, 0].tolist()
+    if len(header) < 2:
+        return None, [*problems, Problem(str(file), f"has one column, {header[0]!r}", ORIGIN)]
+    form, form_problems = _fit(config, task, metric, header, rows, str(file))
+    return form, problems + _id_problems(file, rows, ids, test) + form_problems
+
+
+def check_submission_form(config: Config, task: Task, test: Table) -> list[Problem]:
+    """Finds why no submission could be written, before any training; arguments and errors as `plan_submission`'s."""
+    return plan_submission(config, task, test)[1]
+
+
+def _id_problems(file: Path, rows: list[str], ids: list[str], test: Table) -> list[Problem]:
+    """Compares the sample's ids with the test rows'."""
+    problems = []
+    if repeated := [name for name, count in Counter(rows).items() if count > 1]:
+        problems.append(Problem(str(file), f"repeats the id {some(repeated)}", ORIGIN))
+    remedy = "use the files of one competition, or remove the sample"
+    known, listed = set(ids), set(rows)
+    if strange := [name for name in dict.fromkeys(rows) if name not in known]:
+        problems.append(Problem(str(file), f"lists {len(strange)} ids that {test.file} lacks: {some(strange)}", remedy))
+    if missing := [name for name in ids if name not in listed]:
+        problems.append(Problem(str(file), f"lacks {len(missing)} ids of {test.file}: {some(missing)}", remedy))
+    return problems
+
+
+def _fit(
+    config: Config, task: Task, metric: Metric, header: list[str], ids: list[str], source: str
+) -> tuple[Form | None, list[Problem]]:
+    """Chooses the kind of form from what is wanted and the value columns."""
+    values, wants = header[1:], config.submission or metric.wants
+    outputs = _outputs(task, values)
+    kind = None
+    if outputs is not None:
+        is_decided = (task.kind == "labels" and wants in ("sets", "labels")) or config.submission == "labels"
+        kind = "decisions" if is_decided else "probabilities"
+    elif len(values) > 1:
+        return None, [_foreign(task, values, source)]
+    elif task.kind == "number":
+        kind = "grade" if wants == "labels" else "number"
+    elif task.kind == "labels":
+        kind = "set" if wants in ("sets", "labels") else None
+    elif wants == "probabilities":
+        kind = "positive" if task.outputs == 2 else None
+    else:
+        kind = {"labels": "label", "ranking": "ranking"}.get(wants)
+    if kind is None:
+        return None, [_unfit(config, task, metric, values, source)]
+    if kind == "positive":
+        outputs = [_places(task).get(values[0], 1)]
+    separator = (config.data.label_separator or " ") if kind == "set" else " "
+    return Form(kind, task, header, ids, outputs or [task.outputs - 1], min(metric.k, task.outputs), separator), []
+
+
+def _places(task: Task) -> dict[str, int]:
+    """The outputs by their names and, first of all, by how the data spell them."""
+    return {text: at for texts in (task.names, task.columns) for at, text in enumerate(texts)}
+
+
+def _outputs(task: Task, values: list[str]) -> list[int] | None:
+    """The output of each value column, if each has one: for classes all, for labels some at least."""
+    if task.kind == "number" or (len(values) == 1 and task.outputs > 1 and task.kind == "classes"):
+        return None
+    places = _places(task)
+    found = [places[column] for column in values if column in places]
+    if len(set(found)) < len(values) or (task.kind == "classes" and len(found) < task.outputs):
+        return None
+    return found
+
+
+def _foreign(task: Task, values: list[str], source: str) -> Problem:
+    """Says which of several value columns are not outputs."""
+    places = _places(task)
+    found = {places[column] for column in values if column in places}
+    parts = []
+    if strange := [column for column in values if column not in places]:
+        parts.append(f"has the columns {some(strange)}, which are not labels of the training rows")
+    if missing := [label for at, label in enumerate(task.columns) if at not in found]:
+        parts.append(f"lacks columns for {some(missing)}")
+    what = " and ".join(parts) or f"has several columns for one label: {some(values)}"
+    return Problem(source, what, "use the files of one competition, or set data.label_columns, data.class_names")
+
+
+def _unfit(config: Config, task: Task, metric: Metric, values: list[str], source: str) -> Problem:
+    """Says that one column cannot hold what is wanted."""
+    by = f"submission: {config.submission}" if config.submission else f"metric {metric.name}"
+    what = f"{by} wants {metric.wants} of {task.outputs} {task.kind}, for which there is but the column {values[0]!r}"
+    remedy = "set the competition's metric, or submission: " + ("sets" if task.kind == "labels" else "labels")
+    return Problem(source, what, remedy)
