@@ -44,7 +44,7 @@ def main() -> None:
     folds = trained.finished_folds(config.data.folds)
     for fold in folds:
         for name in ("those it trained with", "ImageNet's", "estimated on whole images", "estimated on crops"):
-            model = load_classifier(trained.weights_file(fold), config)[0]  # load_folds would fuse the batch norms
+            model = load_classifier(trained.weights_file(fold), config)  # load_folds would fuse the batch norms
             model.to(job.device, memory_format=torch.channels_last)
             change(model, name, job, fold)
             scores.setdefault(name, []).append(judge(model, job, fold))

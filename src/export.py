@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from scenes.model.weights import load_classifier
 
     for fold in folds:
-        model, _ = load_classifier(chosen.weights_file(fold), config)
+        model = load_classifier(chosen.weights_file(fold), config)
         export_timm(model, config, (arguments.out or chosen.folder / "timm") / fold_name(fold))
 
 

@@ -90,7 +90,7 @@ def test_the_mean_over_folds_and_views_is_submitted() -> None:
     out = submission.submit(run, config(), [0, 1])
     assert out == Path("submissions/t.csv")
     images = [cv2.imread(f"input/SceneImages/{name}")[..., ::-1] for name in NAMES]
-    models = [load_classifier(run.weights_file(fold), config())[0] for fold in (0, 1)]
+    models = [load_classifier(run.weights_file(fold), config()) for fold in (0, 1)]
     each = predict(models, images, np.arange(7), VIEWS["hflip"], SIZE, 7, torch.device("cpu"))  # type: ignore[arg-type]
     mean = each.mean((0, 1))
     labels = [CLASSES[best] for best in mean.argmax(1)]

@@ -522,8 +522,8 @@ def saved(path: str = "fold0/weights.safetensors", **model: Any) -> tuple[Classi
 @pytest.mark.parametrize("model", [{}, {"hidden": 6, "dropout": 0.5}, {"name": "test_vit"}, {"name": "simple_cnn"}])
 def test_a_trained_network_comes_back_the_same(model: dict[str, Any]) -> None:
     classifier, settings = saved(**model)
-    loaded, classes = load_classifier(Path("fold0/weights.safetensors"), settings)
-    assert classes == CLASSES
+    loaded = load_classifier(Path("fold0/weights.safetensors"), settings)
+    assert loaded.task.columns == CLASSES
     assert loaded.state_dict().keys() == classifier.state_dict().keys()
     picture = torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
     with torch.no_grad():
@@ -542,7 +542,7 @@ def test_the_saved_mean_counts() -> None:
     classifier, settings = saved()
     classifier.mean += 5
     save_classifier(classifier, Path("x.safetensors"), class_task(CLASSES), "t")
-    assert torch.equal(load_classifier(Path("x.safetensors"), settings)[0].mean, classifier.mean)
+    assert torch.equal(load_classifier(Path("x.safetensors"), settings).mean, classifier.mean)
 
 
 @pytest.mark.parametrize(
@@ -587,7 +587,7 @@ def test_the_class_shares_travel_with_the_weights(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save_classifier(classifier, path, class_task(["a", "b", "c"]), "t", np.array([0.5, 0.25, 0.25]))
     assert read_prior(path).tolist() == [0.5, 0.25, 0.25]
-    assert load_classifier(path, settings)[1] == ["a", "b", "c"]
+    assert load_classifier(path, settings).task.columns == ["a", "b", "c"]
     save_classifier(classifier, path, class_task(["a", "b", "c"]), "t")
     with pytest.raises(UserError, match="does not hold the classes' shares"):
         read_prior(path)

@@ -51,14 +51,13 @@ def predict_at_scale(
         UserError: If the images, the weights or what is in `out` cannot be used, or Ray does not answer.
     """
     check_folder(out)
-    names = list(dict.fromkeys(read_names(images)))
+    names = list(dict.fromkeys(read_names(images)))  # an image listed twice is predicted once
     if not names:
         raise UserError(f"{images}: no images in it")
     load_folds(run, config, folds, choose_device())  # fails here rather than in an actor
     with only_process(out, "predicting into it"):
         pin(out / MADE_BY, run, config, folds)
-        there = [path for file in sorted(out.glob("part-*.parquet")) for path in read_paths(file)]
-        done = set(there)
+        done = {path for file in out.glob("part-*.parquet") for path in read_paths(file)}
         todo = [name for name in names if written(name) not in done]
         say(f"{len(names)} images, {len(names) - len(todo)} of them in {out} already")
         if todo:
@@ -134,7 +133,7 @@ class Predictor:
 
     def __init__(self, run: Run, config: Config, folds: Sequence[int], base: Path) -> None:
         self.config, self.base = config, base
-        self.models, _ = load_folds(run, config, folds, choose_device())
+        self.models = load_folds(run, config, folds, choose_device())
         self.chosen = chosen_ensemble(run, config)
 
     def __call__(self, names: pa.Table) -> pa.Table:

@@ -119,11 +119,11 @@ def export_onnx(run: Run, config: Config, folds: Sequence[int], out: Path | None
     out = out or run.folder / f"{run.name}.onnx"
     check_file(out)
     choose_device()  # sets up a CPU's memory; the comparison is on the CPU, where onnxruntime runs
-    models, classes = load_folds(run, config, folds, torch.device("cpu"))
-    chosen = chosen_ensemble(run, config)
+    models = load_folds(run, config, folds, torch.device("cpu"))
+    task, chosen = models[0].task, chosen_ensemble(run, config)
     metadata = {
-        "classes": json.dumps(classes, ensure_ascii=False),
-        "class_names": json.dumps(config.data.class_names or classes, ensure_ascii=False),
+        "classes": json.dumps(task.columns, ensure_ascii=False),
+        "class_names": json.dumps(config.data.class_names or task.names, ensure_ascii=False),
         "views": ",".join(view.name for view in chosen.views),
         "image_size": str(config.predict_size),
         "run": run.name,

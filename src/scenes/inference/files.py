@@ -98,7 +98,6 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 def predict_files(
     models: Sequence[Classifier],
-    classes: Sequence[str],
     chosen: ChosenEnsemble,
     config: Config,
     paths: Sequence[Path],
@@ -110,7 +109,6 @@ def predict_files(
 
     Args:
         models: The networks whose probabilities are averaged, on one device.
-        classes: What their outputs stand for.
         chosen: The views, whose probabilities are averaged too, and the calibration.
         config: The run's config.
         paths: The files.
@@ -121,7 +119,8 @@ def predict_files(
     Yields:
         One prediction a readable file.
     """
-    names = config.data.class_names or classes
+    classes = models[0].task.columns
+    names = config.data.class_names or models[0].task.names
     batch_size = config.infer.batch_size
     batches: Iterable[list[Result]] = predict_batches(models, chosen, config, paths)
     if label:
@@ -270,15 +269,15 @@ def report_files(
     if out:
         check_file(out)
     paths = find_images(places)
-    models, classes = load_folds(run, config, folds, choose_device())
-    top = min(top, len(classes))
+    models = load_folds(run, config, folds, choose_device())
+    top = min(top, models[0].task.outputs)
     chosen = chosen_ensemble(run, config)
     trained, seen = ", ".join(map(fold_name, folds)), ", ".join(view.name for view in chosen.views)
     say(f"predicting {len(paths)} image{'s' * (len(paths) > 1)} with {trained} of {run.name}, views: {seen}")
     # On a terminal the lines themselves show how far it is, and a bar would break them.
     label = "" if not out and results.isatty() else "predicting"
     bad: list[Problem] = []
-    predictions = predict_files(models, classes, chosen, config, paths, top, bad, label)
+    predictions = predict_files(models, chosen, config, paths, top, bad, label)
     if out:
         write_atomic(out, lambda temporary: _write_file(temporary, out, form, predictions, paths, top))
         say(f"wrote {out} ({len(paths) - len(bad)} images)")

@@ -1,4 +1,4 @@
-"""A run's trained folds as one ensemble, and the views that it looks at images with."""
+"""A run's trained folds, and how they become one prediction."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,10 +21,8 @@ from scenes.model.weights import load_classifier, read_task
 from scenes.runs import Run, read_json
 
 
-def load_folds(
-    run: Run, config: Config, folds: Sequence[int], device: torch.device
-) -> tuple[list[Classifier], list[str]]:
-    """Loads the folds' networks; equal bodies are shared.
+def load_folds(run: Run, config: Config, folds: Sequence[int], device: torch.device) -> list[Classifier]:
+    """Loads the folds' networks for prediction; equal bodies are shared.
 
     Args:
         run: A run with these folds trained.
@@ -33,21 +31,21 @@ def load_folds(
         device: Where to.
 
     Returns:
-        The networks in float32, channels last, in evaluation mode, batch norms fused; and their classes.
+        The networks in float32, channels last, in evaluation mode, batch norms fused.
 
     Raises:
-        UserError: If a fold's weights are damaged or foreign, or the folds disagree on the classes.
+        UserError: If a fold's weights are damaged or of something else, or the folds' outputs differ.
     """
-    loaded = [load_classifier(run.weights_file(fold), config) for fold in folds]
-    classes = loaded[0][1]
-    if strangers := [fold_name(f) for f, (_, other) in zip(folds, loaded, strict=True) if other != classes]:
-        raise UserError(f"{run.folder}: {', '.join(strangers)} was trained on other classes than {fold_name(folds[0])}")
-    models = [model.to(device, memory_format=torch.channels_last).eval() for model, _ in loaded]
+    models = [load_classifier(run.weights_file(fold), config) for fold in folds]
+    columns = models[0].task.columns
+    if other := [fold_name(f) for f, model in zip(folds, models, strict=True) if model.task.columns != columns]:
+        raise UserError(f"{run.folder}: {', '.join(other)} was trained on other classes than {fold_name(folds[0])}")
+    models = [model.to(device, memory_format=torch.channels_last).eval() for model in models]
     for model, fold in zip(models, folds, strict=True):
         model.name = fold_name(fold)
     share_bodies(models)
     fuse_bodies(models, config.predict_size)
-    return models, classes
+    return models
 
 
 def fuse_bodies(models: Sequence[Classifier], image_size: int) -> None:

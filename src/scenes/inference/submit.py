@@ -160,13 +160,14 @@ def predict_each(run: Run, config: Config, folds: Sequence[int], inputs: Inputs)
         float32, shape (folds, views, inputs.readable, outputs); and what the outputs are.
     """
     device = choose_device()
-    models, classes = load_folds(run, config, folds, device)
+    models = load_folds(run, config, folds, device)
     views = chosen_ensemble(run, config).views
     trained, seen = ", ".join(map(fold_name, folds)), ", ".join(view.name for view in views)
     say(f"predicting {inputs.readable} test images with {trained} of {run.name}, views: {seen}")
     names = [name for row, name in enumerate(inputs.table.names) if row not in inputs.bad]
     rows = np.arange(inputs.readable)
-    return predict_as_configured(config, models, inputs.images, rows, views, device, "predicting", names), classes
+    predicted = predict_as_configured(config, models, inputs.images, rows, views, device, "predicting", names)
+    return predicted, models[0].task.columns
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

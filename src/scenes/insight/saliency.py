@@ -119,7 +119,7 @@ def explain(
         chosen = [row for row in rows if held.folds[row] == fold and held.names[row] in images]
         if not chosen:
             continue
-        model = load_classifier(run.weights_file(int(fold)), config)[0].to(device)
+        model = load_classifier(run.weights_file(int(fold)), config).to(device)
         layer = spatial_layer(model, size)
         if layer is None:
             return {}, f"Without Grad-CAM: {config.model.name} works on tokens and has no spatial map."

@@ -56,9 +56,10 @@ def measure_half(run: Run, halved: Run, config: Config, folds: Sequence[int]) ->
     for fold in held_out:
         with safe_open(run.fold_oof_file(fold), "np") as saved:
             rows.append(saved.get_tensor("rows"))
-        models = [load_classifier(place.weights_file(fold), config)[0].to(device) for place in (run, halved)]
+        models = [load_classifier(place.weights_file(fold), config).to(device) for place in (run, halved)]
         views = chosen_ensemble(run, config).views
-        both = predict_as_configured(config, models, data.images, rows[-1], views, device, fold_name(fold))
+        label, names = fold_name(fold), data.table.names
+        both = predict_as_configured(config, models, data.images, rows[-1], views, device, label, names)
         predicted.append(both.mean(1))
     full, half = np.concatenate(predicted, 1)
     targets = data.labels.targets[np.concatenate(rows)]

@@ -80,7 +80,7 @@ def save_classifier(model: Classifier, path: Path, task: Task, run: str, prior: 
     write_atomic(path, lambda temporary: save_file(state, temporary, metadata))
 
 
-def load_classifier(path: Path, config: Config) -> tuple[Classifier, list[str]]:
+def load_classifier(path: Path, config: Config) -> Classifier:
     """Reads a trained network.
 
     Args:
@@ -88,20 +88,19 @@ def load_classifier(path: Path, config: Config) -> tuple[Classifier, list[str]]:
         config: The run's config.
 
     Returns:
-        The network in float32 on the CPU, and what its outputs are called in the data.
+        The network in float32 on the CPU; its task says what the outputs mean.
 
     Raises:
         UserError: If the file is damaged, of something else, or of another network.
     """
-    task = read_task(path)
-    model = Classifier(config.model, config.image_size, task)
+    model = Classifier(config.model, config.image_size, read_task(path))
     try:
         model.load_state_dict(read_state(path))
     except RuntimeError as error:
         raise UserError(
             f"{path}: does not fit {config.model.name} as the run's config describes it ({first_line(error)})"
         ) from None
-    return model, task.columns
+    return model
 
 
 def read_task(path: Path) -> Task:

@@ -66,8 +66,8 @@ def write_soft_targets(runs: Sequence[Run], out: Path) -> None:
 def _teach(run: Run, fold: int, images: Pictures, rows: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     """Predicts with a teacher; returns the mean over its views, float32, shape (rows, classes)."""
     config, device = run.load_config(), choose_device()
-    models, known = load_folds(run, config, [fold], device)
-    if known != list(classes):
+    models = load_folds(run, config, [fold], device)
+    if models[0].task.columns != list(classes):
         raise UserError(f"{run.folder}: {fold_name(fold)} was trained on other classes")
     say(f"{run.name}, {fold_name(fold)}: {len(rows)} images")
     chosen, label = chosen_ensemble(run, config), f"{run.name} {fold_name(fold)}"

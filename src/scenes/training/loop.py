@@ -85,6 +85,7 @@ def _start(fold: Fold) -> State:
     with watch.stage("features"), processes.main_first():
         job.compute_features()
     model, history = job.new_model(), []
+    model.name = fold.name
     if job.starts_with_probe:
         with watch.stage("probe"):
             history = start_head_as_probe(fold, model)

@@ -35,7 +35,9 @@ def predict_held_rows(fold: Fold, model: Classifier, views: Sequence[View]) -> n
     rows = fold.held_rows[processes.share(len(fold.held_rows), job.config.infer.batch_size)]
     own = None
     if len(rows):
-        own = predict_as_configured(job.config, [model], job.data.images, rows, views, job.device, label)[0]
+        data = job.data
+        names = data.table.names
+        own = predict_as_configured(job.config, [model], data.images, rows, views, job.device, label, names)[0]
     return np.concatenate([part for part in processes.gather(own) if part is not None], 1)
 
 
