@@ -422,6 +422,7 @@ FREE = {
     "data.class_names": ["a"],
     "data.cache": "c",
     "data.sample": True,
+    "submission": "labels",
     "train.checkpoint_minutes": 3,
     "train.time_budget_minutes": 3,
     "train.wandb": "project",

@@ -279,7 +279,7 @@ def test_all_that_is_wrong_with_the_data_is_listed_at_once(workspace: Path) -> N
 
 
 def test_a_mistake_exits_with_2_and_without_a_traceback(workspace: Path) -> None:
-    Path("input/train.csv").write_text("image,label\n1.jpg,0\n")
+    Path("input/train.csv").write_text("image,kind,x\n1.jpg,0,1\n")
     done = subprocess.run([sys.executable, SCRIPT, "tiny.yaml"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "no column 'image_name'" in done.stderr

@@ -26,11 +26,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     end_with_parent()
 
-    from scenes.config import load_config
+    from scenes.competition.experiment import load_experiment
     from scenes.training.crossval import cross_validate
 
     try:
-        cross_validate(load_config(arguments.config, arguments.set), [arguments.fold])
+        cross_validate(load_experiment(arguments.config, arguments.set), [arguments.fold])
     except UserError as error:
         report(error)
         sys.exit(CANNOT_TRAIN)
