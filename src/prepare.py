@@ -87,7 +87,10 @@ def download_competition(slug: str, out: Path) -> None:
 
     placed = download(slug, out)
     say(f"{out} now holds {', '.join(path.relative_to(out).as_posix() for path in placed)}")
-    detect_competition(out)
+    try:
+        detect_competition(out)
+    except UserError as error:  # the download itself is done
+        say(f"not described: {error}")
 
 
 def detect_competition(root: Path) -> None:

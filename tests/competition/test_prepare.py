@@ -281,7 +281,7 @@ def test_download_unpacks_beside_what_is_there(
     assert (kaggle / "arguments").read_text() == f"competitions download -c scenes -p {out}/.download-scenes\n"
     printed = capsys.readouterr().out
     assert "Downloading scenes.zip" in printed
-    assert "more.zip is an archive itself" in printed
+    assert "more.zip: not a readable archive" in printed
 
 
 def test_download_overwrites_nothing(tmp_path: Path, kaggle: Path) -> None:

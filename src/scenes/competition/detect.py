@@ -74,7 +74,9 @@ def detect(root: Path) -> Detected:
         raise UserError(_no_images(root, files))
     found = Detected()
     sample = next((table for table in files.tables if any(fnmatch(table.stem, like) for like in SAMPLES)), None)
-    rows = _train_rows(files, sample, found) or _pattern_rows(files, sample, found)
+    rows = _train_rows(files, sample, found)
+    if rows is None and not any(table.role == "train" for table in files.tables):
+        rows = _pattern_rows(files, sample, found)
     if rows is None:
         listed = ", ".join(table.file for table in files.tables) or "no table"
         raise UserError(

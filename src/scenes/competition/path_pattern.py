@@ -57,7 +57,7 @@ def pattern_folder(pattern: str) -> Path:
 def as_expression(pattern: str) -> str:
     """The pattern as a regular expression with a named group for each field."""
     texts = FIELD.split(pattern)
-    groups = [f"(?P<{name}>{PARTS.get(name, '[^/]+')})" for name in texts[1::2]]
+    groups = [f"(?P<{name}>{PARTS.get(name, '[^/]+?')})" for name in texts[1::2]]
     fixed = [re.escape(text) for text in texts[::2]]
     return "".join(part for pair in zip(fixed, [*groups, ""], strict=True) for part in pair)
 
