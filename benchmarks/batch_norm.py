@@ -24,7 +24,8 @@ from scenes.competition.scores import with_error  # noqa: E402
 from scenes.console import run  # noqa: E402
 from scenes.data.augment import AugmentedImages  # noqa: E402
 from scenes.data.batches import EvalImages, Sample  # noqa: E402
-from scenes.inference.predict import PLAIN, predict_as_configured  # noqa: E402
+from scenes.inference.predict import predict_as_configured  # noqa: E402
+from scenes.inference.views import PLAIN  # noqa: E402
 from scenes.model.backbone import Classifier  # noqa: E402
 from scenes.model.weights import load_classifier  # noqa: E402
 from scenes.runs import Run  # noqa: E402

@@ -38,7 +38,8 @@ from scenes.console import add_settings_option, run, say  # noqa: E402
 from scenes.data.batches import resize  # noqa: E402
 from scenes.data.images import open_images  # noqa: E402
 from scenes.inference.models import fuse_bodies  # noqa: E402
-from scenes.inference.predict import VIEWS, View, autocast, predict_as_configured  # noqa: E402
+from scenes.inference.predict import autocast, predict_as_configured  # noqa: E402
+from scenes.inference.views import VIEWS, View  # noqa: E402
 from scenes.model.backbone import Classifier  # noqa: E402
 from scenes.model.device import choose_device, choose_precision  # noqa: E402
 

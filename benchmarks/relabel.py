@@ -39,6 +39,7 @@ from scenes.competition.task import class_task  # noqa: E402
 from scenes.config import Config, dump, load_config  # noqa: E402
 from scenes.console import run, say  # noqa: E402
 from scenes.data.dataset import Dataset  # noqa: E402
+from scenes.inference.views import PLAIN, views_of  # noqa: E402
 from scenes.insight.label_errors import find_label_errors  # noqa: E402
 from scenes.randomness import key  # noqa: E402
 from scenes.runs import Run  # noqa: E402
@@ -46,7 +47,6 @@ from scenes.training.job import Job, prepare  # noqa: E402
 from scenes.training.loop import train_fold  # noqa: E402
 
 ARMS = ("keep", "drop", "relabel")
-PROBE_VIEWS = {"none": 1, "hflip": 2}  # how many of the features' two views a config averages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,13 +135,12 @@ def pair_opinions(job: Job, place: Path, folds: int) -> dict[int, np.ndarray]:
 
 def predict(job: Job, run: Run, fold: int, train: np.ndarray, held: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Trains on rows and targets; float32, shape (held rows, classes): the held rows' mean over the views."""
-    if job.starts_with_probe and not job.config.train.epochs and job.config.infer.tta in PROBE_VIEWS:
+    if job.starts_with_probe and not job.config.train.epochs and views_of(job.config) == [PLAIN]:
         # What train_fold does for such a config, but without running the frozen body on each held row again.
         say(f"{run.name}: a probe of {len(train)} rows")
         seed = key("probe", job.config.seed, fold)
-        features, views = job.features, PROBE_VIEWS[job.config.infer.tta]
-        head = job.data.task.fit_head(features[:, train], targets[train], seed)
-        return softmax(head.logits(features[:views, held]), -1).mean(0)
+        head = job.data.task.fit_head(job.features[train], targets[train], seed)
+        return softmax(head.logits(job.features[held]), -1)
     if not run.is_finished(fold):
         say(f"{run.name}: {len(train)} rows to train on, {len(held)} held out")
         shared = {field.name: getattr(job.data, field.name) for field in dataclasses.fields(Dataset)}

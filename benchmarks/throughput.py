@@ -47,7 +47,8 @@ from scenes.data.batches import Schedule, StepSampler, train_loader  # noqa: E40
 from scenes.data.dataset import read_rows_and_images  # noqa: E402
 from scenes.data.decode import CHUNK  # noqa: E402
 from scenes.data.images import Images, cache_key, open_images  # noqa: E402
-from scenes.inference.predict import PLAIN, autocast, predict_as_configured  # noqa: E402
+from scenes.inference.predict import autocast, predict_as_configured  # noqa: E402
+from scenes.inference.views import PLAIN  # noqa: E402
 from scenes.model.backbone import Classifier  # noqa: E402
 from scenes.model.device import choose_precision  # noqa: E402
 from scenes.model.fusion import fuse_batch_norms  # noqa: E402

@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, help="a run's folder, runs/NAME; by default the run that finished last")
     parser.add_argument("--folds", help="0, 0-4, 0,2,4 or full; by default every fold that is trained")
-    parser.add_argument("--tta", help="none, hflip, multiscale or five_crop; by default the config's infer.tta")
+    parser.add_argument("--tta", help="none, hflip, multiscale, five_crop, all or auto; by default infer.tta")
     parser.add_argument("--out", type=Path, help="the submission, by default submissions/NAME.csv; --images: a folder")
     parser.add_argument(
         "--images", type=Path, metavar="FOLDER|LIST", help="predict a folder's images, or those a text file lists"

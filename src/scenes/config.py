@@ -135,7 +135,7 @@ class LoaderConfig(Section):
 class InferConfig(Section):
     """How probabilities are made from images."""
 
-    tta: Literal["none", "hflip", "multiscale", "five_crop"] = "hflip"
+    tta: Literal["auto", "none", "hflip", "multiscale", "five_crop", "all"] = "auto"  # auto: as `symmetry` allows
     image_size: Pixels | None = None  # by default that of training; larger suits models trained on crops (FixRes)
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 64
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # as train.precision; on newer CPUs bf16 too

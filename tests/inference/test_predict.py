@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from scenes.config import ModelConfig
+from scenes.config import Config, ModelConfig
 from scenes.console import UserError
-from scenes.inference.predict import PLAIN, VIEWS, View, predict, share_bodies
+from scenes.inference.predict import predict, share_bodies
+from scenes.inference.views import PLAIN, VIEWS, View, views_of
 from scenes.model.backbone import Classifier
 
 CPU = torch.device("cpu")
 SIZE = 32
 EVERY_VIEW = list({view.name: view for views in VIEWS.values() for view in views}.values())
+UPRIGHT = [view for view in EVERY_VIEW if not view.turns]
 
 
 class Pictures(list[np.ndarray]):
@@ -230,7 +232,7 @@ def test_multiscale_looks_at_the_whole_image_at_two_sizes(size: int, large: int)
     assert flipped.apply(canvas, 32)[0, 5, 0].tolist() == [5, 39, 7]
 
 
-@pytest.mark.parametrize("view", EVERY_VIEW, ids=lambda view: view.name)
+@pytest.mark.parametrize("view", UPRIGHT, ids=lambda view: view.name)
 def test_no_view_turns_a_scene(view: View) -> None:
     seen = view.apply(coordinates(view.canvas(100)), 100)[0].int()
     assert (seen[..., 0].diff(dim=0) == 1).all()  # the sky is above, the columns are upright
@@ -245,6 +247,23 @@ def test_the_names_of_views_are_distinct_and_safe_to_join() -> None:
         assert not any("," in name for name in names)
     assert VIEWS["none"] == [PLAIN]
     assert VIEWS["hflip"][0] == VIEWS["multiscale"][0] == PLAIN
+
+
+def test_all_views_are_the_eight_symmetries_of_the_square() -> None:
+    canvas = coordinates(20)
+    seen = [view.apply(canvas, 20) for view in VIEWS["all"]]
+    assert len({image.numpy().tobytes() for image in seen}) == 8
+    square = canvas[0].numpy()
+    expected = {np.rot90(way, turns).tobytes() for way in (square, square[:, ::-1]) for turns in range(4)}
+    assert {image[0].contiguous().numpy().tobytes() for image in seen} == expected
+
+
+@pytest.mark.parametrize(("symmetry", "count"), [("none", 1), ("mirror", 2), ("all", 8)])
+def test_views_follow_from_the_symmetry(symmetry: str, count: int) -> None:
+    config = Config.model_validate({"name": "t", "symmetry": symmetry})
+    assert len(views_of(config)) == count
+    scales = Config.model_validate({"name": "t", "symmetry": symmetry, "infer": {"tta": "multiscale"}})
+    assert any(view.flip for view in views_of(scales)) == (symmetry != "none")
 
 
 # ---------------------------------------------------------------------------------------------- shared bodies

@@ -18,7 +18,8 @@ from scenes.competition.task import class_task
 from scenes.config import Config, DataConfig, InferConfig, ModelConfig
 from scenes.console import UserError
 from scenes.inference import submit as submission
-from scenes.inference.predict import VIEWS, predict
+from scenes.inference.predict import predict
+from scenes.inference.views import VIEWS
 from scenes.model.backbone import Classifier
 from scenes.model.weights import load_classifier, save_classifier
 from scenes.runs import Run

@@ -27,7 +27,7 @@ from torch import distributed
 
 import train
 from scenes.console import StoppedError, UserError, run
-from scenes.inference.predict import View
+from scenes.inference.views import View
 from scenes.model.backbone import Classifier
 from scenes.training import loop, recipe, validate
 from scenes.training.distributed import Processes, together

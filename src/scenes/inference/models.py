@@ -14,7 +14,8 @@ from scenes.config import Config
 from scenes.console import UserError
 from scenes.data.folds import fold_name
 from scenes.inference.calibration import Calibration
-from scenes.inference.predict import VIEWS, View, share_bodies
+from scenes.inference.predict import share_bodies
+from scenes.inference.views import View, views_of
 from scenes.model.backbone import Classifier
 from scenes.model.fusion import fuse_batch_norms
 from scenes.model.weights import load_classifier, read_task
@@ -105,7 +106,7 @@ def chosen_ensemble(run: Run, config: Config) -> ChosenEnsemble:
     """
     chosen = read_json(run.metrics_file, "views") if run.metrics_file.exists() else {}
     scored = chosen.get("views", {})
-    views = [view for view in VIEWS[config.infer.tta] if scored.get(view.name, {}).get("kept", True)]
+    views = [view for view in views_of(config) if scored.get(view.name, {}).get("kept", True)]
     return ChosenEnsemble(
         views,
         Calibration.from_dict(chosen.get("calibration", {"kind": "classes"})),

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,52 +11,9 @@ from scenes.config import Config
 from scenes.console import Meter, UserError, say
 from scenes.data.batches import EvalImages, eval_loader
 from scenes.data.images import Pictures
+from scenes.inference.views import View
 from scenes.model.backbone import Classifier
 from scenes.model.device import choose_precision, is_out_of_memory
-
-
-class View(NamedTuple):
-    """One way to look at an image.
-
-    Attributes:
-        name: For messages and files.
-        scale: The image is resized to scale × size.
-        crop: Where in it the size × size crop lies, as (down, right) in 0 … 1; None takes the whole image.
-        flip: Whether it is mirrored left to right.
-    """
-
-    name: str
-    scale: float = 1.0
-    crop: tuple[float, float] | None = None
-    flip: bool = False
-
-    def canvas(self, size: int) -> int:
-        """The side in pixels of the resized image."""
-        return round(size * self.scale)
-
-    def apply(self, canvas: Tensor, size: int) -> Tensor:
-        """Cuts the view out of resized images (n, h, w, 3)."""
-        if self.crop:
-            room = canvas.shape[1] - size
-            down, right = (round(part * room) for part in self.crop)
-            canvas = canvas[:, down : down + size, right : right + size]
-        return canvas.flip(2) if self.flip else canvas
-
-
-PLAIN = View("plain")
-# None is upside down or turned: scenes have a sky.
-VIEWS: dict[str, list[View]] = {
-    "none": [PLAIN],
-    "hflip": [PLAIN, View("hflip", flip=True)],
-    "multiscale": [PLAIN, View("hflip", flip=True), View("large", 1.25), View("large hflip", 1.25, flip=True)],
-    "five_crop": [
-        View("centre", 1.15, (0.5, 0.5)),
-        View("top left", 1.15, (0.0, 0.0)),
-        View("top right", 1.15, (0.0, 1.0)),
-        View("bottom left", 1.15, (1.0, 0.0)),
-        View("bottom right", 1.15, (1.0, 1.0)),
-    ],
-}
 
 
 class NotFiniteError(UserError):

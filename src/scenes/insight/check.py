@@ -42,7 +42,7 @@ def check(config: Config, out: Path) -> None:
         UserError: If no training image can be read, or `out` cannot be a file.
     """
     check_file(out)
-    compose(config.augment, config.image_size)  # finds a wrong transform before the work, not after it
+    compose(config.augment, config.image_size, config.symmetry)  # finds a wrong transform before the work, not after it
     if config.data.sample:
         from scenes.competition.sample import draw
 

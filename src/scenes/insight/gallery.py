@@ -151,7 +151,9 @@ def augmentations(data: Readable, config: Config, count: int) -> list[dict[str, 
     Raises:
         UserError: If a transform of the user's own list fails on an image.
     """
-    augmented = AugmentedImages(data.train.images, config.augment, config.image_size, config.seed, 0)
+    augmented = AugmentedImages(
+        data.train.images, config.augment, config.image_size, config.seed, 0, symmetry=config.symmetry
+    )
     chosen = np.random.default_rng(key("augmentation sheet", config.seed)).permutation(len(data.train))[:count]
     strips = []
     for row in sorted(chosen.tolist()):

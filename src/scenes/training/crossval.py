@@ -19,7 +19,7 @@ from scenes.data.folds import fold_name, write_or_compare
 from scenes.environment import describe
 from scenes.files import make_folder, write_text
 from scenes.inference.evaluate import evaluate_run
-from scenes.inference.predict import VIEWS
+from scenes.inference.views import views_of
 from scenes.model.backbone import parameter_count
 from scenes.model.device import explain_precision
 from scenes.runs import RUNS, Run, begin, write_json
@@ -103,7 +103,7 @@ def dry_run(config: Config, folds: Sequence[int]) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             speed = train_fold(job, Run(Path(scratch)), folds[0], step_limit=2, processes=processes)
     rows, held = (len(part) for part in job.data.rows(folds[0]))
-    train, views = config.train, len(VIEWS[config.infer.tta])
+    train, views = config.train, len(views_of(config))
     seconds = {"features, once (kept)": features} if features >= 1 else {}
     if train.epochs:
         seconds["training a fold"] = train.epochs * rows / speed.train

@@ -16,7 +16,7 @@ from scenes.data.augment import compose
 from scenes.data.batches import Schedule
 from scenes.data.dataset import Dataset, read_dataset
 from scenes.data.folds import FULL, fold_name
-from scenes.inference.predict import PLAIN, VIEWS
+from scenes.inference.views import PLAIN, views_of
 from scenes.model.backbone import Classifier, has_depthwise
 from scenes.model.device import choose_device, choose_precision
 from scenes.model.pretrained import pretrained_state
@@ -186,7 +186,7 @@ class Fold:
     @property
     def predicts_plain_view(self) -> bool:
         """Whether the final prediction contains what an epoch's validation looks at."""
-        return PLAIN in VIEWS[self.job.config.infer.tta]
+        return PLAIN in views_of(self.job.config)
 
     @property
     def identity(self) -> str:
@@ -206,7 +206,7 @@ def prepare(config: Config, folds: Sequence[int]) -> Job:
         UserError: With the list of all that is wrong.
     """
     _check_options(config, folds)
-    compose(config.augment, config.image_size)  # a wrong transform is found here, not in a worker
+    compose(config.augment, config.image_size, config.symmetry)  # a wrong transform is found here, not in a worker
     data = read_dataset(config)
     _check_folds(config, data, folds)
     job = Job(config, data, pretrained_state(config), choose_device())
@@ -255,7 +255,7 @@ def _check_model(job: Job) -> None:
     choose_precision(config.infer.precision, job.device)
     model = job.new_model()
     asked = [(size, "train.sizes") for size in (config.train.sizes or {}).values()]
-    asked += [(view.canvas(config.predict_size), "infer") for view in VIEWS[config.infer.tta] if not view.crop]
+    asked += [(view.canvas(config.predict_size), "infer") for view in views_of(config) if not view.crop]
     for size, key in sorted(set(asked)):
         try:
             with torch.no_grad():

@@ -19,7 +19,8 @@ from scenes.console import Meter, StoppedError, StopRequest, UserError, say
 from scenes.data.augment import AugmentedImages
 from scenes.data.batches import StepSampler, end_stuck_workers, train_loader
 from scenes.files import write_atomic
-from scenes.inference.predict import PLAIN, VIEWS, autocast
+from scenes.inference.predict import autocast
+from scenes.inference.views import PLAIN, views_of
 from scenes.model.device import is_out_of_memory, set_determinism, synchronise
 from scenes.model.weights import save_classifier
 from scenes.randomness import key, seed_all
@@ -153,7 +154,13 @@ def _batches(fold: Fold, state: State) -> Generator[tuple[Tensor, Tensor]]:
             yield features[rows], rows
         return
     images = AugmentedImages(
-        job.data.training_images, config.augment, config.image_size, config.seed, fold.number, config.train.sizes
+        job.data.training_images,
+        config.augment,
+        config.image_size,
+        config.seed,
+        fold.number,
+        config.train.sizes,
+        config.symmetry,
     )
     largest = max(images.sizes.values())
     try:
@@ -327,7 +334,7 @@ def _finish(fold: Fold, state: State, trackers: Trackers) -> float:
     if not len(fold.held_rows):
         write_records(fold, state)
         return 0.0
-    views = VIEWS[fold.job.config.infer.tta]
+    views = views_of(fold.job.config)
     with state.watch.stage("prediction"):
         predictions = predict_held_rows(fold, model, views)
     if state.history and "val_loss" not in state.history[-1]:  # the plain view was not predicted twice

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from scenes.competition.metric import metric_named
-from scenes.inference.predict import PLAIN, View, predict_as_configured
+from scenes.inference.predict import predict_as_configured
+from scenes.inference.views import PLAIN, View
 from scenes.model.backbone import Classifier
 from scenes.training.checkpoint import State
 from scenes.training.job import Fold
