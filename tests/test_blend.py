@@ -128,7 +128,7 @@ def test_one_run_is_no_blend(two_runs: Path) -> None:
 
 def test_a_run_without_predictions_is_refused(two_runs: Path) -> None:
     Path("runs/other/oof.csv").unlink()
-    with pytest.raises(UserError, match=r"runs/other: has no oof\.csv"):
+    with pytest.raises(UserError, match=r"runs/other/oof\.csv: missing"):
         blend.main(["runs/tiny", "runs/other"])
 
 

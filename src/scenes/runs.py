@@ -178,7 +178,7 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # no JSON, or not UTF-8
+    except (FileNotFoundError, ValueError):  # or no JSON, or not UTF-8
         content = None
     if not isinstance(content, dict) or not set(keys) <= set(content):
         raise UserError(f"{path}: damaged; give train.py's command again, or delete the file")

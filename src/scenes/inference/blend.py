@@ -23,10 +23,9 @@ from scenes.inference.ensemble import (
     oracle_accuracy,
 )
 from scenes.inference.models import run_task
+from scenes.inference.oof import ABOUT, read_oof
 from scenes.inference.submit import make_tables, mean_prior, predict_folds, read_inputs, write_table
 from scenes.runs import Run, read_json
-
-ABOUT = ["image_name", "label", "fold"]  # the columns of oof.csv before the outputs'
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def read_members(runs: Sequence[Run]) -> Members:
     """
     if len({run.folder.resolve() for run in runs}) < max(2, len(runs)):
         raise UserError("a blend is made of two runs or more, each named once")
-    tables = [_read_oof(run) for run in runs]
+    tables = [read_oof(run).sort_values("image_name", kind="stable", ignore_index=True) for run in runs]
     first = tables[0]
     for run, table in zip(runs[1:], tables[1:], strict=True):
         _check_alike(runs[0], first, run, table)
@@ -67,18 +66,6 @@ def read_members(runs: Sequence[Run]) -> Members:
     targets = task.from_texts(first["label"].tolist())
     metric = competition_metric(runs[0].load_config(), task)
     return Members(list(runs), task, metric, targets, first["fold"].to_numpy(np.int64), predictions)
-
-
-def _read_oof(run: Run) -> pd.DataFrame:
-    if not run.oof_file.exists() or not run.metrics_file.exists():
-        raise UserError(f"{run.folder}: has no oof.csv and metrics.json; train its folds first")
-    text = {"image_name": str, "label": str}
-    try:
-        table = pd.read_csv(run.oof_file, dtype=text, keep_default_na=False)
-        table.columns = [*ABOUT, *table.columns[len(ABOUT) :]]  # a class may be called what a column is called
-    except ValueError as error:  # of pandas' own kinds
-        raise UserError(f"{run.oof_file}: damaged ({error}); give train.py's command again to write it anew") from None
-    return table.sort_values("image_name", kind="stable", ignore_index=True)
 
 
 def _check_alike(run: Run, table: pd.DataFrame, other: Run, others: pd.DataFrame) -> None:

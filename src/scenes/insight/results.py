@@ -15,11 +15,11 @@ from scenes.config import Config
 from scenes.console import UserError
 from scenes.data.folds import FULL, fold_name
 from scenes.inference.evaluate import gather
+from scenes.inference.oof import ABOUT, read_oof
 from scenes.runs import Run, read_json
 
 # What is needed from metrics.json.
 METRICS = ("of", "folds", "task", "metric", "views", "per_fold", "calibration", "decoding", "class_names", "optimistic")
-ABOUT = 3  # columns of oof.csv before the predictions: image_name, label, fold
 
 
 @dataclass(frozen=True)
@@ -100,24 +100,23 @@ def read_held_out(run: Run, config: Config, metrics: dict[str, Any]) -> HeldOut:
         UserError: If oof.csv does not fit the folds, or the class names do not fit the classes.
     """
     task = _renamed(task_from_dict(metrics["task"]), config)
-    # By position, because a class may have the name of another column.
-    table = _read_csv(run.oof_file, header=None, skiprows=1, dtype={0: str, 1: str}, keep_default_na=False)
+    table = read_oof(run)
     oof = gather(run, metrics["of"])
     mismatch = UserError(f"{run.oof_file}: does not match the folds in the run; run the train.py command again")
-    if len(table) != len(oof.rows) or table.shape[1] != ABOUT + task.outputs:
+    if len(table) != len(oof.rows) or table.shape[1] != len(ABOUT) + task.outputs:
         raise mismatch
     try:
-        targets = task.from_texts(table[1].tolist())
+        targets = task.from_texts(table["label"].tolist())
     except ValueError:
         raise mismatch from None
     kept = [at for at, name in enumerate(oof.view_names) if metrics["views"].get(name, {}).get("kept", True)]
     return HeldOut(
         task,
         metric_named(metrics["metric"]["name"], task),
-        table[0].tolist(),
+        table["image_name"].tolist(),
         targets,
-        table[2].to_numpy(np.int64),
-        table.iloc[:, ABOUT:].to_numpy(np.float32),
+        table["fold"].to_numpy(np.int64),
+        table.iloc[:, len(ABOUT) :].to_numpy(np.float32),
         oof.views[kept].mean(0),
         Decoding.from_dict(metrics["decoding"]),
         oof.views,

@@ -1,0 +1,23 @@
+"""oof.csv: a run's predictions for the rows that its folds held out."""
+
+import pandas as pd
+
+from scenes.console import UserError
+from scenes.runs import Run
+
+ABOUT = ["image_name", "label", "fold"]  # the columns before the outputs'
+
+
+def read_oof(run: Run) -> pd.DataFrame:
+    """Reads oof.csv: the columns of `ABOUT`, then one for each output; names and labels are text.
+
+    Raises:
+        UserError: If it is missing or damaged.
+    """
+    try:
+        table = pd.read_csv(run.oof_file, dtype={"image_name": str, "label": str}, keep_default_na=False)
+        # Set by position: pandas renames a class that has the name of another column.
+        table.columns = [*ABOUT, *table.columns[len(ABOUT) :]]
+        return table.astype(dict.fromkeys(table.columns[len(ABOUT) :], "float32"))
+    except (FileNotFoundError, ValueError) as error:  # pandas' own are ValueErrors
+        raise UserError(f"{run.oof_file}: missing or damaged ({error}); run the train.py command again") from None
