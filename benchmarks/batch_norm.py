@@ -21,7 +21,6 @@ from results import hardware, write_section  # noqa: E402
 
 from scenes.competition.metric import log_losses, standard_error  # noqa: E402
 from scenes.competition.scores import with_error  # noqa: E402
-from scenes.console import run  # noqa: E402
 from scenes.data.augment import AugmentedImages  # noqa: E402
 from scenes.data.batches import EvalImages, Sample  # noqa: E402
 from scenes.inference.predict import predict_as_configured  # noqa: E402
@@ -29,6 +28,7 @@ from scenes.inference.views import PLAIN  # noqa: E402
 from scenes.model.backbone import Classifier  # noqa: E402
 from scenes.model.weights import load_classifier  # noqa: E402
 from scenes.runs import Run  # noqa: E402
+from scenes.script import run  # noqa: E402
 from scenes.training.job import Job, prepare  # noqa: E402
 
 ROWS, BATCH = 2048, 64  # to estimate statistics on

@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, Dataset  # noqa: E402
 
 from scenes.competition.sample import draw  # noqa: E402
 from scenes.config import Config, load_config  # noqa: E402
-from scenes.console import add_settings_option, run, say  # noqa: E402
+from scenes.console import say  # noqa: E402
 from scenes.data.batches import resize  # noqa: E402
 from scenes.data.images import open_images  # noqa: E402
 from scenes.inference.models import fuse_bodies  # noqa: E402
@@ -42,6 +42,7 @@ from scenes.inference.predict import autocast, predict_as_configured  # noqa: E4
 from scenes.inference.views import VIEWS, View  # noqa: E402
 from scenes.model.backbone import Classifier  # noqa: E402
 from scenes.model.device import choose_device, choose_precision  # noqa: E402
+from scenes.script import add_settings_option, run  # noqa: E402
 
 FOLDS, CLASSES = 5, 6
 VIEW_SETS = ("none", "hflip", "five_crop")

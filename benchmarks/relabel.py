@@ -37,12 +37,13 @@ from scenes.competition.rows import Labels  # noqa: E402
 from scenes.competition.scores import with_error  # noqa: E402
 from scenes.competition.task import class_task  # noqa: E402
 from scenes.config import Config, dump, load_config  # noqa: E402
-from scenes.console import run, say  # noqa: E402
+from scenes.console import say  # noqa: E402
 from scenes.data.dataset import Dataset  # noqa: E402
 from scenes.inference.views import PLAIN, views_of  # noqa: E402
 from scenes.insight.label_errors import find_label_errors  # noqa: E402
 from scenes.randomness import key  # noqa: E402
 from scenes.runs import Run  # noqa: E402
+from scenes.script import run  # noqa: E402
 from scenes.training.job import Job, prepare  # noqa: E402
 from scenes.training.loop import train_fold  # noqa: E402
 

@@ -32,11 +32,15 @@ from results import hardware, write_section  # noqa: E402
 
 from scenes.competition.sample import draw  # noqa: E402
 from scenes.config import Config, load_config  # noqa: E402
-from scenes.console import add_settings_option, run, say  # noqa: E402
+from scenes.console import say  # noqa: E402
 from scenes.data.augment import AugmentedImages  # noqa: E402
 from scenes.data.batches import Schedule, StepSampler, train_loader  # noqa: E402
 from scenes.inference.predict import predict_as_configured  # noqa: E402
 from scenes.inference.views import PLAIN  # noqa: E402
+from scenes.script import (
+    add_settings_option,
+    run,
+)
 from scenes.training.job import Job, prepare  # noqa: E402
 
 T = TypeVar("T")

@@ -28,11 +28,12 @@ from results import hardware, in_turn, ratios, spread, write_section  # noqa: E4
 from torch.nn import functional  # noqa: E402
 
 from scenes.config import Config, load_config  # noqa: E402
-from scenes.console import run, say  # noqa: E402
+from scenes.console import say  # noqa: E402
 from scenes.inference.predict import autocast  # noqa: E402
 from scenes.model.backbone import Classifier, has_depthwise  # noqa: E402
 from scenes.model.device import choose_device, choose_precision  # noqa: E402
 from scenes.model.fusion import fuse_batch_norms  # noqa: E402
+from scenes.script import run  # noqa: E402
 from scenes.training import recipe  # noqa: E402
 
 CLASSES = 6

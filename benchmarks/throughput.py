@@ -41,7 +41,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from scenes.competition.linear_head import fit_classes  # noqa: E402
 from scenes.config import load_config  # noqa: E402
-from scenes.console import add_settings_option, run, say  # noqa: E402
+from scenes.console import say  # noqa: E402
 from scenes.data.augment import AugmentedImages  # noqa: E402
 from scenes.data.batches import Schedule, StepSampler, train_loader  # noqa: E402
 from scenes.data.dataset import read_rows_and_images  # noqa: E402
@@ -53,6 +53,7 @@ from scenes.model.backbone import Classifier  # noqa: E402
 from scenes.model.device import choose_precision  # noqa: E402
 from scenes.model.fusion import fuse_batch_norms  # noqa: E402
 from scenes.runs import Run, read_json  # noqa: E402
+from scenes.script import add_settings_option, run  # noqa: E402
 from scenes.training import recipe  # noqa: E402
 from scenes.training.job import Job, prepare  # noqa: E402
 from scenes.training.loop import train_fold  # noqa: E402

@@ -43,9 +43,10 @@ import pandas as pd  # noqa: E402
 from results import hardware, has_fastai, peer_environment, spread, write_section  # noqa: E402
 
 from scenes.config import Config, load_config  # noqa: E402
-from scenes.console import add_settings_option, run, say  # noqa: E402
-from scenes.data.folds import parse_folds  # noqa: E402
+from scenes.console import say  # noqa: E402
 from scenes.files import write_text  # noqa: E402
+from scenes.runs import parse_folds  # noqa: E402
+from scenes.script import add_settings_option, run  # noqa: E402
 
 LEVELS = (0.88, 0.90, 0.91, 0.92, 0.93)
 KEPT = Path("runs/benchmarks/time_to_accuracy")

@@ -5,8 +5,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from scenes.console import run, say
+from scenes.console import say
 from scenes.environment import ensure_environment
+from scenes.script import run
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scenes.console import add_settings_option, run
 from scenes.environment import ensure_environment
+from scenes.script import add_settings_option, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,9 +29,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         export_onnx(chosen, config, folds, arguments.out)
         return
-    from scenes.data.folds import fold_name
     from scenes.model.export import export_timm
     from scenes.model.weights import load_classifier
+    from scenes.runs import fold_name
 
     for fold in folds:
         model = load_classifier(chosen.weights_file(fold), config)

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from scenes.console import UserError, add_settings_option, run, say
+from scenes.console import UserError, say
 from scenes.environment import ensure_environment
+from scenes.script import add_settings_option, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:

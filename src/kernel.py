@@ -6,8 +6,9 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from scenes.console import UserError, add_settings_option, run, say
+from scenes.console import UserError, say
 from scenes.environment import ensure_environment
+from scenes.script import add_settings_option, run
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -65,10 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def build(args: argparse.Namespace) -> None:
     """Builds the dataset and the kernel and prints the next command."""
     from scenes.competition.experiment import load_experiment
-    from scenes.data.folds import parse_folds
     from scenes.kaggle.bundle import build, build_training
     from scenes.kaggle.target import Target
-    from scenes.runs import Run
+    from scenes.runs import Run, parse_folds
 
     if not 0 < args.budget_minutes < math.inf:
         raise UserError("--budget-minutes must be more than 0")

@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from scenes.console import UserError, print_table, run, say
+from scenes.console import UserError, print_table, say
 from scenes.environment import ensure_environment
+from scenes.script import run
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from scenes.console import UserError, add_parallel_options, add_settings_option, run, say
+from scenes.console import UserError, say
 from scenes.environment import ensure_environment
+from scenes.script import add_parallel_options, add_settings_option, run
 
 SPACE = Path(__file__).resolve().parents[1] / "configs/sweeps/finetune.yaml"
 
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
 
     from scenes.competition.experiment import load_experiment
-    from scenes.data.folds import FULL, parse_folds
+    from scenes.runs import FULL, parse_folds
 
     if not find_spec("optuna"):
         raise UserError("sweep.py needs Optuna: pip install optuna==5.0.0")

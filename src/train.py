@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scenes.console import UserError, add_parallel_options, add_settings_option, is_main_process, run, say
+from scenes.console import UserError, is_main_process, say
 from scenes.environment import ensure_environment
+from scenes.script import add_parallel_options, add_settings_option, run
 from scenes.training.workers import end_with_parent
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     end_with_parent()
 
     from scenes.competition.experiment import load_experiment
-    from scenes.data.folds import parse_folds
+    from scenes.runs import parse_folds
 
     configs = [load_experiment(file, arguments.set) for file in arguments.configs]
     names = [config.name for config in configs]
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def report_and_submit(experiment: "Experiment", trained: "Run", wants_submission: bool) -> None:
     """Writes the report and the submission of a trained run, and says what to do next."""
     from scenes.competition.rows import test_source
-    from scenes.data.folds import FULL
+    from scenes.runs import FULL
 
     config, folds = experiment.config, experiment.folds
     scored = " (scores: metrics.json, held-out probabilities: oof.csv)" if trained.metrics_file.exists() else ""

@@ -21,7 +21,6 @@ LONGER |= {
 }
 
 ALLOWED = {  # imports that break a rule
-    ("scenes.runs", "scenes.data.folds"),  # the names of folds
     ("scenes.training.workers", "scenes.training.ray_tasks"),  # only with --parallel ray, inside a function
 }
 

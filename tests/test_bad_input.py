@@ -1,6 +1,6 @@
 """Whatever a person may hand in: refused with exit code 2, the place and a remedy, nothing changed; or accepted.
 
-Each case runs a real script's main function through `console.run`, in this process.
+Each case runs a real script's main function through `script.run`, in this process.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 import infer
 import train
-from scenes import console
+from scenes import script
 from tiny import TINY
 
 TRAIN = ("train", "tiny.yaml", "--folds", "0", "--set", *TINY, "train.epochs=1")
@@ -56,7 +56,7 @@ def run(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> Outcome
     handler = signal.getsignal(signal.SIGTERM)
     capsys.readouterr()
     try:
-        console.run(lambda: main(list(command[1:])))
+        script.run(lambda: main(list(command[1:])))
     except SystemExit as done:
         return Outcome(int(done.code or 0), capsys.readouterr().err)
     finally:

@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 
 import scenes.console as console
+import scenes.script as script_module
 from scenes.console import (
     Meter,
     Problem,
     StoppedError,
-    StopRequest,
     UserError,
     print_table,
     progress,
     raise_problems,
-    run,
 )
+from scenes.script import StopRequest, run
 
 SOURCE = Path(console.__file__).parents[1]
 
@@ -37,7 +37,8 @@ def _own_signals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def script(code: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    program = f"import sys; sys.path.insert(0, {str(SOURCE)!r})\nfrom scenes.console import *\n{code}"
+    imports = "from scenes.console import *; from scenes.script import *"
+    program = f"import sys; sys.path.insert(0, {str(SOURCE)!r})\n{imports}\n{code}"
     return subprocess.run([sys.executable, "-c", program], capture_output=True, env={**os.environ, **environment})
 
 
@@ -50,9 +51,9 @@ def fail(error: BaseException) -> None:
 
 def test_problems_are_numbered_with_place_and_remedy() -> None:
     with pytest.raises(UserError) as caught:
-        raise_problems([Problem("a.csv", "is odd", "mend it"), Problem("b.csv", "is worse")])
+        raise_problems([Problem("a.csv", "is odd", "fix it"), Problem("b.csv", "is worse")])
     assert str(caught.value) == (
-        "The data cannot be used: 2 problems\n  1. a.csv: is odd\n      → mend it\n  2. b.csv: is worse"
+        "The data cannot be used: 2 problems\n  1. a.csv: is odd\n      → fix it\n  2. b.csv: is worse"
     )
 
 
@@ -70,14 +71,14 @@ def test_one_problem_is_not_plural_and_none_raises_nothing() -> None:
     [
         (UserError("two\nlines"), 2, "error: two\nlines\n"),
         (StoppedError("interrupted", 130), 130, "interrupted: everything is saved"),
-        (StoppedError("the time budget is used up", 3), 3, "give the same command again to go on"),
+        (StoppedError("the time budget is used up", 3), 3, "give the same command again to resume"),
         (KeyboardInterrupt(), 130, "give the same command again"),
         (OSError(errno.ENOSPC, "No space left on device", "x.pt"), 2, "error: No space left on device (x.pt)"),
         (OSError(errno.EACCES, "Permission denied", "runs"), 2, "error: Permission denied (runs)"),
         (OSError(errno.EROFS, "Read-only file system"), 2, "error: Read-only file system; the last saved state"),
     ],
 )
-def test_run_turns_what_a_user_can_mend_into_a_message(
+def test_run_turns_what_a_user_can_fix_into_a_message(
     error: BaseException, code: int, part: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as exit:
@@ -106,7 +107,8 @@ def test_a_terminated_script_exits_as_an_interrupted_one() -> None:
 def test_a_closed_pipe_ends_a_script_quietly() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    program = f"import sys; sys.path.insert(0, {str(SOURCE)!r})\nfrom scenes.console import *\nrun(lambda: say('x'))"
+    imports = "from scenes.console import *; from scenes.script import run"
+    program = f"import sys; sys.path.insert(0, {str(SOURCE)!r})\n{imports}\nrun(lambda: say('x'))"
     done = subprocess.run([sys.executable, "-c", program], stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, b"")
@@ -177,12 +179,12 @@ def test_work_done_before_does_not_count_for_the_rate(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_is_a_wish_and_the_second_an_order(
+def test_the_first_signal_asks_to_stop_and_the_second_interrupts(
     number: signal.Signals, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = signal.getsignal(number)
     now = 50.0
-    monkeypatch.setattr(console, "monotonic", lambda: now)
+    monkeypatch.setattr(script_module, "monotonic", lambda: now)
     with pytest.raises(KeyboardInterrupt), StopRequest(math.inf) as stop:
         assert stop.reason is None
         signal.raise_signal(number)
@@ -198,7 +200,7 @@ def test_the_first_signal_is_a_wish_and_the_second_an_order(
 
 def test_a_deadline_is_a_reason_to_stop_too(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 99.0
-    monkeypatch.setattr(console, "monotonic", lambda: now)
+    monkeypatch.setattr(script_module, "monotonic", lambda: now)
     stop = StopRequest(100.0)
     assert stop.reason is None
     now = 100.0

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import infer
 import scenes.data.images
 import train
-from scenes import console
+from scenes import script
 from tiny import TINY
 
 FROZEN = ["augment=none", "train.trainable_stages=0", "train.linear_probe=false"]
@@ -62,7 +62,7 @@ def run(main: Callable[[list[str]], None], arguments: list[str], capsys: pytest.
     handler = signal.getsignal(signal.SIGTERM)
     capsys.readouterr()
     try:
-        console.run(lambda: main(arguments))
+        script.run(lambda: main(arguments))
     except SystemExit as done:
         return int(done.code or 0), capsys.readouterr().err
     finally:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import infer
 import predict
-from scenes import console
+from scenes import script
 from scenes.console import UserError
 from scenes.inference import files
 
@@ -77,7 +77,7 @@ def test_unreadable_files_are_named_at_the_end_and_the_others_printed(
     Path("broken.jpg").write_bytes(good[0].read_bytes()[:300])
     arguments = [str(good[0]), "broken.jpg", str(good[1]), "--format", "json"]
     with pytest.raises(SystemExit) as stopped:
-        console.run(lambda: predict.main(arguments))
+        script.run(lambda: predict.main(arguments))
     printed = capsys.readouterr()
     assert stopped.value.code == 2
     assert "broken.jpg: cannot be read as an image (cut off" in printed.err

@@ -7,8 +7,7 @@ import pytest
 
 from scenes.config import Config, validate
 from scenes.console import UserError
-from scenes.data.folds import FULL
-from scenes.runs import Run, begin, newest, write_json
+from scenes.runs import FULL, Run, begin, newest, write_json
 
 
 @pytest.fixture(autouse=True)

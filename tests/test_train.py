@@ -529,7 +529,7 @@ def test_a_first_signal_ends_the_wait_for_a_batch_that_never_comes(workspace: Pa
         f"import sys, time; sys.path.insert(0, {str(SCRIPT.parent)!r}); import train\n"
         "from scenes.data.augment import AugmentedImages\n"
         "AugmentedImages.__getitems__ = lambda *_: (print('waiting', flush=True), time.sleep(600))\n"
-        f"from scenes.console import run; run(lambda: train.main({['tiny.yaml', '--set', *TINY, 'loader.workers=1']}))"
+        f"from scenes.script import run; run(lambda: train.main({['tiny.yaml', '--set', *TINY, 'loader.workers=1']}))"
     )
     with Path("log").open("w") as log:
         process = subprocess.Popen([sys.executable, "-c", code], stdout=log, stderr=subprocess.STDOUT)

@@ -1,17 +1,52 @@
-"""The run folder: where each file of a run is, and when it may be continued."""
+"""The run folder: its files, its folds, and when a run may be resumed."""
 
 import hashlib
 import json
+import re
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from scenes.config import Config, differences, dump, load_config
 from scenes.console import UserError
-from scenes.data.folds import FULL, fold_name, parse_folds
 from scenes.files import only_process, write_text
 
 RUNS = Path("runs")
+FULL = -1  # the fold that trains on every row, for the last submission
+
+
+def fold_name(fold: int) -> str:
+    """The fold's folder in a run: fold0, fold1, … or full."""
+    return "full" if fold == FULL else f"fold{fold}"
+
+
+def folds_text(folds: Sequence[int]) -> str:
+    """What `parse_folds` reads as these folds."""
+    return "full" if FULL in folds else ",".join(map(str, folds))
+
+
+def parse_folds(text: str, folds: int) -> list[int]:
+    """Reads ``0``, ``0-4``, ``0,2,4`` or ``full``.
+
+    Returns:
+        Fold numbers in ascending order without repeats, or ``[FULL]``.
+
+    Raises:
+        UserError: If it is none of these, or a fold is not in 0 … folds - 1.
+    """
+    if text == "full":
+        return [FULL]
+    chosen: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", part, re.ASCII)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first:
+            raise UserError(f"--folds takes 0, 0-4, 0,2,4 or full; got {text!r}")
+        if last >= folds:
+            raise UserError(f"--folds {text}: there are {folds} folds, 0 to {folds - 1} (data.folds)")
+        chosen.update(range(first, last + 1))
+    return sorted(chosen)
 
 
 class Run:
@@ -67,15 +102,15 @@ class Run:
         return self.fold_folder(fold) / "time.json"
 
     def lock(self, fold: int) -> AbstractContextManager[None]:
-        """Keeps other processes off a fold.
+        """Locks a fold against other processes.
 
         Raises:
-            UserError: If another process works on the fold.
+            UserError: If another process is working on the fold.
         """
         return only_process(self.fold_folder(fold), "training this fold")
 
     def is_finished(self, fold: int) -> bool:
-        """Whether nothing of a fold is left to do."""
+        """Whether a fold is done."""
         return self.weights_file(fold).exists() and (fold == FULL or self.fold_oof_file(fold).exists())
 
     def finished_folds(self, folds: int) -> list[int]:
@@ -104,7 +139,7 @@ class Run:
         if missing := [fold_name(fold) for fold in chosen if not self.is_finished(fold)]:
             raise UserError(f"{self.folder}: {', '.join(missing)} not trained; trained: {self._trained(folds)}")
         if not chosen:
-            raise UserError(f"{self.folder}: no fold is trained yet; give train.py's command again to go on")
+            raise UserError(f"{self.folder}: no fold is trained yet; give train.py's command again to resume")
         return chosen
 
     def _trained(self, folds: int) -> str:
@@ -113,7 +148,7 @@ class Run:
 
 
 def begin(config: Config) -> Run:
-    """Makes the run's folder, or goes on with it if its config is the same.
+    """Creates the run's folder, or resumes the run if its config is the same.
 
     Raises:
         UserError: If the run began with another config; shows the difference and the ways out.
@@ -123,7 +158,7 @@ def begin(config: Config) -> Run:
         lines = "".join(f"\n  {key}: {old!r} → {new!r}" for key, old, new in changed)
         raise UserError(
             f"{run.folder} began with another config:{lines}\n"
-            f"  → restore these values to go on with it; or give this one a name: --set name=NEW; "
+            f"  → restore these values to resume it; or name this run differently: --set name=NEW; "
             f"or delete {run.folder}"
         )
     _compare_soft_targets(run, config)
@@ -144,7 +179,7 @@ def _compare_soft_targets(run: Run, config: Config) -> None:
     elif record.read_text().strip() != digest:
         raise UserError(
             f"{file} (data.soft_targets) has other content than when {run.folder} began\n"
-            f"  → restore the file; or rename this run: --set name=NEW; or delete {run.folder}"
+            f"  → restore the file; or name this run differently: --set name=NEW; or delete {run.folder}"
         )
 
 

@@ -10,17 +10,8 @@ from hypothesis import strategies as st
 
 from scenes.competition.rows import Table, read_near_duplicates
 from scenes.console import UserError
-from scenes.data.folds import (
-    ALWAYS_TRAINED,
-    FULL,
-    fold_name,
-    given_folds,
-    group_rows,
-    keep_rare_classes,
-    make_folds,
-    parse_folds,
-    write_or_compare,
-)
+from scenes.data.folds import ALWAYS_TRAINED, given_folds, group_rows, keep_rare_classes, make_folds, write_or_compare
+from scenes.runs import FULL, fold_name, parse_folds
 
 few = settings(max_examples=60, derandomize=True, deadline=None)
 

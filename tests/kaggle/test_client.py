@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import pytest
 
 import kernel
-from scenes import console
+from scenes import script
 from scenes.console import UserError
 from scenes.kaggle.bootstrap import sha256
 from tiny import TINY
@@ -280,7 +280,7 @@ def test_without_credentials_nothing_is_asked(
     monkeypatch.setenv("HOME", str(tmp_path))
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as done:
-        console.run(lambda: kernel.main([verb, *RUN]))
+        script.run(lambda: kernel.main([verb, *RUN]))
     signal.signal(signal.SIGTERM, handler)
     assert done.value.code == 2
     assert "API token" in capsys.readouterr().err

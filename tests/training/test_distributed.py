@@ -26,9 +26,10 @@ from safetensors.numpy import load_file
 from torch import distributed
 
 import train
-from scenes.console import StoppedError, UserError, run
+from scenes.console import StoppedError, UserError
 from scenes.inference.views import View
 from scenes.model.backbone import Classifier
+from scenes.script import run
 from scenes.training import loop, recipe, validate
 from scenes.training.distributed import Processes, together
 from scenes.training.job import Fold

@@ -14,7 +14,8 @@ pytest.importorskip("optuna")
 
 import sweep
 from scenes.config import load_config
-from scenes.console import UserError, report
+from scenes.console import UserError
+from scenes.script import report
 from scenes.training import crossval, trial, workers
 from scenes.training.workers import Task
 from tiny import TINY

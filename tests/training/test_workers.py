@@ -25,7 +25,7 @@ STEADY = f"""
 import sys, time
 sys.path.insert(0, {str(Path(train.__file__).parent)!r})
 from filelock import FileLock
-from scenes.console import run
+from scenes.script import run
 from scenes.training.workers import end_with_parent
 def main():
     end_with_parent()

@@ -23,10 +23,10 @@ from scenes.competition.submission import check_submission_form
 from scenes.competition.task import Task, class_task
 from scenes.config import Config, DataConfig
 from scenes.console import Problem, raise_problems, say
-from scenes.data.folds import FULL, given_folds, group_rows, keep_rare_classes, make_folds, write_or_compare
+from scenes.data.folds import given_folds, group_rows, keep_rare_classes, make_folds, write_or_compare
 from scenes.data.images import Images, read_good_images, read_images, unreadable_rows
 from scenes.data.soft_targets import JoinedImages, SoftTargets, read_soft_targets
-from scenes.runs import Run
+from scenes.runs import FULL, Run
 
 EXAMPLES = 5  # how many classes a message names
 

@@ -35,7 +35,7 @@ REDUCED = (
 EXIF, EXIF_ORIENTATION = b"Exif\0\0", 0x112
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT = 258, 262, 339
 WHITE_IS_ZERO, UNSIGNED, SIGNED = 0, 1, 2
-UNSCALED = "pixels of unknown range"  # the end of the reason why an image needs data.pixel_range
+UNSCALED = "pixels without data.pixel_range"
 
 
 class Decoded(NamedTuple):

@@ -1,6 +1,5 @@
 """Stratified folds that never split a group; identical images are a group."""
 
-import re
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,41 +11,7 @@ from scenes.competition.rows import Table, problem_for_rows
 from scenes.console import Problem, UserError, raise_problems
 from scenes.files import write_text
 
-FULL = -1  # the fold that trains on every row, for the last submission
 ALWAYS_TRAINED = -1  # the fold of rows that no fold holds out
-
-
-def fold_name(fold: int) -> str:
-    """The fold's folder in a run: fold0, fold1, … or full."""
-    return "full" if fold == FULL else f"fold{fold}"
-
-
-def folds_text(folds: Sequence[int]) -> str:
-    """What `parse_folds` reads as these folds."""
-    return "full" if FULL in folds else ",".join(map(str, folds))
-
-
-def parse_folds(text: str, folds: int) -> list[int]:
-    """Reads ``0``, ``0-4``, ``0,2,4`` or ``full``.
-
-    Returns:
-        Fold numbers in ascending order without repeats, or ``[FULL]``.
-
-    Raises:
-        UserError: If it is none of these, or a fold is not in 0 … folds - 1.
-    """
-    if text == "full":
-        return [FULL]
-    chosen: set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", part, re.ASCII)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if last < first:
-            raise UserError(f"--folds takes 0, 0-4, 0,2,4 or full; got {text!r}")
-        if last >= folds:
-            raise UserError(f"--folds {text}: there are {folds} folds, 0 to {folds - 1} (data.folds)")
-        chosen.update(range(first, last + 1))
-    return sorted(chosen)
 
 
 def group_rows(*groupings: Sequence[str] | np.ndarray) -> np.ndarray:

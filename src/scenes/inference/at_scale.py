@@ -16,13 +16,12 @@ import pyarrow.parquet as pq
 from scenes.competition.task import Task
 from scenes.config import Config
 from scenes.console import Meter, UserError, say
-from scenes.data.folds import fold_name
 from scenes.files import check_folder, only_process, write_atomic
 from scenes.inference.files import predict_batches, walk_images, written
 from scenes.inference.models import chosen_ensemble, load_folds
 from scenes.model.device import choose_device, choose_precision
 from scenes.ray_cluster import connect
-from scenes.runs import Run, read_json, write_json
+from scenes.runs import Run, fold_name, read_json, write_json
 
 PART_ROWS, PART_SECONDS = 16_384, 60.0  # a part is written after so many rows or so long: what a kill can cost
 BLOCK_ROWS = 1024  # what an actor is given at a time

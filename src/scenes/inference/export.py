@@ -18,14 +18,13 @@ from scenes.config import Config
 from scenes.console import UserError, print_table, say
 from scenes.data.batches import resize
 from scenes.data.decode import BadImageError, decode
-from scenes.data.folds import fold_name
 from scenes.data.images import kept_short_side
 from scenes.files import check_file, keep_different, write_atomic
 from scenes.inference.models import ChosenEnsemble, chosen_ensemble, load_folds
 from scenes.inference.predict import predict
 from scenes.model.backbone import Classifier
 from scenes.model.device import choose_device
-from scenes.runs import Run
+from scenes.runs import Run, fold_name
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 OPSET = 18  # from 2023: every onnxruntime since 1.14 runs it

@@ -14,14 +14,13 @@ from rich.cells import cell_len, set_cell_size
 from scenes.config import Config
 from scenes.console import Problem, UserError, progress, raise_problems, say
 from scenes.data.decode import BadImageError, decode_all
-from scenes.data.folds import fold_name
 from scenes.data.images import kept_short_side
 from scenes.files import IMAGE_SUFFIXES, check_file, keep_different, write_atomic
 from scenes.inference.models import ChosenEnsemble, chosen_ensemble, load_folds
 from scenes.inference.predict import NotFiniteError, predict
 from scenes.model.backbone import Classifier
 from scenes.model.device import choose_device, choose_precision
-from scenes.runs import Run
+from scenes.runs import Run, fold_name
 
 BATCHES_AHEAD = 2  # are decoded while the model is at work on one
 

@@ -12,14 +12,13 @@ from scenes.competition.table import some
 from scenes.competition.task import Task
 from scenes.config import Config
 from scenes.console import UserError
-from scenes.data.folds import fold_name
 from scenes.inference.calibration import Calibration
 from scenes.inference.predict import share_bodies
 from scenes.inference.views import View, views_of
 from scenes.model.backbone import Classifier
 from scenes.model.fusion import fuse_batch_norms
 from scenes.model.weights import load_classifier, read_task
-from scenes.runs import Run, read_json
+from scenes.runs import Run, fold_name, read_json
 
 
 def load_folds(run: Run, config: Config, folds: Sequence[int], device: torch.device) -> list[Classifier]:

@@ -13,14 +13,13 @@ from scenes.competition.submission import Form, plan_submission
 from scenes.competition.task import Task
 from scenes.config import Config
 from scenes.console import Problem, UserError, raise_problems, say
-from scenes.data.folds import fold_name
 from scenes.data.images import Images, read_good_images, read_images
 from scenes.files import check_folder, write_result
 from scenes.inference.models import chosen_ensemble, load_folds, run_task
 from scenes.inference.predict import predict_as_configured
 from scenes.model.device import choose_device
 from scenes.model.weights import read_prior
-from scenes.runs import Run
+from scenes.runs import Run, fold_name
 
 SUBMISSIONS = Path("submissions")
 

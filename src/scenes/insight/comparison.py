@@ -9,11 +9,10 @@ import pandas as pd
 
 from scenes.competition.scores import with_error
 from scenes.console import UserError
-from scenes.data.folds import FULL, fold_name
 from scenes.files import check_file
 from scenes.insight import figures, page, sections
 from scenes.insight.results import HeldOut, read_held_out, read_histories, read_metrics
-from scenes.runs import Run
+from scenes.runs import FULL, Run, fold_name
 
 
 def compare(runs: Sequence[Run], path: Path, overrides: Sequence[str] = ()) -> Path:

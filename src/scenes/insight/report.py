@@ -9,11 +9,10 @@ import numpy as np
 
 from scenes.config import Config
 from scenes.console import UserError, say
-from scenes.data.folds import FULL
 from scenes.files import check_file, write_text
 from scenes.insight import errors, figures, gallery, label_errors, page, saliency, sections
 from scenes.insight.results import HeldOut, read_held_out, read_histories, read_metrics
-from scenes.runs import Run
+from scenes.runs import FULL, Run
 
 EACH = 12  # mistakes, and uncertain images, that are shown with Grad-CAM
 SUSPECTS = 24  # likely label errors that are shown; label_errors.csv lists all

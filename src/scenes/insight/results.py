@@ -13,10 +13,9 @@ from scenes.competition.metric import Metric, log_losses, metric_named
 from scenes.competition.task import Task, task_from_dict
 from scenes.config import Config
 from scenes.console import UserError
-from scenes.data.folds import FULL, fold_name
 from scenes.inference.evaluate import gather
 from scenes.inference.oof import ABOUT, read_oof
-from scenes.runs import Run, read_json
+from scenes.runs import FULL, Run, fold_name, read_json
 
 # What is needed from metrics.json.
 METRICS = ("of", "folds", "task", "metric", "views", "per_fold", "calibration", "decoding", "class_names", "optimistic")

@@ -13,13 +13,12 @@ from scenes.competition.metric import accuracy
 from scenes.config import Config
 from scenes.console import UserError, say
 from scenes.data.dataset import reopen_dataset
-from scenes.data.folds import FULL, fold_name
 from scenes.files import write_atomic
 from scenes.inference.models import chosen_ensemble
 from scenes.inference.predict import predict_as_configured
 from scenes.model.device import choose_device
 from scenes.model.weights import load_classifier, read_metadata, read_state
-from scenes.runs import Run
+from scenes.runs import FULL, Run, fold_name
 
 
 def halve(source: Path, target: Path) -> None:

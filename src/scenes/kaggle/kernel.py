@@ -21,11 +21,10 @@ from PIL import Image
 from scenes.config import load_config
 from scenes.console import StoppedError, UserError, say
 from scenes.data.decode import BadImageError, decode
-from scenes.data.folds import fold_name, folds_text
 from scenes.environment import unsatisfied
 from scenes.files import write_text
 from scenes.model.pretrained import kaggle_input
-from scenes.runs import Run
+from scenes.runs import Run, fold_name, folds_text
 from scenes.training.workers import INTERRUPTED, OUT_OF_TIME, Slot, Task, follow, gpu_count, local_slots
 
 SEARCH_DEPTH = 5

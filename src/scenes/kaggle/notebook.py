@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from scenes.competition.scores import with_error
 from scenes.config import Config
-from scenes.data.folds import FULL, fold_name
+from scenes.runs import FULL, fold_name
 
 BOOTSTRAP = Path(__file__).with_name("bootstrap.py")
 

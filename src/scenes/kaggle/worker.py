@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scenes.console import add_settings_option, run
 from scenes.environment import ensure_environment
 from scenes.files import write_atomic
+from scenes.script import add_settings_option, run
 from scenes.training.workers import end_with_parent
 
 

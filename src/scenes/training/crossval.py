@@ -15,14 +15,14 @@ from scenes.competition.task import class_task
 from scenes.config import Config
 from scenes.console import print_table, say
 from scenes.data.batches import worker_count
-from scenes.data.folds import fold_name, write_or_compare
+from scenes.data.folds import write_or_compare
 from scenes.environment import describe
 from scenes.files import make_folder, write_text
 from scenes.inference.evaluate import evaluate_run
 from scenes.inference.views import views_of
 from scenes.model.backbone import parameter_count
 from scenes.model.device import explain_precision
-from scenes.runs import RUNS, Run, begin, write_json
+from scenes.runs import RUNS, Run, begin, fold_name, write_json
 from scenes.training import recipe
 from scenes.training.distributed import together
 from scenes.training.job import Job, prepare

@@ -9,14 +9,14 @@ import pandas as pd
 from scenes.competition.rows import read_test, test_source
 from scenes.console import UserError, say
 from scenes.data.dataset import reopen_dataset
-from scenes.data.folds import fold_name, write_or_compare
+from scenes.data.folds import write_or_compare
 from scenes.data.images import Pictures, read_images
 from scenes.data.soft_targets import ABOUT, JoinedImages
 from scenes.inference.models import chosen_ensemble, load_folds
 from scenes.inference.predict import predict_as_configured
 from scenes.inference.submit import write_table
 from scenes.model.device import choose_device
-from scenes.runs import Run
+from scenes.runs import Run, fold_name
 
 LABEL_SHARE = 0.5  # of a training row's target; the rest is the teachers'
 

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from scenes.console import StoppedError, UserError, report
+from scenes.console import StoppedError, UserError
 from scenes.model.device import choose_device
+from scenes.script import report
 
 # For a process that hangs; one that dies closes its connections, which the others notice at once.
 TIMEOUT = timedelta(minutes=30)

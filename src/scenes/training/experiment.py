@@ -11,9 +11,8 @@ import torch
 
 from scenes.config import Config
 from scenes.console import Problem, StoppedError, raise_problems
-from scenes.data.folds import fold_name, folds_text
 from scenes.environment import ROOT
-from scenes.runs import RUNS, Run
+from scenes.runs import RUNS, Run, fold_name, folds_text
 from scenes.training.crossval import open_run
 from scenes.training.workers import INTERRUPTED, OUT_OF_TIME, Slot, Task, failure, follow
 

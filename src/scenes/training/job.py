@@ -15,12 +15,11 @@ from scenes.console import UserError, say
 from scenes.data.augment import compose
 from scenes.data.batches import Schedule
 from scenes.data.dataset import Dataset, read_dataset
-from scenes.data.folds import FULL, fold_name
 from scenes.inference.views import PLAIN, views_of
 from scenes.model.backbone import Classifier, has_depthwise
 from scenes.model.device import choose_device, choose_precision
 from scenes.model.pretrained import pretrained_state
-from scenes.runs import Run, read_json
+from scenes.runs import FULL, Run, fold_name, read_json
 from scenes.training import recipe
 from scenes.training.distributed import Processes
 from scenes.training.features import body_features

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from scenes.console import Meter, StoppedError, StopRequest, UserError, say
+from scenes.console import Meter, StoppedError, UserError, say
 from scenes.data.augment import AugmentedImages
 from scenes.data.batches import StepSampler, end_stuck_workers, train_loader
 from scenes.files import write_atomic
@@ -25,6 +25,7 @@ from scenes.model.device import is_out_of_memory, set_determinism, synchronise
 from scenes.model.weights import save_classifier
 from scenes.randomness import key, seed_all
 from scenes.runs import Run
+from scenes.script import StopRequest
 from scenes.training import checkpoint, recipe
 from scenes.training.checkpoint import State, write_records
 from scenes.training.distributed import Processes

@@ -15,10 +15,9 @@ from scenes import plain_yaml
 from scenes.competition.experiment import load_experiment
 from scenes.config import Config, dump
 from scenes.console import Problem, StoppedError, UserError, print_table, raise_problems, say
-from scenes.data.folds import fold_name
 from scenes.files import only_process, write_result
 from scenes.randomness import key
-from scenes.runs import RUNS, Run, read_json
+from scenes.runs import RUNS, Run, fold_name, read_json
 from scenes.training.job import prepare
 from scenes.training.trial import CANNOT_TRAIN
 from scenes.training.workers import INTERRUPTED, Slot, Task, failure, follow

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scenes.console import UserError, add_settings_option, report, run
+from scenes.console import UserError
 from scenes.environment import ensure_environment
+from scenes.script import add_settings_option, report, run
 from scenes.training.workers import end_with_parent
 
 CANNOT_TRAIN = 4

@@ -19,13 +19,14 @@ from math import inf
 from pathlib import Path
 from typing import Protocol
 
-from scenes.console import Problem, StopRequest, UserError, say
+from scenes.console import Problem, UserError, say
 from scenes.environment import ROOT, usable_cores
 from scenes.files import make_folder
+from scenes.script import StopRequest
 
 POLL_SECONDS = 0.2
 LAST_LINES = 6  # of a failed task's log, shown in the message
-OUT_OF_TIME, INTERRUPTED = 3, 130  # exit codes of the scripts, see `scenes.console.run`
+OUT_OF_TIME, INTERRUPTED = 3, 130  # exit codes of the scripts, see `scenes.script.run`
 LIFELINE = "SCENES_LIFELINE"
 
 
