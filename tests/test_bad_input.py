@@ -695,7 +695,7 @@ def test_skipped_rows_are_named_and_in_no_fold(workspace: Path, capsys: pytest.C
     assert data.skipped == [(gone, "no such file"), (damaged, "cut off: the JPEG has no end")]
     printed = capsys.readouterr().out
     assert f"2 rows left out of training and scoring, the image cannot be read: line 5 ('{gone}: no such" in printed
-    assert len(data.table) == len(data.images) == len(data.fold_of) == len(data.labels.targets) == 94
+    assert len(data.table) == len(data.images) == len(data.fold_of) == len(data.targets) == 94
     assert not {gone, damaged} & set(data.table.names)
     assert set(data.fold_of) == {0, 1}
     again = read_dataset(load_config(Path("tiny.yaml"), command))  # now from the cache

@@ -17,7 +17,7 @@ from scenes import plain_yaml
 from scenes.competition import download as download_module
 from scenes.competition import folders as library
 from scenes.competition.rows import read_train
-from scenes.config import DataConfig
+from scenes.config import Config, DataConfig
 from scenes.console import UserError
 
 SCRIPT = Path(prepare.__file__)
@@ -200,9 +200,9 @@ def test_train_reads_what_folders_writes(tmp_path: Path) -> None:
     classes = ["none", "0.5", "null", "NA", "cat ", "1", "train"]
     root = make(tmp_path / "d", *(f"{name}/ {i}.jpg" for name in classes for i in range(2)))
     folders(root, tmp_path / "in")
-    _, labels, wrong = read_train(DataConfig(root=tmp_path / "in", image_dir=root), 2)
+    _, labels, wrong = read_train(Config(name="x", data=DataConfig(root=tmp_path / "in", image_dir=root)))
     assert not wrong
-    assert labels.classes == sorted(classes)
+    assert labels.task.columns == sorted(classes)
 
 
 @pytest.mark.parametrize("name", ["train.csv", "test.csv", "sample_submission.csv"])

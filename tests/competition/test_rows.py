@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scenes.competition.label_text import sort_labels
-from scenes.competition.rows import Labels, Table, overlap, read_test, read_train
-from scenes.config import DataConfig
+from scenes.competition.rows import Table, overlap, read_test, read_train
+from scenes.competition.targets import Targets
+from scenes.config import Config, DataConfig
 from scenes.console import UserError
 
 GOOD = "image_name,label\na.jpg,0\nb.jpg,0\nc.jpg,1\nd.jpg,1\n"
@@ -29,18 +30,20 @@ def add(root: Path, *names: str) -> None:
         (root / "SceneImages" / name).touch()
 
 
-def read(
-    root: Path, content: str | bytes, folds: int | None = 2, **values: object
-) -> tuple[Table, Labels, dict[str, str]]:
+def config(root: Path, **values: object) -> Config:
+    return Config(name="x", data=DataConfig(root=root, **values))
+
+
+def read(root: Path, content: str | bytes, **values: object) -> tuple[Table, Targets, dict[str, str]]:
     """The table, the labels and the problems, what → remedy, without the file's name."""
     (root / "train.csv").write_bytes(content.encode() if isinstance(content, str) else content)
-    table, labels, problems = read_train(DataConfig(root=root, **values), folds)
+    table, labels, problems = read_train(config(root, **values))
     assert {problem.where for problem in problems} <= {str(root / "train.csv"), str(root / "SceneImages")}
     return table, labels, {problem.what: problem.remedy for problem in problems}
 
 
-def problems(root: Path, content: str | bytes, folds: int | None = 2, **values: object) -> list[str]:
-    return list(read(root, content, folds, **values)[2])
+def problems(root: Path, content: str | bytes, **values: object) -> list[str]:
+    return list(read(root, content, **values)[2])
 
 
 def refusal(root: Path, content: str | bytes, **values: object) -> str:
@@ -75,9 +78,9 @@ def test_all_shapes_of_a_plain_csv_are_the_same_table(root: Path, content: str) 
     assert table.names == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
     assert table.paths == [root / "SceneImages" / name for name in table.names]
     assert len(table) == 4
-    assert (labels.classes, labels.class_names) == (["0", "1"], ["0", "1"])
-    assert labels.targets.tolist() == [0, 0, 1, 1]
-    assert labels.targets.dtype == np.int64
+    assert (labels.task.columns, labels.task.names) == (["0", "1"], ["0", "1"])
+    assert labels.values.tolist() == [0, 0, 1, 1]
+    assert labels.values.dtype == np.int64
 
 
 @pytest.mark.parametrize(
@@ -106,7 +109,7 @@ def test_other_columns_folders_and_a_suffix_can_be_named(root: Path) -> None:
     names = {"image_column": "Id", "label_column": "Class", "image_suffix": ".jpg", "image_dir": "pics"}
     table, labels, wrong = read(root, content, **names)
     assert not wrong
-    assert (table.names[0], table.paths[0].name, labels.classes) == ("a", "a.jpg", ["x", "y"])
+    assert (table.names[0], table.paths[0].name, labels.task.columns) == ("a", "a.jpg", ["x", "y"])
 
 
 def test_images_below_folders_links_and_a_linked_image_folder(root: Path) -> None:
@@ -151,12 +154,12 @@ def test_the_order_of_labels_does_not_depend_on_the_rows(labels: list[str]) -> N
 def test_targets_are_positions_in_the_classes(root: Path) -> None:
     _, labels, wrong = read(root, rows("a.jpg,10", "b.jpg,9", "c.jpg,9", "d.jpg,10"))
     assert not wrong
-    assert (labels.classes, labels.targets.tolist()) == (["9", "10"], [1, 0, 0, 1])
+    assert (labels.task.columns, labels.values.tolist()) == (["9", "10"], [1, 0, 0, 1])
 
 
 def test_class_names_are_for_people(root: Path) -> None:
     _, labels, wrong = read(root, GOOD, class_names=["sea", "land"])
-    assert (labels.classes, labels.class_names, wrong) == (["0", "1"], ["sea", "land"], {})
+    assert (labels.task.columns, labels.task.names, wrong) == (["0", "1"], ["sea", "land"], {})
     assert problems(root, GOOD, class_names=["a"]) == ["data.class_names has 1 names for 2 labels (0, 1)"]
     assert problems(root, GOOD, class_names=["a", "a"]) == ["data.class_names repeats 'a'"]
 
@@ -166,8 +169,8 @@ def test_thousands_of_classes(root: Path) -> None:
     add(root, *names)
     _, labels, wrong = read(root, rows(*(f"{name},{i // 2}" for i, name in enumerate(names))))
     assert not wrong
-    assert len(labels.classes) == 2000
-    assert labels.targets.tolist() == [i // 2 for i in range(4000)]
+    assert len(labels.task.columns) == 2000
+    assert labels.values.tolist() == [i // 2 for i in range(4000)]
 
 
 @pytest.mark.parametrize(
@@ -176,18 +179,18 @@ def test_thousands_of_classes(root: Path) -> None:
 def test_a_label_is_text(root: Path, label: str) -> None:
     _, labels, wrong = read(root, rows("a.jpg,b", "b.jpg,b", f'c.jpg,"{label}"', f'd.jpg,"{label}"'))
     assert not wrong
-    assert labels.classes == sorted(["b", label])
+    assert labels.task.columns == sorted(["b", label])
 
 
 @pytest.mark.parametrize("label", ["nan", "NaN"])
 def test_a_missing_value_among_numbers_is_no_label(root: Path, label: str) -> None:
-    found = problems(root, rows("a.jpg,0", "b.jpg,0", "c.jpg,1", f"d.jpg,{label}"), folds=1)
+    found = problems(root, rows("a.jpg,0", "b.jpg,0", "c.jpg,1", f"d.jpg,{label}"))
     assert len(found) == 1
     assert f"line 5 ({label!r})" in found[0]
 
 
 def test_empty_labels_and_those_that_differ_in_spaces_are_no_classes_of_their_own(root: Path) -> None:
-    found = problems(root, rows("a.jpg,0", "b.jpg,0", "c.jpg,", 'd.jpg," "', "e.jpg, 0"), folds=1, on_bad_image="skip")
+    found = problems(root, rows("a.jpg,0", "b.jpg,0", "c.jpg,", 'd.jpg," "', "e.jpg, 0"), on_bad_image="skip")
     assert "line 4 (''), line 5 (' ')" in found[0]
     assert "line 6 (' 0')" in found[1]
     assert "'0'" in found[2]
@@ -263,7 +266,7 @@ def test_many_rows_of_one_problem_are_one_problem_with_examples(root: Path) -> N
 
 def test_a_missing_image_folder_hides_no_other_problem(root: Path) -> None:
     (root / "train.csv").write_text(GOOD + "e.jpg,\n")
-    _, _, found = read_train(DataConfig(root=root, image_dir="gone"), 2)
+    _, _, found = read_train(config(root, image_dir="gone"))
     assert [(p.where, p.what) for p in found] == [
         (f"{root}/gone", "no such image folder"),
         (f"{root}/train.csv", "1 row with an empty label: line 6 ('')"),
@@ -274,7 +277,7 @@ def test_a_missing_image_folder_hides_no_other_problem(root: Path) -> None:
 def test_a_file_or_an_impossible_name_is_no_image_folder(root: Path) -> None:
     for name in ("train.csv", "x" * 5000):
         (root / "train.csv").write_text(GOOD)
-        assert read_train(DataConfig(root=root, image_dir=name), 2)[2][0].what == "no such image folder"
+        assert read_train(config(root, image_dir=name))[2][0].what == "no such image folder"
 
 
 def test_test_rows_that_are_training_rows(root: Path) -> None:
@@ -349,13 +352,13 @@ def test_a_file_of_which_no_table_can_be_made(root: Path, content: str | bytes, 
 
 def test_a_missing_file_says_where_to_put_it_and_how_to_try_without(root: Path) -> None:
     with pytest.raises(UserError, match=r"train\.csv: no such file.*input/README\.md.*quickstart\.yaml"):
-        read_train(DataConfig(root=root), 2)
+        read_train(config(root))
 
 
 def test_a_folder_in_place_of_the_csv(root: Path) -> None:
     (root / "train.csv").mkdir()
     with pytest.raises(UserError, match=r"train\.csv: cannot be read"):
-        read_train(DataConfig(root=root), 2)
+        read_train(config(root))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -363,7 +366,7 @@ def test_an_unreadable_csv(root: Path) -> None:
     (root / "train.csv").write_text(GOOD)
     (root / "train.csv").chmod(0)
     with pytest.raises(UserError, match="Permission denied"):
-        read_train(DataConfig(root=root), 2)
+        read_train(config(root))
 
 
 def test_missing_group_and_fold_columns_are_named(root: Path) -> None:
@@ -385,4 +388,4 @@ def test_any_bytes_are_a_table_or_a_plain_refusal(
     except UserError:
         return
     assert wrong
-    assert len(table) == len(labels.targets) > 0
+    assert len(table) == len(labels.values) > 0

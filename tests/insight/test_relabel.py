@@ -139,18 +139,18 @@ def test_a_sheet_that_cannot_be_used_is_refused_with_its_rows(reviewed: Path) ->
 def test_no_decision_moves_another_row_to_another_fold(workspace: Path) -> None:
     plain = dataset()
     names = plain.table.names
-    target = plain.labels.targets[5]
-    other = plain.labels.classes[(target + 1) % 6]
+    target = plain.targets[5]
+    other = plain.task.columns[(target + 1) % 6]
     changed = dataset(drop=names[10:14], relabel={names[5]: other, names[90]: "0"})
     kept = [row for row in range(len(names)) if row not in range(10, 14)]
     assert changed.table.names == [names[row] for row in kept]
     np.testing.assert_array_equal(changed.fold_of, plain.fold_of[kept])
     np.testing.assert_array_equal(changed.images.pixel_hashes, plain.images.pixel_hashes[kept])
     np.testing.assert_array_equal(changed.images[20], plain.images[24])
-    expected = plain.labels.targets.copy()
-    expected[5], expected[90] = plain.labels.classes.index(other), 0
-    np.testing.assert_array_equal(changed.labels.targets, expected[kept])
-    assert changed.labels.classes == plain.labels.classes
+    expected = plain.targets.copy()
+    expected[5], expected[90] = plain.task.columns.index(other), 0
+    np.testing.assert_array_equal(changed.targets, expected[kept])
+    assert changed.task.columns == plain.task.columns
 
 
 @pytest.mark.parametrize("arguments", [[], ["--apply"]])
@@ -218,7 +218,7 @@ def test_a_class_must_not_vanish(workspace: Path) -> None:
 
 
 def problems(**data: Any) -> str:
-    found = read_train(DataConfig(**data), 2)[2]
+    found = read_train(Config(name="x", data=DataConfig(**data)))[2]
     return "; ".join(f"{problem.where}: {problem.what} → {problem.remedy}" for problem in found)
 
 

@@ -2,24 +2,22 @@
 
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from scenes.competition import decisions
 from scenes.competition.coco import read_json
 from scenes.competition.csv_file import read_cells, read_columns
 from scenes.competition.decisions import decision_problems
-from scenes.competition.decisions import read_near_duplicates as read_near_duplicates
 from scenes.competition.find import Finder, Found
 from scenes.competition.path_pattern import FIELD, is_pattern, pattern_folder, read_pattern
 from scenes.competition.table import EXAMPLES, problem_for_rows, some
 from scenes.competition.table import Table as Table
 from scenes.competition.table import bad_image_rows as bad_image_rows
-from scenes.competition.targets import read_targets
-from scenes.config import DataConfig
+from scenes.competition.targets import Targets, read_targets, task_kind
+from scenes.competition.task import Classes, Task
+from scenes.config import Config, DataConfig
 from scenes.console import Problem, UserError
 
 SAMPLES = "*sample*submission*.csv"  # in lower case
@@ -213,39 +211,21 @@ def _remedy_for_missing(finder: Finder, keys: Sequence[str]) -> str:
     return "get the files" + ("" if finder.suffix else ", or set data.image_suffix if the names lack it")
 
 
-# ------------------------------------------------ until all callers read tasks: labels of classes alone, as one object
+def read_train(config: Config) -> tuple[Table, Targets, list[Problem]]:
+    """Reads the training rows and what they are.
 
+    Returns:
+        The rows, their targets, and all that is wrong with rows, labels and the decisions about them.
 
-@dataclass(frozen=True)
-class Labels:
-    """What the training rows are.
-
-    Attributes:
-        targets: int64, shape (n,), positions in `classes`.
-        classes: The labels as the CSV has them, integers in numerical order, words in alphabetical order.
-        class_names: The same for people to read.
+    Raises:
+        UserError: If there is nothing to read.
     """
-
-    targets: np.ndarray
-    classes: list[str]
-    class_names: list[str]
-
-
-def read_labels(table: Table, config: DataConfig, folds: int | None) -> tuple[Labels, list[Problem]]:
-    """Makes a training table's labels into targets and classes; arguments as `read_train`'s."""
-    task, values, problems = read_targets(table, config, "classes")
-    assert task
-    return Labels(values, task.columns, task.names), problems
+    table, problems = read_train_rows(config.data)
+    targets = read_targets(table, config.data, task_kind(config))
+    problems += targets.problems + decision_problems(table, class_labels(targets.task), config.data)
+    return table, targets, problems
 
 
-def read_train(config: DataConfig, folds: int | None) -> tuple[Table, Labels, list[Problem]]:
-    """Reads the training rows and their labels."""
-    table, problems = read_train_rows(config)
-    labels, label_problems = read_labels(table, config, folds)
-    return table, labels, problems + label_problems + decision_problems(table, labels.classes, config)
-
-
-def decide(table: Table, labels: Labels, config: DataConfig) -> tuple[list[int], Labels]:
-    """Applies data.drop and data.relabel."""
-    kept, targets = decisions.decide(table, labels.targets, labels.classes, config)
-    return kept, Labels(targets, labels.classes, labels.class_names)
+def class_labels(task: Task | None) -> list[str]:
+    """The labels of a task's classes; none for a task that has no classes."""
+    return task.columns if isinstance(task, Classes) else []

@@ -6,21 +6,20 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from scenes.competition.metric import DEFAULT, Metric, metric_named
+from scenes.competition.decisions import decide, read_near_duplicates
+from scenes.competition.metric import Metric, competition_metric
 from scenes.competition.rows import (
-    Labels,
     Table,
     bad_image_rows,
-    decide,
+    class_labels,
     overlap,
-    read_labels,
-    read_near_duplicates,
     read_test,
     read_train,
     test_source,
 )
 from scenes.competition.submission import check_submission_form
-from scenes.competition.task import Task, class_task
+from scenes.competition.targets import read_targets, task_kind
+from scenes.competition.task import Task
 from scenes.config import Config, DataConfig
 from scenes.console import Problem, raise_problems, say
 from scenes.data.folds import given_folds, group_rows, keep_rare_classes, make_folds, write_or_compare
@@ -37,7 +36,9 @@ class Dataset:
 
     Attributes:
         table: The n training rows.
-        labels: Their targets and the classes.
+        task: What is to be predicted.
+        targets: Of each row, in the task's form.
+        metric: What predictions are scored by.
         images: Their images.
         groups: int64, shape (n,): rows of one group share a fold.
         fold_of: int64, shape (n,): each row's fold, or ALWAYS_TRAINED.
@@ -47,28 +48,15 @@ class Dataset:
     """
 
     table: Table
-    labels: Labels
+    task: Task
+    targets: np.ndarray
+    metric: Metric
     images: Images
     groups: np.ndarray
     fold_of: np.ndarray
     skipped: list[tuple[str, str]] = field(default_factory=list)
     soft: Mapping[int, SoftTargets] = field(default_factory=dict)
     test_images: Images | None = None
-
-    @property
-    def task(self) -> Task:
-        """What is to be predicted."""
-        return class_task(self.labels.classes, self.labels.class_names)
-
-    @property
-    def targets(self) -> np.ndarray:
-        """Each row's target, in the task's form."""
-        return self.labels.targets
-
-    @property
-    def metric(self) -> Metric:
-        """What predictions are scored by."""
-        return metric_named(DEFAULT[self.task.kind], self.task)
 
     def rows(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
         """The rows a fold trains on and those it holds out (none for the full model), int64."""
@@ -89,7 +77,7 @@ class Dataset:
             return rows, outputs
         soft, count = self.soft[fold], len(self.table)
         outputs = np.concatenate([outputs, np.zeros((len(self.test_images or ()), outputs.shape[1]), np.float32)])
-        outputs[soft.rows] = soft.probabilities
+        outputs[soft.rows] = soft.outputs
         return np.concatenate([rows, soft.rows[soft.rows >= count]]), outputs
 
     @property
@@ -101,7 +89,7 @@ class Dataset:
         """The content of folds.csv."""
         columns = {
             "image_name": self.table.names,
-            "label": [self.labels.classes[target] for target in self.labels.targets],
+            "label": self.task.as_texts(self.targets),
             "pixels": self.images.pixel_hashes,
             "group": self.groups,
             "fold": self.fold_of,
@@ -120,19 +108,22 @@ def read_dataset(config: Config) -> Dataset:
         from scenes.competition.sample import draw
 
         draw(data.root)
-    table, labels, images, skipped = read_rows_and_images(config)
+    table, task, targets, images, skipped = read_rows_and_images(config)
+    metric = competition_metric(config, task)
     groups = group_rows(*_groupings(data, table, images, skipped))
     if data.fold_column:
         fold_of = given_folds(table, data.fold_column, data.folds, groups)
     else:
-        fold_of = make_folds(labels.targets, groups, data.folds, data.fold_seed)
-    rows, labels = decide(table, labels, data)  # after the split, so that dropping a row moves no other row
+        fold_of = make_folds(task.strata(targets), groups, data.folds, data.fold_seed)
+    # After the split, so that dropping a row moves no other row.
+    rows, targets = decide(table, targets, class_labels(task), data)
     table, images, groups, fold_of = table.take(rows), images.take(rows), groups[rows], fold_of[rows]
-    fold_of, never_held_out = keep_rare_classes(labels.targets, groups, fold_of, 0 if data.fold_column else data.folds)
-    if never_held_out:
-        say(_rare_classes(labels, never_held_out))
-    soft, test_images = _read_soft_targets(config, table, labels, fold_of) if data.soft_targets else ({}, None)
-    return Dataset(table, labels, images, groups, fold_of, skipped, soft, test_images)
+    if task.kind == "classes":
+        fold_of, rare = keep_rare_classes(targets, groups, fold_of, 0 if data.fold_column else data.folds)
+        if rare:
+            say(_rare_classes(task, rare))
+    soft, test_images = _read_soft_targets(config, table, task, fold_of) if data.soft_targets else ({}, None)
+    return Dataset(table, task, targets, metric, images, groups, fold_of, skipped, soft, test_images)
 
 
 def reopen_dataset(run: Run, config: Config) -> Dataset:
@@ -151,21 +142,22 @@ def reopen_dataset(run: Run, config: Config) -> Dataset:
     return dataset
 
 
-def read_rows_and_images(config: Config) -> tuple[Table, Labels, Images, list[tuple[str, str]]]:
+def read_rows_and_images(config: Config) -> tuple[Table, Task, np.ndarray, Images, list[tuple[str, str]]]:
     """Reads the CSVs and decodes all images, also the test images, so that bad ones are found before training.
 
     Returns:
-        The training rows, their labels, their images; and (name, reason) of each row left out for its image.
+        The training rows, what is to be predicted, their targets, their images; and (name, reason) of each row left
+        out for its image.
 
     Raises:
         UserError: With the list of all that is wrong.
     """
     data, size = config.data, config.largest_size
-    table, labels, problems = read_train(data, None)
+    table, (task, targets, _), problems = read_train(config)
     test = None
     if test_source(data):
         test, test_problems = read_test(data, may_lack_images=config.infer.on_bad_image == "prior")
-        form_problems = [] if problems else check_submission_form(config, class_task(labels.classes), test)
+        form_problems = check_submission_form(config, task, test) if task and not problems else []
         problems += test_problems + overlap(table, test) + form_problems
     reasons: dict[int, str] = {}
     # A dropped row needs no readable image; without one it is left out of the split, as on_bad_image: skip does.
@@ -182,12 +174,13 @@ def read_rows_and_images(config: Config) -> tuple[Table, Labels, Images, list[tu
     if reasons and not problems:
         say(bad_image_rows(table, reasons, "left out of training and scoring, the image cannot be read"))
         table = table.take([row for row in range(len(table)) if row not in reasons])
-        labels, problems = read_labels(table, data, None)
+        task, targets, problems = read_targets(table, data, task_kind(config))
         if not len(table):
             problems.append(Problem(str(table.file), "no row has an image that can be read", f"see {data.image_dir}"))
     raise_problems(problems)
     assert images is not None
-    return table, labels, images, skipped
+    assert task is not None
+    return table, task, targets, images, skipped
 
 
 def _groupings(
@@ -201,17 +194,17 @@ def _groupings(
         yield read_near_duplicates(data.root / data.near_duplicates, table.names, [name for name, _ in skipped])
 
 
-def _rare_classes(labels: Labels, rare: list[int]) -> str:
-    names = [labels.class_names[target] for target in rare]
+def _rare_classes(task: Task, rare: list[int]) -> str:
+    names = [task.names[target] for target in rare]
     listed = ", ".join(map(repr, names[:EXAMPLES])) + (f" and {len(names) - EXAMPLES} more" if names[EXAMPLES:] else "")
     return (
-        f"{len(names)} of {len(labels.classes)} classes train in every fold and have no held-out score, "
+        f"{len(names)} of {task.outputs} classes train in every fold and have no held-out score, "
         f"as they have too few rows or a single group: {listed}"
     )
 
 
 def _read_soft_targets(
-    config: Config, table: Table, labels: Labels, fold_of: np.ndarray
+    config: Config, table: Table, task: Task, fold_of: np.ndarray
 ) -> tuple[dict[int, SoftTargets], Images | None]:
     """Reads the soft targets, and the test images if some are for them."""
     data, test, images = config.data, None, None
@@ -220,7 +213,7 @@ def _read_soft_targets(
         images, image_problems = read_images(test, config.largest_size, data, "test")
         raise_problems(problems + image_problems)
     assert data.soft_targets
-    soft = read_soft_targets(data.root / data.soft_targets, table, test, labels.classes, fold_of)
+    soft = read_soft_targets(data.root / data.soft_targets, table, test, task, fold_of)
     extra = sum(int((targets.rows >= len(table)).sum()) for targets in soft.values())
     listed = sum(len(targets.rows) for targets in soft.values())
     say(f"soft targets, per fold: {(listed - extra) // len(soft)} training rows, {extra // len(soft)} test images")

@@ -1,18 +1,24 @@
 """Soft targets: probabilities to train on in place of labels, each by models that never saw the fold it is for."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from scenes.competition.rows import Table, problem_for_rows, read_columns
+from scenes.competition.csv_file import read_columns
+from scenes.competition.table import Table, problem_for_rows
+from scenes.competition.task import Task
 from scenes.console import UserError, raise_problems
 from scenes.data.folds import ALWAYS_TRAINED
 from scenes.data.images import Images
 
 ABOUT = ["image_name", "fold"]  # the columns before the classes'
+WRONG_VALUES = {
+    "classes": "whose probabilities do not sum to 1",
+    "labels": "whose probabilities are not between 0 and 1",
+    "number": "without a number",
+}
 ORIGIN = "python src/distill.py RUN writes such a file"
 
 
@@ -21,24 +27,24 @@ class SoftTargets(NamedTuple):
 
     Attributes:
         rows: int64, shape (m,): rows of train.csv; those of test.csv are numbered after them.
-        probabilities: float32, shape (m, classes), rows sum to 1.
+        outputs: float32, shape (m, outputs): what the network's outputs should be, as `Task.as_outputs` gives them.
     """
 
     rows: np.ndarray
-    probabilities: np.ndarray
+    outputs: np.ndarray
 
 
 def read_soft_targets(
-    file: Path, train: Table, test: Table | None, classes: Sequence[str], fold_of: np.ndarray
+    file: Path, train: Table, test: Table | None, task: Task, fold_of: np.ndarray
 ) -> dict[int, SoftTargets]:
-    """Reads probabilities of training images (distillation) and of test images (pseudo-labels), fold by fold.
+    """Reads predictions for training images (distillation) and for test images (pseudo-labels), fold by fold.
 
     Args:
-        file: Columns ``image_name``, ``fold`` and one for each class. A row is used by the fold it names only: the
+        file: Columns ``image_name``, ``fold`` and one for each output. A row is used by the fold it names only: the
             models that made it must not have seen that fold's labels.
         train: The n training rows.
         test: The test rows, if there are any.
-        classes: The labels.
+        task: What is predicted.
         fold_of: int64, shape (n,): each training row's fold.
 
     Raises:
@@ -46,7 +52,7 @@ def read_soft_targets(
     """
     if not file.is_file():
         raise UserError(f"data.soft_targets: no file at {file}; {ORIGIN}")
-    columns, problems = read_columns(file, [*ABOUT, *classes], ORIGIN)
+    columns, problems = read_columns(file, [*ABOUT, *task.columns], ORIGIN)
     raise_problems(problems)
     names = columns["image_name"].tolist()
     table = Table(file, names, [], columns)
@@ -54,8 +60,7 @@ def read_soft_targets(
     rows = np.array([place.get(name, -1) for name in names], np.int64)
     numbers = {str(fold): fold for fold in np.unique(fold_of[fold_of != ALWAYS_TRAINED]).tolist()}
     folds = np.array([numbers.get(text.strip(), -1) for text in columns["fold"]], np.int64)
-    probabilities = columns[list(classes)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float32)
-    sums = probabilities.sum(1, dtype=np.float64)
+    predictions = columns[task.columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float32)
     is_train = (rows >= 0) & (rows < len(train))
     held_out = is_train & (fold_of[np.where(is_train, rows, 0)] == folds)
     again = "write it again: " + ORIGIN
@@ -64,13 +69,24 @@ def read_soft_targets(
         (folds < 0, "with a fold that no training row has"),
         (columns.duplicated(ABOUT), "that repeat an image and fold"),
         (held_out, "that give a fold targets for rows it holds out"),
-        (~((probabilities >= 0).all(1) & (np.abs(sums - 1) < 1e-3)), "whose probabilities do not sum to 1"),
+        (~_are_predictions(task, predictions), WRONG_VALUES[task.kind]),
     ):
         problems += problem_for_rows(table, np.flatnonzero(wrong).tolist(), names, what, again)
     if not problems and (missing := sorted(set(numbers.values()) - set(folds.tolist()))):
         raise UserError(f"{file}: no row for fold {', '.join(map(str, missing))}; {again}")
     raise_problems(problems)
-    return {fold: SoftTargets(rows[folds == fold], probabilities[folds == fold]) for fold in numbers.values()}
+    outputs = task.as_outputs(predictions[:, 0]) if task.kind == "number" else predictions
+    return {fold: SoftTargets(rows[folds == fold], outputs[folds == fold]) for fold in numbers.values()}
+
+
+def _are_predictions(task: Task, values: np.ndarray) -> np.ndarray:
+    """Which rows of float32 (m, outputs) a network could have predicted: bool, shape (m,)."""
+    if task.kind == "number":
+        return np.isfinite(values).all(1)
+    is_sound = np.all((values >= 0) & (values <= 1 + 1e-3), axis=1)
+    if task.kind == "classes":
+        is_sound &= np.abs(values.sum(1, dtype=np.float64) - 1) < 1e-3
+    return is_sound
 
 
 class JoinedImages:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scenes.competition.rows import read_train
+from scenes.competition.rows import read_train_rows
 from scenes.config import Config
 from scenes.console import UserError, print_table, say
 from scenes.data.batches import resize
@@ -142,7 +142,7 @@ def export_onnx(run: Run, config: Config, folds: Sequence[int], out: Path | None
 
 def _training_images(config: Config) -> list[np.ndarray]:
     """Decodes up to `CHECKED` of the readable training images, spread over the CSV."""
-    table, _, _ = read_train(config.data, None)
+    table, _ = read_train_rows(config.data)
     chosen = np.unique(np.linspace(0, len(table) - 1, CHECKED).astype(int))
     images = []
     for row in chosen:

@@ -5,7 +5,6 @@ import shlex
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
@@ -90,17 +89,18 @@ def _write_groups(found: Survey, path: Path) -> Path | None:
 
 
 def _classes(data: Readable) -> list[list[object]]:
-    counts = np.bincount(data.labels.targets, minlength=len(data.labels.classes))
-    named = zip(data.labels.class_names, data.labels.classes, counts, strict=True)
-    return [[name, label, f"{count:,}", f"{count / counts.sum():.1%}"] for name, label, count in named]
+    labels = data.task.columns if data.task.kind != "number" else [""] * len(data.groups)
+    named = zip(data.groups, labels, strict=True)
+    return [[name, label, f"{len(rows):,}", f"{len(rows) / len(data.train):.1%}"] for (name, rows), label in named]
 
 
 def _class_figure(data: Readable) -> Markup | str:
-    names = data.labels.class_names
+    names, counts = [name for name, _ in data.groups], [len(rows) for _, rows in data.groups]
     if len(names) > BARS:
         return ""
-    figure, axes = page.figure(height=0.8 + 0.22 * len(names), title="Training images by class")
-    axes.barh(names[::-1], np.bincount(data.labels.targets, minlength=len(names))[::-1])
+    by = {"classes": "class", "labels": "label", "number": data.task.columns[0]}[data.task.kind]
+    figure, axes = page.figure(height=0.8 + 0.22 * len(names), title=f"Training images by {by}")
+    axes.barh(names[::-1], counts[::-1])
     axes.grid(visible=False, axis="y")
     return page.svg(figure)
 

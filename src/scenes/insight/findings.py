@@ -42,15 +42,16 @@ def find(survey: Survey, groups_remedy: str) -> list[Finding]:
 
 def _rows(survey: Survey) -> Iterator[Finding]:
     data = survey.data
-    counts = np.bincount(data.labels.targets, minlength=len(data.labels.classes))
+    names, counts = [name for name, _ in data.groups], np.array([len(rows) for _, rows in data.groups])
     least, most = int(counts.argmin()), int(counts.argmax())
-    names = data.labels.class_names
-    span = f"{counts[least]:,} ({names[least]}) to {counts[most]:,} ({names[most]}) a class"
+    one = {"classes": "class", "labels": "label", "number": "range"}[data.task.kind]
+    span = f"{counts[least]:,} ({names[least]}) to {counts[most]:,} ({names[most]}) a {one}"
     if counts[least] == counts[most]:
-        span = f"{counts[least]:,} a class"
-    uneven = counts[most] >= UNBALANCED * counts[least]
+        span = f"{counts[least]:,} a {one}"
+    uneven = data.task.kind == "classes" and counts[most] >= UNBALANCED * counts[least]
     remedy = "if the metric weighs all classes equally: --set train.class_weights=balanced" if uneven else ""
-    yield Finding(f"{len(data.train):,} training images in {len(names)} classes, {span}", remedy)
+    what = f"of {data.task.columns[0]!r}" if one == "range" else f"in {len(names)} {data.task.kind}"
+    yield Finding(f"{len(data.train):,} training images {what}, {span}", remedy)
     yield Finding(f"{len(data.test):,} test images" if data.test else "no test images")
     for problem in data.problems:
         yield Finding(f"{problem.where}: {problem.what}", problem.remedy)

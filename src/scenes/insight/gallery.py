@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from markupsafe import Markup
 
-from scenes.competition.rows import read_train
+from scenes.competition.rows import read_train_rows
 from scenes.config import Config
 from scenes.console import UserError
 from scenes.data.augment import AugmentedImages
@@ -35,7 +35,7 @@ Shown = dict[str, str | Markup | None]
 def read_images(config: Config, names: Iterable[str]) -> dict[str, np.ndarray]:
     """Decodes training images by name: RGB, uint8; images that are no longer there are left out."""
     try:
-        table, _, _ = read_train(config.data, None)
+        table, _ = read_train_rows(config.data)
     except UserError:
         return {}
     paths = dict(zip(table.names, table.paths, strict=True))
@@ -135,12 +135,11 @@ def beside(images: Sequence[np.ndarray], height: int) -> np.ndarray:
 
 
 def contact_sheets(data: Readable, seed: int) -> list[tuple[str, list[Shown]]]:
-    """Draws a few images of each class: (class name, images); with very many classes, of the first ones only."""
-    count = max(1, min(IMAGES_PER_CLASS, IMAGES_IN_ALL // len(data.labels.classes)))
+    """Draws a few images of each class, label or range: (its name, images); of very many, the first ones only."""
+    count = max(1, min(IMAGES_PER_CLASS, IMAGES_IN_ALL // len(data.groups)))
     sheets = []
-    for target, name in enumerate(data.labels.class_names[:IMAGES_IN_ALL]):
-        of_class = np.flatnonzero(data.labels.targets == target)
-        chosen = np.random.default_rng(key("contact sheet", seed, target)).permutation(of_class)[:count].tolist()
+    for at, (name, members) in enumerate(data.groups[:IMAGES_IN_ALL]):
+        chosen = np.random.default_rng(key("contact sheet", seed, at)).permutation(members)[:count].tolist()
         sheets.append((name, rows(data, chosen, [""] * len(chosen))))
     return sheets
 

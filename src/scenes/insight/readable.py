@@ -2,13 +2,15 @@
 
 import os
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from scenes.competition.rows import Labels, Table, overlap, read_labels, read_test, read_train, test_source
+from scenes.competition.rows import Table, class_labels, overlap, read_test, read_train, test_source
 from scenes.competition.submission import check_submission_form
-from scenes.competition.task import class_task
+from scenes.competition.targets import Targets, read_targets, task_kind
+from scenes.competition.task import Task
 from scenes.config import Config, DataConfig
 from scenes.console import Problem, UserError, raise_problems
 from scenes.data.images import Images, read_good_images
@@ -38,13 +40,15 @@ class Readable:
 
     Attributes:
         train: The training rows.
-        labels: Their targets, and the classes.
+        task: What is to be predicted.
+        targets: Of the training rows, in the task's form.
         test: The test rows, if any.
         problems: What is wrong with the CSVs.
     """
 
     train: Side
-    labels: Labels
+    task: Task
+    targets: np.ndarray
     test: Side | None
     problems: list[Problem]
 
@@ -73,8 +77,24 @@ class Readable:
         return self.train.table.names[row]
 
     def label(self, row: int) -> str:
-        """The name of the row's class, or ``test``."""
-        return "test" if self.is_test(row) else self.labels.class_names[self.labels.targets[row]]
+        """The name of the row's class, those of its labels, or its number; ``test`` for a test row."""
+        if self.is_test(row):
+            return "test"
+        if self.task.kind == "number":
+            return f"{self.targets[row]:g}"
+        chosen = np.flatnonzero(self.task.as_outputs(self.targets[row : row + 1])[0])
+        return ", ".join(self.task.names[at] for at in chosen) or "none"
+
+    @cached_property
+    def groups(self) -> list[tuple[str, np.ndarray]]:
+        """The training rows of each class or label, or of each range of numbers: its name for people, the rows."""
+        if self.task.kind == "number":
+            strata = self.task.strata(self.targets)
+            members = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
+            spans = [(self.targets[rows].min(), self.targets[rows].max()) for rows in members]
+            return [(f"{low:g} to {high:g}", rows) for (low, high), rows in zip(spans, members, strict=True)]
+        outputs = self.task.as_outputs(self.targets)
+        return [(name, np.flatnonzero(outputs[:, at])) for at, name in enumerate(self.task.names)]
 
 
 def read(config: Config) -> Readable:
@@ -85,12 +105,12 @@ def read(config: Config) -> Readable:
     """
     data = config.data.model_copy(update={"on_bad_image": "skip"})  # lists missing files together with damaged ones
     size = config.largest_size  # the same cache as training
-    table, labels, problems = read_train(data, None)
-    tables = [(_decided(table, labels, data), data.image_dir, "training")]
+    table, targets, problems = read_train(config.model_copy(update={"data": data}))
+    tables = [(_decided(table, targets, data), data.image_dir, "training")]
     if source := test_source(data):
         try:
             test, test_problems = read_test(data, may_lack_images=True)
-            form_problems = [] if problems else check_submission_form(config, class_task(labels.classes), test)
+            form_problems = check_submission_form(config, targets.task, test) if targets.task and not problems else []
             problems += test_problems + overlap(table, test) + form_problems
             tables.append((test, data.test_image_dir or data.image_dir, "test"))
         except UserError as error:
@@ -102,18 +122,24 @@ def read(config: Config) -> Readable:
     assert sides[0] is not None
     if len(sides) > 1 and sides[1] is None:
         problems.append(Problem(str(tables[1][0].file), "no row has an image that can be read", "check data.image_dir"))
-    labels, _ = read_labels(sides[0].table, data, None)
-    if len(labels.class_names) != len(labels.classes):  # already among the problems
-        labels = Labels(labels.targets, labels.classes, labels.classes)
-    return Readable(sides[0], labels, sides[1] if len(sides) > 1 else None, problems)
+    task, values, _ = read_targets(sides[0].table, data, task_kind(config))
+    if task is None:
+        raise_problems(problems)
+    assert task is not None
+    if len(task.names) != task.outputs:  # already among the problems
+        task = replace(task, names=task.columns)  # type: ignore[type-var]
+    return Readable(sides[0], task, values, sides[1] if len(sides) > 1 else None, problems)
 
 
-def _decided(table: Table, labels: Labels, data: DataConfig) -> Table:
+def _decided(table: Table, targets: Targets, data: DataConfig) -> Table:
     """The labelled rows, with data.drop and data.relabel applied."""
     dropped, column = set(data.drop), data.label_column
-    is_kept = [target >= 0 and name not in dropped for name, target in zip(table.names, labels.targets, strict=True)]
-    table = table.take(np.flatnonzero(is_kept).tolist())
-    known = {name: label for name, label in data.relabel.items() if label in labels.classes}
+    is_class = targets.values.dtype == np.int64
+    is_labelled = targets.values >= 0 if is_class else np.isfinite(targets.values).reshape(len(table), -1).all(1)
+    table = table.take([row for row in np.flatnonzero(is_labelled).tolist() if table.names[row] not in dropped])
+    known = {name: label for name, label in data.relabel.items() if label in class_labels(targets.task)}
+    if data.label_columns or not known:
+        return table
     given = [known.get(name, label) for name, label in zip(table.names, table.columns[column], strict=True)]
     return replace(table, columns=table.columns.assign(**{column: given}))
 

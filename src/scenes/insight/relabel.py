@@ -149,14 +149,16 @@ def _read_sheet(run: Run, config: Config) -> pd.DataFrame:
     if missing := [name for name in ("image_name", "label", "decision") if name not in sheet.columns]:
         raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(sheet.columns)}")
     sheet = sheet.apply(lambda column: column.str.strip())
-    table, labels, _ = read_train(config.data, None)
-    _check_words([*labels.classes, *labels.class_names])
-    names, by_name = set(table.names), dict(zip(labels.class_names, labels.classes, strict=True))
-    by_name |= {f"{label}.0": label for label in labels.classes}  # a spreadsheet may turn 3 into 3.0
+    table, targets, _ = read_train(config)
+    assert targets.task is not None
+    task = targets.task
+    _check_words([*task.columns, *task.names])
+    names, by_name = set(table.names), dict(zip(task.names, task.columns, strict=True))
+    by_name |= {f"{label}.0": label for label in task.columns}  # a spreadsheet may turn 3 into 3.0
     sheet["decision"] = [
-        decision if decision in labels.classes else by_name.get(decision, decision) for decision in sheet["decision"]
+        decision if decision in task.columns else by_name.get(decision, decision) for decision in sheet["decision"]
     ]
-    known = {"", *DECISIONS, *labels.classes}
+    known = {"", *DECISIONS, *task.columns}
     repeated = sheet["image_name"].duplicated()
     problems = []
     for row, (name, decision) in enumerate(zip(sheet["image_name"], sheet["decision"], strict=True)):
@@ -166,7 +168,7 @@ def _read_sheet(run: Run, config: Config) -> pd.DataFrame:
         if repeated[row]:
             problems.append(Problem(where, "duplicate row", "keep one of them"))
         if decision not in known:
-            labels_text = ", ".join(labels.classes[:20])
+            labels_text = ", ".join(task.columns[:20])
             problems.append(Problem(where, f"decision {decision!r}", f"keep, drop, or one of {labels_text}"))
     raise_problems(problems, "The review sheet cannot be used")
     return sheet

@@ -50,11 +50,12 @@ def survey(config: Config) -> Survey:
     looks, hashes = _look(data, config.image_size)
     embeddings, reason = _embed(config, data, device)
     pairs = find_pairs(np.concatenate([side.images.pixel_hashes for side in data.sides]), hashes, embeddings, device)
-    count, targets = len(data.train), data.labels.targets
+    count, targets = len(data.train), data.targets
     in_test = (pairs["first"] >= count).astype(int) + (pairs["second"] >= count)
     pairs["side"] = np.array(SIDES)[in_test]
-    labels = np.append(targets, np.zeros(len(data) - count, np.int64))
-    pairs["conflict"] = (in_test == 0) & (labels[pairs["first"]] != labels[pairs["second"]])
+    first, second = (np.minimum(pairs[side], count - 1) for side in ("first", "second"))
+    differs = (targets[first] != targets[second]).reshape(len(pairs), -1).any(1)
+    pairs["conflict"] = (in_test == 0) & differs
     shift = None
     if embeddings is not None and data.test:
         shift = adversarial_validation(embeddings[:count], embeddings[count:], config.seed)
@@ -81,7 +82,7 @@ def _embed(config: Config, data: Readable, device: torch.device) -> tuple[np.nda
         state = pretrained_state(config)
         if state is None:
             return None, "there are no pretrained weights (model.weights: none)"
-        model = Classifier(config.model, config.image_size, len(data.labels.classes))
+        model = Classifier(config.model, config.image_size, data.task)
     except UserError as error:
         return None, str(error)
     model.body.load_state_dict(state)

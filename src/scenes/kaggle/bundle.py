@@ -10,7 +10,7 @@ from typing import Any
 
 from scenes.competition.rows import read_test, read_train, test_source
 from scenes.competition.submission import check_submission_form
-from scenes.competition.task import Task, class_task
+from scenes.competition.task import Task
 from scenes.config import Config, DataConfig, dump
 from scenes.console import Problem, raise_problems, say
 from scenes.environment import ROOT, describe
@@ -74,9 +74,10 @@ def build_training(
     """
     _check_paths(config.data)
     if (config.data.root / config.data.train_csv).exists():
-        _, labels, problems = read_train(config.data, None)
+        _, targets, problems = read_train(config)
         raise_problems(problems)
-        _check_submission(config, class_task(labels.classes))
+        assert targets.task is not None
+        _check_submission(config, targets.task)
     with _Build(out) as new:
         if config.model.weights != "none":
             # Where the hub would be asked, what it gave before is taken from here.

@@ -9,7 +9,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from scenes.competition.metric import accuracy
 from scenes.config import Config
 from scenes.console import UserError, say
 from scenes.data.dataset import reopen_dataset
@@ -61,11 +60,11 @@ def measure_half(run: Run, halved: Run, config: Config, folds: Sequence[int]) ->
         both = predict_as_configured(config, models, data.images, rows[-1], views, device, label, names)
         predicted.append(both.mean(1))
     full, half = np.concatenate(predicted, 1)
-    targets = data.labels.targets[np.concatenate(rows)]
-    (before, error), (after, _) = accuracy(full, targets), accuracy(half, targets)
-    changed = int((full.argmax(1) != half.argmax(1)).sum())
+    targets = data.targets[np.concatenate(rows)]
+    (before, error), (after, _) = data.metric.score(full, targets), data.metric.score(half, targets)
+    largest = float(np.abs(full - half).max())
     say(
-        f"half precision: OOF accuracy {after:.4f} instead of {before:.4f} ± {error:.4f} ({after - before:+.4f}), "
-        f"{changed} of {len(targets)} labels change"
+        f"half precision: OOF {data.metric.name} {after:.4f} instead of {before:.4f} ± {error:.4f} "
+        f"({after - before:+.4f}), predictions change by {largest:.1e} at most"
     )
-    return {"n": len(targets), "accuracy": before, "accuracy_half": after, "labels_changed": changed}
+    return {"n": len(targets), "metric": data.metric.name, "full": before, "half": after, "largest_change": largest}

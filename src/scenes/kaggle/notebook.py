@@ -123,7 +123,7 @@ def _scores(manifest: dict[str, Any], metrics: dict[str, Any]) -> str:
     ]
     notes = [f"\nOptimistic: {metrics['optimistic']}."] if metrics["optimistic"] else []
     if half := manifest["half"]:
-        notes.append(f"\nHalf precision: {half['accuracy_half']:.4f} instead of {half['accuracy']:.4f}.")
+        notes.append(f"\nHalf precision: {half['metric']} {half['half']:.4f} instead of {half['full']:.4f}.")
     header = "## Cross-validation\n\n| out of fold | n | accuracy ± s.e. | log loss |\n|---|---|---|---|"
     return "\n".join([header, *lines, *notes])
 

@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
-from scenes.competition.task import class_task
 from scenes.config import Config
 from scenes.console import print_table, say
 from scenes.data.batches import worker_count
@@ -116,9 +115,8 @@ def dry_run(config: Config, folds: Sequence[int]) -> None:
 
 def summarise(job: Job, run: Run) -> dict[str, Any]:
     """Scores the finished folds: writes oof.csv and metrics.json; returns what the latter holds."""
-    labels, table = job.data.labels, job.data.table
-    task = class_task(labels.classes, labels.class_names)
-    return evaluate_run(run, job.config, task, table.names, labels.targets, job.data.fold_of)
+    data = job.data
+    return evaluate_run(run, job.config, data.task, data.table.names, data.targets, data.fold_of)
 
 
 def _introduce(config: Config, job: Job, run: Run, processes: int) -> None:
@@ -128,7 +126,9 @@ def _introduce(config: Config, job: Job, run: Run, processes: int) -> None:
     say(
         f"{run.folder}: {config.model.name}, {parameter_count(model) / 1e6:.1f} million weights, {config.image_size} px"
     )
-    say(f"  {len(job.data.table)} rows, {len(job.data.labels.classes)} classes, {config.data.folds} folds")
+    data, task = job.data, job.data.task
+    what = f"{task.outputs} {task.kind}" if task.outputs > 1 else f"the number {task.columns[0]!r}"
+    say(f"  {len(data.table)} rows, {what}, {config.data.folds} folds, scored by {data.metric.name}")
     several = f"{processes} processes, " if processes > 1 else ""
     say(f"  {several}{device[0] if isinstance(device, list) else device}")
     train, infer, loader = config.train, config.infer, config.loader

@@ -51,15 +51,16 @@ def write_soft_targets(runs: Sequence[Run], out: Path) -> None:
         assert test_images is not None  # reopen_dataset has read them
         images = JoinedImages(data.images, test_images)
     names = np.array([*data.table.names, *(test.names if test else [])], object)
-    one_hot = np.eye(len(data.labels.classes), dtype=np.float32)[data.labels.targets]
+    is_number = data.task.kind == "number"
+    truth = data.targets[:, None] if is_number else data.task.as_outputs(data.targets)
     tables = []
     for fold in folds:
         train = data.rows(fold)[0]
         rows = np.concatenate([train, np.arange(len(data.table), len(names))])
-        taught = np.mean([_teach(run, fold, images, rows, data.labels.classes) for run in runs], axis=0)
-        taught[: len(train)] = LABEL_SHARE * one_hot[train] + (1 - LABEL_SHARE) * taught[: len(train)]
+        taught = np.mean([_teach(run, fold, images, rows, data.task.columns) for run in runs], axis=0)
+        taught[: len(train)] = LABEL_SHARE * truth[train] + (1 - LABEL_SHARE) * taught[: len(train)]
         about = pd.DataFrame(dict(zip(ABOUT, (names[rows], fold), strict=True)))
-        tables.append(pd.concat([about, pd.DataFrame(taught, columns=data.labels.classes)], axis=1))
+        tables.append(pd.concat([about, pd.DataFrame(taught, columns=data.task.columns)], axis=1))
     write_table(out, pd.concat(tables))
 
 

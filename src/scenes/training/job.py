@@ -247,6 +247,8 @@ def _check_folds(config: Config, data: Dataset, folds: Sequence[int]) -> None:
 def _check_model(job: Job) -> None:
     """Finds mistakes that show only with the network and the classes at hand."""
     config = job.config
+    if config.train.class_weights and job.data.task.kind != "classes":
+        raise UserError(f"train.class_weights are for classes; the task is {job.data.task.kind}: leave them out")
     if isinstance(config.train.class_weights, list) and len(config.train.class_weights) != job.data.task.outputs:
         count = len(config.train.class_weights)
         raise UserError(f"train.class_weights has {count} weights for {job.data.task.outputs} classes")
