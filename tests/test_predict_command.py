@@ -21,7 +21,6 @@ import infer
 import predict
 from scenes import script
 from scenes.console import UserError
-from scenes.inference import files
 
 ROOT = Path(__file__).parents[1]
 IMAGES = Path("input/SceneImages")
@@ -144,17 +143,3 @@ def test_an_older_file_of_other_content_is_kept(finished: Path, capsys: pytest.C
     assert Path("out.1.csv").read_text() == "mine\n"
     assert not Path("out.2.csv").exists()
     assert len(pd.read_csv("out.csv")) == len(list(IMAGES.iterdir()))
-
-
-def test_a_folder_is_walked_once_and_in_order_whatever_is_in_it(tmp_path: Path) -> None:
-    for name in ("b/2.jpg", "b/10.JPG", "a/deep/1.png", "c.jpeg", "a.txt", ".hidden.jpg"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "b/circle.jpg").symlink_to(tmp_path)
-    (tmp_path / "b/gone.jpg").symlink_to("nowhere.jpg")
-    (tmp_path / "b/loop.jpg").symlink_to("loop.jpg")
-    os.mkfifo(tmp_path / "b/pipe.jpg")
-    found = [str(path.relative_to(tmp_path)) for path in files.walk_images(tmp_path)]
-    assert found == ["c.jpeg", "a/deep/1.png", "b/10.JPG", "b/2.jpg", "b/gone.jpg", "b/loop.jpg"]
-    with pytest.raises(UserError, match=r"c\.jpeg: cannot be read"):
-        list(files.walk_images(tmp_path / "c.jpeg"))

@@ -15,11 +15,6 @@ from filelock import FileLock, Timeout
 from scenes.console import UserError, say
 
 PROBE_BYTES = 2**20
-# What is taken for an image where a folder is searched; the decoder goes by a file's content.
-IMAGE_SUFFIXES = {
-    *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp"),
-    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2"),
-}
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:

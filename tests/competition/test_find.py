@@ -1,5 +1,6 @@
 """An id finds its image: by path, else by name or stem below the folder, where exactly one file fits."""
 
+import os
 import unicodedata
 from pathlib import Path
 
@@ -69,3 +70,16 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
 def test_names_that_leave_the_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / "images").mkdir()
     assert Finder(tmp_path / "images").leaves(name)
+
+
+def test_a_folder_is_walked_once_and_in_order_whatever_is_in_it(tmp_path: Path) -> None:
+    for name in ("b/2.jpg", "b/10.JPG", "a/deep/1.png", "c.jpeg", "a.txt", ".hidden.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "b/circle.jpg").symlink_to(tmp_path)
+    (tmp_path / "b/gone.jpg").symlink_to("nowhere.jpg")
+    (tmp_path / "b/loop.jpg").symlink_to("loop.jpg")
+    os.mkfifo(tmp_path / "b/pipe.jpg")
+    found = list(image_files(tmp_path))
+    assert found == ["c.jpeg", "a/deep/1.png", "b/10.JPG", "b/2.jpg", "b/gone.jpg", "b/loop.jpg"]
+    assert not list(image_files(tmp_path / "gone"))

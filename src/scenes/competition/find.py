@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from scenes.console import UserError
+
 # What the decoder reads, and HEIC, which it names in its error. The only such list: prepare.py and detect use it too.
 IMAGE_SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif"),
@@ -93,13 +95,38 @@ class Finder:
 
 
 def image_files(folder: Path) -> Iterator[str]:
-    """Lists the image files below a folder as POSIX paths, in order; links are followed, but not around in circles."""
-    for where, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not is_litter(name) and not _leads_back(where, name))
-        below = Path(where).relative_to(folder)
-        for name in sorted(files):
-            if not is_litter(name) and split_suffix(name)[1]:
-                yield (below / name).as_posix()
+    """Lists the image files below a folder as POSIX paths, each folder's in order, and nothing if it does not exist.
+
+    Links are followed, but not around in circles. No more than the names in one folder are in memory.
+
+    Raises:
+        UserError: If a folder cannot be read.
+    """
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        where = os.path.join(folder, below)  # noqa: PTH118
+        try:
+            with os.scandir(where) as opened:
+                entries = sorted((entry for entry in opened if not is_litter(entry.name)), key=lambda entry: entry.name)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise UserError(f"{where}: cannot be read ({error.strerror})") from None
+        inner = [entry.name for entry in entries if _is_folder(entry) and not _leads_back(where, entry.name)]
+        waiting += [f"{below}{name}/" for name in reversed(inner)]
+        yield from (below + entry.name for entry in entries if split_suffix(entry.name)[1] and _is_file(entry))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry))  # noqa: PTH112
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether this is a file, or a link that should lead to one; reading from a pipe would never end."""
+    if not entry.is_symlink():
+        return entry.is_file(follow_symlinks=False)
+    return os.path.isfile(entry) or not os.path.exists(entry)  # noqa: PTH110, PTH113 - they never raise
 
 
 def _leads_back(where: str, name: str) -> bool:

@@ -13,11 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from scenes.competition.find import image_files
 from scenes.competition.task import Task
 from scenes.config import Config
 from scenes.console import Meter, UserError, say
 from scenes.files import check_folder, only_process, write_atomic
-from scenes.inference.files import predict_batches, walk_images, written
+from scenes.inference.files import predict_batches, written
 from scenes.inference.models import chosen_ensemble, load_folds
 from scenes.model.device import choose_device, choose_precision
 from scenes.ray_cluster import connect
@@ -74,7 +75,7 @@ def read_names(images: Path) -> Iterator[str]:
         UserError: If there is no such folder or file, or the file is not a text.
     """
     if os.path.isdir(images):  # noqa: PTH112 - false where pathlib raises, e.g. for a name that is too long
-        yield from (str(path.relative_to(images)) for path in walk_images(images))
+        yield from image_files(images)
         return
     if not os.path.isfile(images):  # noqa: PTH113 - as above
         raise UserError(f"{images}: no such folder, and no such list of images")

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 from rich.cells import cell_len, set_cell_size
 
+from scenes.competition.find import image_files
 from scenes.config import Config
 from scenes.console import Problem, UserError, progress, raise_problems, say
 from scenes.data.decode import BadImageError, decode_all
 from scenes.data.images import kept_short_side
-from scenes.files import IMAGE_SUFFIXES, check_file, keep_different, write_atomic
+from scenes.files import check_file, keep_different, write_atomic
 from scenes.inference.models import ChosenEnsemble, chosen_ensemble, load_folds
 from scenes.inference.predict import NotFiniteError, predict
 from scenes.model.backbone import Classifier
@@ -53,7 +54,7 @@ def find_images(places: Sequence[Path]) -> list[Path]:
     problems = []
     for place in places:
         if os.path.isdir(place):  # noqa: PTH112 - false where pathlib raises, e.g. for a name that is too long
-            inside = sorted(walk_images(place))
+            inside = sorted(place / file for file in image_files(place))
             found += inside
             if not inside:
                 problems.append(Problem(str(place), "no image in this folder or below it"))
@@ -63,36 +64,6 @@ def find_images(places: Sequence[Path]) -> list[Path]:
             problems.append(Problem(str(place), "no such image or folder", "quote a path that has spaces"))
     raise_problems(problems, "Nothing was predicted")
     return found
-
-
-def walk_images(folder: Path) -> Iterator[Path]:
-    """Goes through the files below a folder that have an image's suffix, folder by folder, each sorted.
-
-    No more than the names in one folder are in memory, and none but links cost a question of their own to the disk.
-
-    Raises:
-        UserError: If a folder cannot be read.
-    """
-    waiting = [str(folder)]
-    while waiting:
-        place = waiting.pop()
-        try:
-            with os.scandir(place) as opened:
-                entries = sorted(opened, key=lambda entry: entry.name)
-        except OSError as error:
-            raise UserError(f"{place}: cannot be read ({error.strerror})") from None
-        waiting += [entry.path for entry in reversed(entries) if entry.is_dir(follow_symlinks=False)]
-        for entry in entries:
-            is_named = Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith(".")
-            if is_named and _is_file(entry):
-                yield Path(entry)
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Whether this is a file or a link that should lead to one; to read from a pipe would never end."""
-    if not entry.is_symlink():
-        return entry.is_file(follow_symlinks=False)
-    return os.path.isfile(entry) or not os.path.exists(entry)  # noqa: PTH110, PTH113 - they never raise
 
 
 def predict_files(
