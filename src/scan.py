@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scenes.console import add_settings_option, run
 from scenes.environment import ensure_environment
+from scenes.script import add_settings_option, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
