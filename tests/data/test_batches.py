@@ -1,6 +1,10 @@
 """Each row once an epoch, each image at every size that is asked for."""
 
 import os
+import shutil
+import sys
+from collections import namedtuple
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -9,11 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scenes.data import batches
 from scenes.data.batches import (
     EvalImages,
     Schedule,
     StepSampler,
     eval_loader,
+    fit_shared_memory,
     resize,
     worker_count,
 )
@@ -127,3 +133,28 @@ def test_worker_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # a launcher's two processes share the machine
     assert worker_count("auto", torch.device("cuda")) == 4
     assert worker_count(3, CPU) == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere shared memory is no folder")
+def test_workers_are_as_many_as_shared_memory_has_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mib = 2**20
+    disk = namedtuple("disk", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk(64 * mib, 0, 64 * mib))
+    assert fit_shared_memory(16, mib) == 16
+    assert not capsys.readouterr().out
+    fitting = fit_shared_memory(16, 4 * mib)
+    assert 1 <= fitting <= 64 // (3 * 4)
+    assert f"{fitting} loader workers instead of 16" in capsys.readouterr().out
+    assert fit_shared_memory(16, 64 * mib) == 0
+    monkeypatch.setattr(batches, "SHARED_MEMORY", tmp_path / "absent")
+    assert fit_shared_memory(2, mib) == 0
+    assert fit_shared_memory(0, mib) == 0
+
+
+def test_batches_are_the_same_with_workers_that_shared_memory_has_no_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "SHARED_MEMORY", Path("absent"))
+    loader = eval_loader(EvalImages(IMAGES, np.arange(4), [SIZE]), 2, 2, CPU)  # type: ignore[arg-type]
+    assert loader.num_workers == (0 if sys.platform == "linux" else 2)
+    assert sum(len(batch.canvases[SIZE]) for batch in loader) == 4

@@ -66,6 +66,7 @@ def test_decisions_become_a_config_that_trains(reviewed: Path) -> None:
     old = load_config(Path("runs/tiny/config.yaml"))
     assert config.model_copy(update={"name": old.name, "data": old.data}) == old
     train.main(["configs/tiny_relabelled.yaml", "--set", "train.epochs=1"])
+    assert "runs/tiny" in json.loads(Path("runs/tiny_relabelled/metrics.json").read_text())["optimistic"]
     before, after = read("runs/tiny/oof.csv"), read("runs/tiny_relabelled/oof.csv").set_index("image_name")
     kept = before[before["image_name"] != sheet["image_name"][0]].set_index("image_name")
     assert after.index.tolist() == kept.index.tolist()

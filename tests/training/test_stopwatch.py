@@ -38,7 +38,7 @@ def test_stages_add_up_over_the_sessions(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (saved["seconds"], saved["stages"]) == (5, {"features": 3, "training": 2})
     now += 1000  # between the sessions
     second = Stopwatch(CPU)
-    second.go_on(saved)
+    second.resume(saved)
     for _ in range(2):
         with second.stage("features"):
             now += 1.5

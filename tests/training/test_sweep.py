@@ -80,6 +80,7 @@ def test_the_best_trial_becomes_a_config_and_the_sweep_resumes(here: Path, capsy
     assert best.name == "tiny_best"
     assert 1e-3 <= best.train.lr <= 1e-1
     assert best.augment in ("light", "medium")
+    assert best.selected_on == ["runs/tiny.sweep"]
     assert sorted(path.name for path in Path("runs").iterdir()) == ["tiny.sweep"]  # trials leave no networks behind
     run(trials=4)
     second = capsys.readouterr().out

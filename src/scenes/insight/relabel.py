@@ -72,7 +72,7 @@ def write_sheet(run: Run, config: Config, accept: bool = False) -> Path:
 
 
 def apply_sheet(run: Run, config: Config, out: Path | None = None) -> Path:
-    """Turns a filled-in review.csv into a config that differs from the run's in data.drop and data.relabel only.
+    """Turns a filled-in review.csv into a config: the run's, but for data.drop, data.relabel and selected_on.
 
     Decisions in the run's own config are kept unless the sheet has a new one for the same image.
 
@@ -112,6 +112,7 @@ def apply_sheet(run: Run, config: Config, out: Path | None = None) -> Path:
     values: dict[str, Any] = config.model_dump(mode="json", exclude_defaults=True)
     values.pop("name", None)
     values["data"] = values.get("data", {}) | {"drop": list(drop), "relabel": relabel}
+    values["selected_on"] = list(dict.fromkeys([*config.selected_on, str(run.folder)]))
     validate(values | {"name": out.stem}, str(out))
     text = f"# {run.name} with the decisions of {sheet_file(run)}, written by relabel.py.\n{plain_yaml.dump(values)}"
     write_result(out, text)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from scenes.console import Meter, StoppedError, UserError, say
+from scenes.console import Meter, StoppedError, say
 from scenes.data.augment import AugmentedImages
 from scenes.data.batches import StepSampler, end_stuck_workers, train_loader
 from scenes.files import write_atomic
@@ -29,6 +29,7 @@ from scenes.script import StopRequest
 from scenes.training import checkpoint, recipe
 from scenes.training.checkpoint import State, write_records
 from scenes.training.distributed import Processes
+from scenes.training.guards import check_finite, out_of_memory, split_further
 from scenes.training.job import Fold, Job
 from scenes.training.probe import start_head_as_probe
 from scenes.training.stopwatch import Stopwatch
@@ -200,7 +201,7 @@ def _step(fold: Fold, state: State, network: nn.Module, inputs: Tensor, rows: Te
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
     while not _add_gradients(fold, state, network, inputs, rows):
-        _split_further(fold, state)
+        split_further(fold, state)
     scaler.unscale_(optimizer)
     if train.clip_norm:
         nn.utils.clip_grad_norm_(network.parameters(), train.clip_norm)
@@ -209,14 +210,14 @@ def _step(fold: Fold, state: State, network: nn.Module, inputs: Tensor, rows: Te
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise _out_of_memory(fold, state, "in the optimiser's step") from None
+        raise out_of_memory(fold, state, "in the optimiser's step") from None
     scaler.update()
     optimizer.zero_grad()
     if state.averaged:
         state.averaged.update(state.model, step=state.step)
     state.step += 1
     if state.step % CHECK_STEPS == 0:
-        _check_finite(fold, state)
+        check_finite(fold, state)
     return rate
 
 
@@ -236,7 +237,7 @@ def _add_gradients(fold: Fold, state: State, network: nn.Module, inputs: Tensor,
         if not is_out_of_memory(error):
             raise
         if fold.processes.world > 1:  # the others wait for this one's gradients
-            raise _out_of_memory(fold, state, "in one of the processes") from None
+            raise out_of_memory(fold, state, "in one of the processes") from None
     # Outside the except clause, where the error would still hold on to the memory of what failed.
     state.optimizer.zero_grad()
     state.loss_sum.copy_(loss_before)
@@ -257,39 +258,9 @@ def _loss(fold: Fold, state: State, network: nn.Module, number: int, inputs: Ten
     return losses.sum() / train.batch_size  # of the whole batch: the split does not change the gradient
 
 
-def _split_further(fold: Fold, state: State) -> None:
-    """Splits batches into twice as many parts, which gives the same gradients in half the memory."""
-    halved = fold.processes.even(2 * state.accumulate, fold.train.batch_size)
-    if halved == state.accumulate:
-        raise UserError(f"{fold.name}: not even one image fits into memory; lower image_size or take another model")
-    state.accumulate = halved
-    say(f"  {fold.name}: out of memory; from step {state.step} on batches are split in {state.accumulate}")
-    if fold.job.device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def _out_of_memory(fold: Fold, state: State, where: str) -> UserError:
-    more = min(2 * state.accumulate, fold.train.batch_size)
-    return UserError(
-        f"{fold.name}: out of memory {where}, at step {state.step}; the last checkpoint is kept. Resume with batches "
-        f"in smaller parts: --set train.accumulate={more}; or train a smaller model under another name"
-    )
-
-
-def _check_finite(fold: Fold, state: State) -> None:
-    """Stops before a loss or a weight that is not finite is saved."""
-    weights = nn.utils.get_total_norm(state.model.parameters())  # in one number, which is read from a GPU once
-    if not torch.isfinite(fold.processes.total(state.loss_sum) + weights):
-        train = fold.train
-        raise UserError(
-            f"{fold.name}: the loss is no longer finite at step {state.step}; the last good state is kept. "
-            f"Lower train.lr ({train.lr:g}) or train in full precision: --set train.precision=fp32"
-        )
-
-
 def _end_epoch(fold: Fold, state: State, epoch: int, rate: float, trackers: Trackers, speed: float) -> None:
     """Validates and adds the epoch to the history."""
-    _check_finite(fold, state)
+    check_finite(fold, state)
     steps = state.steps_of_epoch
     row = {
         "epoch": epoch,
@@ -314,7 +285,7 @@ def _end_epoch(fold: Fold, state: State, epoch: int, rate: float, trackers: Trac
 
 def _save(fold: Fold, state: State) -> None:
     """Writes the checkpoint and the records; never a state whose loss is not finite."""
-    _check_finite(fold, state)
+    check_finite(fold, state)
     loss_sum = fold.processes.total(state.loss_sum)
     if fold.processes.is_main:
         checkpoint.save(fold.folder, state.state_dict() | {"loss_sum": loss_sum, "identity": fold.identity})
@@ -324,7 +295,7 @@ def _save(fold: Fold, state: State) -> None:
 
 def _finish(fold: Fold, state: State, trackers: Trackers) -> float:
     """Saves the final weights and predicts the held-out rows; returns the images per second of that."""
-    _check_finite(fold, state)
+    check_finite(fold, state)
     model, data = state.validated, fold.job.data
     if state.best:
         model.load_state_dict(state.best["model"])

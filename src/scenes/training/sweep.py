@@ -67,7 +67,9 @@ def sweep(
             _Search(study, config_file, overrides, base.name, space, folds, left).run(slots)
         best = _show(study, folder)
         path = folder / "best.yaml"
-        write_result(path, dump(load_experiment(config_file, _settings(overrides, best, f"{base.name}_best"))))
+        chosen = f"selected_on={json.dumps([*base.selected_on, str(folder)])}"  # its CV on these folds is optimistic
+        settings = [*_settings(overrides, best, f"{base.name}_best"), chosen]
+        write_result(path, dump(load_experiment(config_file, settings)))
         return path
 
 

@@ -20,7 +20,7 @@ def validate(fold: Fold, state: State) -> dict[str, float]:
     if job.trains_on_features:
         with torch.inference_mode():
             features = torch.from_numpy(job.features[fold.held_rows]).to(job.device)
-            return scores(fold, job.data.task.activate(model.head.eval()(features)).cpu().numpy())
+            return scores(fold, model.eval().predictions(features).cpu().numpy())
     found = scores(fold, predict_held_rows(fold, model, [PLAIN])[0])
     if state.averaged:  # to show, epoch by epoch, whether averaging pays
         raw = scores(fold, predict_held_rows(fold, state.model, [PLAIN])[0])
@@ -44,13 +44,12 @@ def predict_held_rows(fold: Fold, model: Classifier, views: Sequence[View]) -> n
 
 def scores(fold: Fold, predictions: np.ndarray) -> dict[str, float]:
     """Scores predictions of the held-out rows, of shape (n, outputs), under history.csv's names."""
-    data = fold.job.data
-    loss = "rmse" if data.task.kind == "number" else "log_loss"
-    names = {"val_loss": loss, f"val_{data.metric.name}": data.metric.name}
-    if data.task.kind == "classes":
-        names["val_accuracy"] = "accuracy"
-    targets = data.targets[fold.held_rows]
-    return {name: metric_named(metric, data.task).score(predictions, targets)[0] for name, metric in names.items()}
+    task, targets = fold.job.data.task, fold.job.data.targets[fold.held_rows]
+    metrics = {"val_loss": metric_named("rmse" if task.kind == "number" else "log_loss", task)}
+    if task.kind == "classes":
+        metrics["val_accuracy"] = metric_named("accuracy", task)
+    metrics[f"val_{fold.job.data.metric.name}"] = fold.job.data.metric
+    return {name: metric.score(predictions, targets)[0] for name, metric in metrics.items()}
 
 
 def in_words(row: Mapping[str, Any]) -> str:
