@@ -1,4 +1,4 @@
-"""Blends runs: what they add to each other out of fold, the weights, and one submission of all of them."""
+"""Blends runs: prints their out-of-fold scores, chooses weights, and writes one submission of all of them."""
 
 import argparse
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from scenes.script import add_settings_option, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Judges the blend and writes its submission."""
+    """Evaluates the blend and writes its submission."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs with the same folds: runs/a runs/b …")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Writes a trained run in a form that other programs load: one ONNX file, or a folder a fold for timm."""
+"""Exports a trained run for other programs: one ONNX file, or a folder for each fold that timm loads."""
 
 import argparse
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from scenes.script import add_settings_option, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Exports, and checks what it wrote against PyTorch."""
+    """Exports, and compares the result with PyTorch's."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="a run's folder, runs/NAME")
     parser.add_argument("--to", required=True, choices=("onnx", "timm"))

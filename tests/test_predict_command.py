@@ -53,9 +53,9 @@ def test_the_probabilities_are_those_of_infer(finished: Path, capsys: pytest.Cap
 def test_a_folder_is_searched_and_nothing_is_left_behind(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = Path("mes photos/été 日本")
     place.mkdir(parents=True)
-    pictures = sorted(IMAGES.iterdir())
-    shutil.copy(pictures[0], place / "a b.JPG")
-    shutil.copy(pictures[1], "mes photos/z.jpeg")
+    images = sorted(IMAGES.iterdir())
+    shutil.copy(images[0], place / "a b.JPG")
+    shutil.copy(images[1], "mes photos/z.jpeg")
     Path("mes photos/notes.txt").write_text("no image, and no reason to stop")
     Path("mes photos/._z.jpeg").write_bytes(b"what another system leaves beside a file")
     os.mkfifo("mes photos/pipe.jpg")  # to read from it would never end

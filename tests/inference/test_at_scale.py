@@ -91,15 +91,15 @@ def test_a_list_gets_predicts_probabilities_and_unreadable_images_a_reason(
 def test_what_is_there_is_skipped_and_a_folder_may_have_grown(in_process: None, finished: Path) -> None:
     place = Path("mes photos/été")
     place.mkdir(parents=True)
-    pictures = sorted(IMAGES.iterdir())
+    images = sorted(IMAGES.iterdir())
     for number in range(5):
-        shutil.copy(pictures[number], place / f"{number}.jpg")
-    Path(os.fsdecode(os.fsencode(place) + b"/\xff.jpg")).write_bytes(pictures[0].read_bytes())
+        shutil.copy(images[number], place / f"{number}.jpg")
+    Path(os.fsdecode(os.fsencode(place) + b"/\xff.jpg")).write_bytes(images[0].read_bytes())
     assert len(work("mes photos")) == 6
     before = content()
     assert len(work("mes photos")) == 6
     assert content() == before
-    shutil.copy(pictures[5], place.parent / "later.jpg")
+    shutil.copy(images[5], place.parent / "later.jpg")
     table = work("mes photos")
     assert set(table.index) == {*(f"été/{number}.jpg" for number in range(5)), "été/\\udcff.jpg", "later.jpg"}
     assert len(table) == 7

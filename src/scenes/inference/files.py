@@ -1,4 +1,4 @@
-"""Predicts any image files: nothing is cached, and no more than three batches of pictures are in memory."""
+"""Predicts any image files; nothing is cached, and at most three batches of images are in memory."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ from scenes.model.backbone import Classifier
 from scenes.model.device import choose_device, choose_precision
 from scenes.runs import Run, fold_name
 
-BATCHES_AHEAD = 2  # are decoded while the model is at work on one
+BATCHES_AHEAD = 2  # decoded while the model predicts one
 
 # A file, with its pixels or probabilities, or the reason why there are none.
 Result = tuple[Path, np.ndarray | str]
@@ -45,7 +45,7 @@ class Prediction(NamedTuple):
 
 
 def find_images(places: Sequence[Path]) -> list[Path]:
-    """Lists image files: each file as it is, of each folder all below it that have an image's suffix, sorted.
+    """Lists the files, and of each folder all files below it with an image's suffix, sorted.
 
     Raises:
         UserError: If a place is missing, or a folder has no image.
@@ -83,11 +83,11 @@ def predict_files(
         config: The run's config.
         paths: The files.
         top: How many classes to give for each.
-        bad: What cannot be read is added here and left out.
-        label: What to call this in progress lines; empty for none.
+        bad: Files that cannot be predicted are added here and left out.
+        label: A name for the progress lines; empty for none.
 
     Yields:
-        One prediction a readable file.
+        One prediction for each readable file.
     """
     classes = models[0].task.columns
     names = config.data.class_names or models[0].task.names
@@ -116,7 +116,7 @@ def predict_batches(
         paths: The files.
 
     Yields:
-        For each batch its files, each with probabilities, float32, shape (classes,), or why there are none.
+        The files of each batch, with their predictions, float32, shape (outputs,), or why there are none.
     """
     device = models[0].mean.device
     precision = choose_precision(config.infer.precision, device)
@@ -148,7 +148,7 @@ def decode_batches(paths: Iterable[Path], config: Config) -> Iterator[list[Resul
         config: The run's config.
 
     Yields:
-        For each batch its files, each with its picture, RGB, uint8, shape (h, w, 3), or why there is none.
+        The files of each batch, with their pixels, RGB, uint8, shape (h, w, 3), or why there are none.
     """
     named, files = tee(paths)
     short_side, batch_size = kept_short_side(config.predict_size), config.infer.batch_size
@@ -162,17 +162,17 @@ def decode_batches(paths: Iterable[Path], config: Config) -> Iterator[list[Resul
 
 
 def written(path: Path | str) -> str:
-    """A path as text that can be written whatever its bytes are."""
+    """A path as text that can be written even if it is not UTF-8."""
     return str(path).encode(errors="backslashreplace").decode()
 
 
 def shown(path: Path) -> str:
-    """A path as one line that a terminal shows and does not obey."""
+    """A path as one line without control characters for the terminal."""
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in written(path))
 
 
 def write_table(predictions: Iterable[Prediction], file: TextIO, paths: Sequence[Path], top: int) -> None:
-    """Writes a line an image: its path, its class with the confidence, then the runners-up."""
+    """Writes a line for each image: its path, its class with the confidence, then the runners-up."""
     width = max(cell_len(shown(path)) for path in paths)
     file.write(f"{set_cell_size('image', width)}  class and confidence{', most probable first' if top > 1 else ''}\n")
     for path, guesses in predictions:
@@ -191,7 +191,7 @@ def write_csv(predictions: Iterable[Prediction], file: TextIO, paths: Sequence[P
 
 
 def write_json(predictions: Iterable[Prediction], file: TextIO, paths: Sequence[Path], top: int) -> None:
-    """Writes a JSON array with an object an image, each on its own line."""
+    """Writes a JSON array with an object for each image, each on its own line."""
     file.write("[")
     for number, (path, guesses) in enumerate(predictions):
         best, *_ = ranked = [_as_json(guess) for guess in guesses]
@@ -218,7 +218,7 @@ def report_files(
     form: str = "table",
     out: Path | None = None,
 ) -> None:
-    """Predicts files and folders and writes the results while they come.
+    """Predicts files and folders and writes the results as they come.
 
     Args:
         run: A run with these folds trained.
@@ -231,8 +231,8 @@ def report_files(
         out: A file to write instead.
 
     Raises:
-        UserError: If an image cannot be read, after all others are written; or before anything is, if a place is
-            missing, or a fold or `out` cannot be used.
+        UserError: If a place is missing, or a fold or `out` cannot be used, before anything is written; if an image
+            cannot be read, after all others are written.
     """
     if top < 1:
         raise UserError(f"--top {top}: at least 1")
@@ -244,7 +244,7 @@ def report_files(
     chosen = chosen_ensemble(run, config)
     trained, seen = ", ".join(map(fold_name, folds)), ", ".join(view.name for view in chosen.views)
     say(f"predicting {len(paths)} image{'s' * (len(paths) > 1)} with {trained} of {run.name}, views: {seen}")
-    # On a terminal the lines themselves show how far it is, and a bar would break them.
+    # On a terminal the lines themselves show the progress, and a bar would break them.
     label = "" if not out and results.isatty() else "predicting"
     bad: list[Problem] = []
     predictions = predict_files(models, chosen, config, paths, top, bad, label)

@@ -66,7 +66,7 @@ def run_task(run: Run, config: Config, folds: Sequence[int]) -> Task:
         folds: Which models.
 
     Raises:
-        UserError: If the weights are damaged or foreign, or the names do not fit.
+        UserError: If the weights are damaged or of something else, or the names do not fit.
     """
     task, names = read_task(run.weights_file(folds[0])), config.data.class_names
     if names and len(names) != task.outputs:

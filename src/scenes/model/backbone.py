@@ -1,4 +1,4 @@
-"""The network: uint8 images in, logits out. A timm body, normalising with the weights' own statistics, a head."""
+"""The network, from uint8 images to logits: normalisation with the weights' own statistics, a timm body, a head."""
 
 import difflib
 from collections.abc import Mapping
@@ -56,7 +56,7 @@ def create_body(config: ModelConfig, image_size: int, pretrained: bool = False) 
 
 
 def _check_name(name: str) -> None:
-    """Refuses what timm does not have; ARCHITECTURE alone is fine, a TAG after it says which weights."""
+    """Refuses names that timm does not have; ARCHITECTURE alone is valid, a TAG after it names the weights."""
     architecture, _, tag = name.partition(".")
     if timm.is_model(architecture):
         known = timm.list_pretrained(f"{architecture}.*")
@@ -70,7 +70,7 @@ def _check_name(name: str) -> None:
 
 
 def has_pretrained(name: str) -> bool:
-    """Whether timm can download a model's weights; for others some versions give random ones without a word."""
+    """Whether timm can download a model's weights; for other models some versions silently give random ones."""
     found = timm.get_pretrained_cfg(name) if name != "simple_cnn" else None
     return found is not None and bool(found.has_weights)
 
@@ -98,7 +98,7 @@ class Classifier(nn.Module):
         self.body = create_body(config, image_size)
         statistics = self.body.pretrained_cfg
         for name in ("mean", "std"):
-            # In units of a byte, as images arrive; saved with the weights, which are useless without.
+            # In units of a byte, as images arrive; saved with the weights, which need them.
             self.register_buffer(name, torch.tensor(statistics[name]).view(1, 3, 1, 1) * 255)
         try:
             with torch.no_grad():
@@ -147,7 +147,7 @@ class Classifier(nn.Module):
         groups: Mapping[Any, list[str]] = group_parameters(self.body, self.body.group_matcher(coarse=True))
         *stages, last = [groups[stage] for stage in sorted(groups)]
         if all(self.body.get_parameter(name).ndim == 1 for name in last):
-            stages[-1] += last  # a norm behind the last stage is none of its own
+            stages[-1] += last  # a norm behind the last stage belongs to it
         else:
             stages.append(last)
         return stages

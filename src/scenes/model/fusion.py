@@ -1,4 +1,4 @@
-"""Batch norms made part of the convolutions before them: the same predictions in less time."""
+"""Batch norms are multiplied into the convolutions before them: the same predictions in less time."""
 
 import copy
 
@@ -11,15 +11,15 @@ TOLERANCES = {"cpu": 1e-3, "cuda": 1e-2}
 
 
 def fuse_batch_norms(body: nn.Module, image_size: int) -> nn.Module:
-    """Copies a body for prediction; in the copy each batch norm right behind a convolution is multiplied into it.
+    """Copies a body for prediction and fuses each batch norm that directly follows a convolution.
 
     Args:
         body: In float32 and evaluation mode.
-        image_size: Pixels that it takes.
+        image_size: Its input's side in pixels.
 
     Returns:
-        The copy; the body itself where the copy's features would differ, as where a convolution standardises its
-        weights or something else reads its output too.
+        The copy; or the body itself if the copy's features differ, e.g. because a convolution standardises its weights
+        or something else reads its output too.
     """
     device = next(body.parameters()).device
     image = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device)
@@ -40,7 +40,7 @@ def fuse_batch_norms(body: nn.Module, image_size: int) -> nn.Module:
 
 
 def _pairs(body: nn.Module, image: Tensor) -> tuple[dict[str, str], Tensor]:
-    """The batch norms whose input is a convolution's output, each with that convolution, by name; and the features."""
+    """Finds batch norms whose input is a convolution's output, by name; also returns the features."""
     outputs: list[tuple[str, Tensor]] = []
     pairs: dict[str, str] = {}
     hooks = []
@@ -66,6 +66,6 @@ def _pairs(body: nn.Module, image: Tensor) -> tuple[dict[str, str], Tensor]:
 
 
 def _rest(norm: nn.BatchNorm2d) -> nn.Module:
-    """What a norm does beside normalising: timm's have the activation inside."""
+    """What a norm does besides normalising: timm's include the activation."""
     rest = [part for name in ("drop", "act") if isinstance(part := getattr(norm, name, None), nn.Module)]
     return nn.Sequential(*rest) if rest else nn.Identity()

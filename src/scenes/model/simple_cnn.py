@@ -1,10 +1,10 @@
-"""A small CNN trained from scratch: the floor that every pretrained backbone must clear."""
+"""A small CNN trained from scratch: the baseline that every pretrained backbone must beat."""
 
 from torch import Tensor, nn
 
 
 class SimpleCNN(nn.Module):
-    """Five strided convolutions with batch norm, each halving the picture, then the mean over what is left."""
+    """Five strided convolutions with batch norm, each halving the image, then the mean over the rest."""
 
     num_features = 256
     pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}  # noqa: RUF012 - timm's name and form
@@ -23,7 +23,7 @@ class SimpleCNN(nn.Module):
         )
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Says which parameters are a stage, in timm's form."""
+        """Groups parameters into stages, in timm's form."""
         return {"blocks": r"^blocks\.(\d+)"}
 
     def forward(self, images: Tensor) -> Tensor:
