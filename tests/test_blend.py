@@ -134,6 +134,7 @@ def test_a_run_without_predictions_is_refused(two_runs: Path) -> None:
 
 def test_without_test_rows_only_the_scores_are_shown(two_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("input/test.csv").unlink()
+    Path("input/sample_submission.csv").unlink()
     blend.main(["runs/tiny", "runs/other"])
     assert "nothing to predict" in capsys.readouterr().out
 

@@ -163,6 +163,17 @@ def judging_metric(metric: Metric, task: Task) -> Metric:
     return metric if sees_all else metric_named("rmse" if task.kind == "number" else "log_loss", task)
 
 
+def cost(metric: Metric, predictions: np.ndarray, targets: np.ndarray) -> float:
+    """A metric as a number that is to be as low as possible; see `cost_name`."""
+    value = metric.score(predictions, targets)[0]
+    return 1 - value if metric.larger_is_better else value
+
+
+def cost_name(metric: Metric) -> str:
+    """What to call `cost`: ``log loss``, ``1 - roc auc``, ``rmse``."""
+    return ("1 - " if metric.larger_is_better else "") + metric.name.replace("_", " ")
+
+
 def view_weights(metric: Metric) -> Weigh:
     """Keeps the views that do not make the mean worse by more than one paired standard error of a metric.
 

@@ -36,7 +36,9 @@ def sweep(
     folds: Sequence[int],
     slots: Sequence[Slot],
 ) -> Path:
-    """Searches a space for the settings with the lowest held-out log loss; resumes a sweep that was stopped.
+    """Searches a space for the settings with the lowest held-out cost; resumes a sweep that was stopped.
+
+    The cost is the log loss, or what follows from a metric that looks at probabilities or numbers.
 
     Args:
         config_file: The experiment to improve.
@@ -145,16 +147,16 @@ def _enqueue_interrupted(study: optuna.Study) -> None:
 
 @dataclass(eq=False)
 class _Attempt:
-    """A trial, the run it trains, and its folds' log losses so far."""
+    """A trial, the run it trains, and its folds' costs so far."""
 
     trial: Trial
     settings: list[str]
     run: Run
-    losses: list[float] = field(default_factory=list)
+    costs: list[float] = field(default_factory=list)
 
     @property
     def mean(self) -> float:
-        return sum(self.losses) / len(self.losses)
+        return sum(self.costs) / len(self.costs)
 
 
 @dataclass
@@ -193,7 +195,7 @@ class _Search:
         if attempt is None:
             return None
         self.ready.remove(attempt)
-        fold = self.folds[len(attempt.losses)]
+        fold = self.folds[len(attempt.costs)]
         command = ("-m", "scenes.training.trial", str(self.config_file), "--fold", str(fold))
         label = f"trial {attempt.trial.number} {fold_name(fold)}"
         task = Task(label, attempt.run.fold_folder(fold) / "log.txt", command, attempt.settings)
@@ -218,15 +220,17 @@ class _Search:
         elif code:
             self.failures.append(failure(task, code, lines))  # still running in the study: the next sweep resumes it
         else:
-            fold = self.folds[len(attempt.losses)]
-            scores = read_json(attempt.run.metrics_file, "per_fold")["per_fold"]
-            attempt.losses.append(scores[str(fold)]["log_loss"])
-            trial.report(attempt.mean, len(attempt.losses) - 1)
-            if len(attempt.losses) == len(self.folds):
-                say(f"trial {trial.number}: log loss {attempt.mean:.4f}")
+            fold = self.folds[len(attempt.costs)]
+            metrics = read_json(attempt.run.metrics_file, "per_fold", "cost")
+            name = metrics["cost"]
+            self.study.set_user_attr("cost", name)
+            attempt.costs.append(metrics["per_fold"][str(fold)]["cost"])
+            trial.report(attempt.mean, len(attempt.costs) - 1)
+            if len(attempt.costs) == len(self.folds):
+                say(f"trial {trial.number}: {name} {attempt.mean:.4f}")
                 self._close(attempt, TrialState.COMPLETE)
             elif trial.should_prune():
-                say(f"trial {trial.number}: log loss {attempt.mean:.4f} after fold {fold}, stopped early")
+                say(f"trial {trial.number}: {name} {attempt.mean:.4f} after fold {fold}, stopped early")
                 self._close(attempt, TrialState.PRUNED)
             else:
                 self.ready.append(attempt)
@@ -254,7 +258,7 @@ def _show(study: optuna.Study, folder: Path) -> dict[str, Any]:
     best = sorted(complete, key=lambda trial: trial.value or 0.0)
     names = list(best[0].params)
     rows = [(t.number, f"{t.value:.4f}", *(_shown(t.params[name]) for name in names)) for t in best[:SHOWN]]
-    print_table(["trial", "log loss", *names], rows)
+    print_table(["trial", study.user_attrs["cost"], *names], rows)
     say(f"{len(complete)} trials were completed, {len(_done(study)) - len(complete)} stopped early")
     if len({trial.value for trial in complete}) > 1:
         importances = get_param_importances(study)
