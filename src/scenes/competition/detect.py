@@ -278,23 +278,27 @@ def _describe_target(rows: Rows, found: Detected) -> None:
 
 def _groups(rows: Rows, found: Detected) -> None:
     """Takes a column such as a patient's for groups, where its values repeat and no class is in one group alone."""
-    table, target = rows.source, rows.target
-    for column, cells in table.columns.items():
-        is_free = column not in (*target.columns, found.values["data.image_column"])
-        if is_free and GROUPS.search(column.lower()) and 5 <= len(set(cells)) < len(cells) and all(cells):
-            labels = table.columns[target.columns[0]]
-            within = {
-                label: {cell for cell, own in zip(cells, labels, strict=True) if own == label} for label in set(labels)
-            }
-            if (
-                target.task == "classes"
-                and len(target.columns) == 1
-                and any(len(each) == 1 for each in within.values())
-            ):
-                note = f"whether rows of one {column!r} must share a fold: some classes are in one of them only"
-                found.unknown.append(f"{note} (data.group_column)")
-                continue
-            why = f"{len(set(cells))} values in {len(cells)} rows: rows of one share a fold"
-            found.set("data.group_column", column, why)
-            found.summary.append(("groups", column, why))
-            return
+    taken = {*rows.target.columns, found.values["data.image_column"]}
+    for column, cells in rows.source.columns.items():
+        is_group = column not in taken and GROUPS.search(column.lower()) and all(cells)
+        if not is_group or not 5 <= len(set(cells)) < len(cells):
+            continue
+        if _has_lonely_class(rows, cells):
+            note = f"whether rows of one {column!r} must share a fold: some classes are in one of them only"
+            found.unknown.append(f"{note} (data.group_column)")
+            continue
+        why = f"{len(set(cells))} values in {len(cells)} rows: rows of one share a fold"
+        found.set("data.group_column", column, why)
+        found.summary.append(("groups", column, why))
+        return
+
+
+def _has_lonely_class(rows: Rows, groups: Sequence[str]) -> bool:
+    """Whether all rows of some class are in one group."""
+    target = rows.target
+    if target.task != "classes" or len(target.columns) > 1:
+        return False
+    within: dict[str, set[str]] = {}
+    for label, group in zip(rows.source.columns[target.columns[0]], groups, strict=True):
+        within.setdefault(label, set()).add(group)
+    return any(len(found) == 1 for found in within.values())

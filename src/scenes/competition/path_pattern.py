@@ -54,6 +54,11 @@ def pattern_folder(pattern: str) -> Path:
     return Path(f"{FIELD.split(pattern)[0]}x").parent
 
 
+def needed_files(source: Path, image_dir: Path) -> list[Path]:
+    """What must be in the data folder, relative to it, for these rows and their images."""
+    return [pattern_folder(source.as_posix())] if is_pattern(source) else [source, image_dir]
+
+
 def as_expression(pattern: str) -> str:
     """The pattern as a regular expression with a named group for each field."""
     texts = FIELD.split(pattern)

@@ -8,6 +8,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
+from scenes.competition.path_pattern import needed_files
 from scenes.competition.rows import read_test, read_train, test_source
 from scenes.competition.submission import check_submission_form
 from scenes.competition.task import Task
@@ -73,7 +74,8 @@ def build_training(
     The pretrained weights are part of the dataset, because a kernel has no network.
     """
     _check_paths(config.data)
-    if (config.data.root / config.data.train_csv).exists():
+    data = config.data
+    if all((data.root / file).exists() for file in needed_files(data.train_csv, data.image_dir)):
         _, targets, problems = read_train(config)
         raise_problems(problems)
         assert targets.task is not None

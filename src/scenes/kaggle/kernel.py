@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from scenes.competition.path_pattern import needed_files
 from scenes.config import load_config
 from scenes.console import StoppedError, UserError, say
 from scenes.data.decode import BadImageError, decode
@@ -99,7 +100,7 @@ def infer(bundle: Path, budget_minutes: float) -> Submitted:
     manifest = _manifest(bundle)
     source, folds = Run(bundle / "runs" / manifest["name"]), manifest["folds"]
     data = source.load_config().data
-    root = find_competition([data.test_csv, data.test_image_dir or data.image_dir], manifest["competition"])
+    root = find_competition(needed_files(data.test_csv, data.test_image_dir or data.image_dir), manifest["competition"])
     with tempfile.TemporaryDirectory(prefix="scenes-") as scratch:
         prediction = _Prediction(source, folds, until, Path(scratch), _data_settings(root, scratch))
         gpus = gpu_count()
@@ -202,7 +203,7 @@ def train(bundle: Path, budget_minutes: float) -> None:
     start = time.time()
     manifest = _manifest(bundle)
     config, folds = load_config(bundle / "config.yaml"), manifest["folds"]
-    root = find_competition([config.data.train_csv, config.data.image_dir], manifest["competition"])
+    root = find_competition(needed_files(config.data.train_csv, config.data.image_dir), manifest["competition"])
     run = _resume(manifest["name"])
     with tempfile.TemporaryDirectory(prefix="scenes-") as scratch, chdir(working()):
         settings = _data_settings(root, scratch)
