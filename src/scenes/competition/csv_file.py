@@ -9,7 +9,7 @@ import pandas as pd
 from scenes.competition.table import problem_for_places
 from scenes.console import Problem, UserError, raise_problems
 
-COLUMN_KEYS = "names are set by data.image_column, data.id_column, data.label_column, data.label_columns, …"
+COLUMN_KEYS = "names are set by data.image_column, data.label_column, …; python src/prepare.py detect infers them"
 
 
 def read_columns(file: Path, wanted: list[str], origin: str = COLUMN_KEYS) -> tuple[pd.DataFrame, list[Problem]]:

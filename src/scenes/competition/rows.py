@@ -38,7 +38,8 @@ def read_train_rows(data: DataConfig) -> tuple[Table, list[Problem]]:
     """
     labels = data.label_columns or [data.label_column]
     extra = [column for column in (data.group_column, data.fold_column) if column]
-    wanted = [_id_column(data), *labels, *extra]
+    image = [data.image_column] if data.train_csv.suffix == ".csv" and not data.image_pattern else []
+    wanted = list(dict.fromkeys([_id_column(data), *image, *labels, *extra]))
     folder, columns, problems = _read_columns(data, data.train_csv, data.image_dir, wanted)
     keys, finder = _image_keys(columns, data, is_test=False), Finder(folder, _suffix(data, data.train_csv))
     paths, found = _find_images(keys, finder)
@@ -82,8 +83,12 @@ def read_test(data: DataConfig, may_lack_images: bool = False) -> tuple[Table, l
 
 
 def test_source(data: DataConfig) -> Path | None:
-    """Where the test rows are, below data.root: `data.test_csv`, else the sample submission; None without either."""
-    if is_pattern(data.test_csv) or os.path.lexists(data.root / data.test_csv):
+    """Where the test rows are, below data.root; None if they are nowhere.
+
+    They are in `data.test_csv`; where that is not set and its default is missing, in the sample submission.
+    """
+    is_default = data.test_csv == DataConfig.model_fields["test_csv"].default
+    if not is_default or os.path.lexists(data.root / data.test_csv):
         return data.test_csv
     sample = sample_file(data)
     return sample.relative_to(data.root) if sample else None
