@@ -136,6 +136,13 @@ def test_every_line_says_why(tmp_path: Path) -> None:
     assert plain_yaml.parse("\n".join(lines), "").values["data"]["label_column"] == "is it?"
 
 
+def test_the_built_in_sample_beside_the_files_is_not_taken_for_them(tmp_path: Path) -> None:
+    folders(tmp_path)
+    one_column(tmp_path / "sample", cycle("a", "b"), "a")
+    (tmp_path / "sample/test_labels.csv").touch()
+    assert detect(tmp_path).values["data.train_csv"] == "train/{label}/{file}"
+
+
 def test_pixels_in_a_csv_are_refused_by_name(tmp_path: Path) -> None:
     table(tmp_path / "train.csv", ["label", *(f"pixel{i}" for i in range(784))], [[0] * 785] * 3)
     with pytest.raises(UserError, match=r"train\.csv.*pixels"):

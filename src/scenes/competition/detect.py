@@ -107,7 +107,7 @@ def _no_images(root: Path, files: Inventory) -> str:
 
 def _train_rows(files: Inventory, sample: Source | None, found: Detected) -> Rows | None:
     """The table whose rows are images with labels."""
-    best: tuple[tuple[bool, int, int], Rows, Any] | None = None
+    best: tuple[tuple[bool, int, int, int], Rows, str] | None = None
     for table in files.tables:
         if table is sample or table.role == "test":
             continue
@@ -116,7 +116,7 @@ def _train_rows(files: Inventory, sample: Source | None, found: Detected) -> Row
             continue
         order = ("train", "train_labels", "trainlabels", "labels")
         rank = next((at for at, stem in enumerate(order) if table.stem == stem), 9 - (table.role == "train"))
-        score = (target.is_sure, -rank, len(table))
+        score = (target.is_sure, -rank, -table.file.count("/"), len(table))
         if best is None or score > best[0]:
             best = score, Rows(table, names, target), image
     if best is None:

@@ -64,10 +64,12 @@ class Inventory:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.images = list(image_files(root))
+        # The built-in sample may have been drawn beside the competition's own files.
+        skipped = "sample" if (root / "sample" / "test_labels.csv").exists() else ""
+        self.images = [file for file in image_files(root) if file.split("/")[0] != skipped]
         self.tables: list[Source] = []
         self.json: dict[str, object] = {}
-        for file in _tables(root):
+        for file in _tables(root, skipped):
             name = file.relative_to(root).as_posix()
             if file.suffix.lower() == ".csv":
                 self.tables += _csv_source(file, name)
@@ -135,14 +137,14 @@ class Inventory:
         return sorted(end for end, count in ends.items() if count >= 0.9 * len(wanted))
 
 
-def _tables(root: Path) -> list[Path]:
-    """The CSV and JSON files near the top."""
+def _tables(root: Path, skipped: str) -> list[Path]:
+    """The CSV and JSON files near the top, those nearest first."""
     found: list[Path] = []
     folders = [root]
     for _ in range(DEPTH):
         inner = [entry for folder in folders for entry in sorted(folder.iterdir()) if not is_litter(entry.name)]
         found += [entry for entry in inner if entry.suffix.lower() in (".csv", ".json") and entry.is_file()]
-        folders = [entry for entry in inner if entry.is_dir()][:1000]
+        folders = [entry for entry in inner if entry.is_dir() and entry != root / skipped][:1000]
     return found
 
 
