@@ -10,6 +10,7 @@ as a linear probe at 96 px, and graded. The table, as in RESULTS.md, says how ma
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -60,6 +61,7 @@ class Outcome(NamedTuple):
 def solve(name: str, source: Path, scratch: Path) -> Outcome:
     """Makes a competition, describes it, trains the probe, and grades its submission."""
     home = scratch / name
+    shutil.rmtree(home, ignore_errors=True)
     python(home, source / "make_competitions.py", name, str(home))
     start = time.monotonic()
     settings = [
