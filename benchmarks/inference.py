@@ -33,7 +33,8 @@ from results import hardware, has_fastai, in_turn, peer_environment, ratios, spr
 from torch.utils.data import DataLoader, Dataset  # noqa: E402
 
 from scenes.competition.sample import draw  # noqa: E402
-from scenes.config import Config, load_config  # noqa: E402
+from scenes.config import Config  # noqa: E402
+from scenes.config_file import load_config  # noqa: E402
 from scenes.console import say  # noqa: E402
 from scenes.data.batches import resize  # noqa: E402
 from scenes.data.images import open_images  # noqa: E402

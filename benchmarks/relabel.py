@@ -36,7 +36,8 @@ from scenes.competition.metric import log_losses, standard_error  # noqa: E402
 from scenes.competition.rows import Labels  # noqa: E402
 from scenes.competition.scores import with_error  # noqa: E402
 from scenes.competition.task import class_task  # noqa: E402
-from scenes.config import Config, dump, load_config  # noqa: E402
+from scenes.config import Config  # noqa: E402
+from scenes.config_file import dump, load_config  # noqa: E402
 from scenes.console import say  # noqa: E402
 from scenes.data.dataset import Dataset  # noqa: E402
 from scenes.inference.views import PLAIN, views_of  # noqa: E402

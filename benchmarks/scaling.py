@@ -31,7 +31,8 @@ import numpy as np  # noqa: E402
 from results import hardware, write_section  # noqa: E402
 
 from scenes.competition.sample import draw  # noqa: E402
-from scenes.config import Config, load_config  # noqa: E402
+from scenes.config import Config  # noqa: E402
+from scenes.config_file import load_config  # noqa: E402
 from scenes.console import say  # noqa: E402
 from scenes.data.augment import AugmentedImages  # noqa: E402
 from scenes.data.batches import Schedule, StepSampler, train_loader  # noqa: E402

@@ -27,7 +27,8 @@ import torch  # noqa: E402
 from results import hardware, in_turn, ratios, spread, write_section  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
-from scenes.config import Config, load_config  # noqa: E402
+from scenes.config import Config  # noqa: E402
+from scenes.config_file import load_config  # noqa: E402
 from scenes.console import say  # noqa: E402
 from scenes.inference.predict import autocast  # noqa: E402
 from scenes.model.backbone import Classifier, has_depthwise  # noqa: E402

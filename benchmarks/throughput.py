@@ -40,7 +40,7 @@ from torch.nn import functional  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from scenes.competition.linear_head import fit_classes  # noqa: E402
-from scenes.config import load_config  # noqa: E402
+from scenes.config_file import load_config  # noqa: E402
 from scenes.console import say  # noqa: E402
 from scenes.data.augment import AugmentedImages  # noqa: E402
 from scenes.data.batches import Schedule, StepSampler, train_loader  # noqa: E402

@@ -42,7 +42,8 @@ sys.path.insert(0, str(ROOT / "src"))
 import pandas as pd  # noqa: E402
 from results import hardware, has_fastai, peer_environment, spread, write_section  # noqa: E402
 
-from scenes.config import Config, load_config  # noqa: E402
+from scenes.config import Config  # noqa: E402
+from scenes.config_file import load_config  # noqa: E402
 from scenes.console import say  # noqa: E402
 from scenes.files import write_text  # noqa: E402
 from scenes.runs import parse_folds  # noqa: E402

@@ -686,7 +686,7 @@ def spoil_two() -> tuple[str, str]:
 
 
 def test_skipped_rows_are_named_and_in_no_fold(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from scenes.config import load_config
+    from scenes.config_file import load_config
     from scenes.data.dataset import read_dataset
 
     gone, damaged = spoil_two()

@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from scenes.config import Config, differences, dump, load_config, valid_keys, validate
+from scenes.config import Config
+from scenes.config_file import differences, dump, load_config, valid_keys, validate
 from scenes.console import UserError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from scenes.config import Config, validate
+from scenes.config import Config
+from scenes.config_file import validate
 from scenes.console import UserError
 from scenes.runs import FULL, Run, begin, newest, write_json
 

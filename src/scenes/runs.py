@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from scenes.config import Config, differences, dump, load_config
+from scenes.config import Config
+from scenes.config_file import differences, dump, load_config
 from scenes.console import UserError
 from scenes.files import only_process, write_text
 

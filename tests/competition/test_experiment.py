@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from scenes.competition.experiment import load_experiment
-from scenes.config import Config, dump, load_config
+from scenes.config import Config
+from scenes.config_file import dump, load_config
 from scenes.console import UserError
 from small import images, table
 

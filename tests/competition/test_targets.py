@@ -8,7 +8,8 @@ import pytest
 
 from scenes.competition.table import Table
 from scenes.competition.targets import Targets, read_targets, task_kind
-from scenes.config import DataConfig, validate
+from scenes.config import DataConfig
+from scenes.config_file import validate
 
 
 def read(cells: dict[str, list[str]], kind: str | None = None, **data: object) -> Targets:

@@ -10,7 +10,8 @@ from safetensors.numpy import save_file
 
 import report
 from scenes.competition.task import Labels, Number, Task, class_task
-from scenes.config import Config, dump
+from scenes.config import Config
+from scenes.config_file import dump
 from scenes.inference.evaluate import evaluate_run
 from scenes.runs import Run
 

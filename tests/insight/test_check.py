@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import save_file
 
 import check
-from scenes.config import load_config
+from scenes.config_file import load_config
 from scenes.console import UserError
 from scenes.insight.quality import deviations, read_header, sharpness
 from scenes.insight.shift import adversarial_validation

@@ -11,7 +11,8 @@ import pytest
 import relabel
 import train
 from scenes.competition.rows import read_train
-from scenes.config import Config, DataConfig, load_config
+from scenes.config import Config, DataConfig
+from scenes.config_file import load_config
 from scenes.console import UserError
 from scenes.data.dataset import Dataset, read_dataset
 from tiny import TINY

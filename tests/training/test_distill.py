@@ -9,7 +9,7 @@ import pytest
 
 import distill
 import train
-from scenes.config import load_config
+from scenes.config_file import load_config
 from scenes.console import UserError
 from scenes.data.dataset import read_dataset
 from tiny import TINY

@@ -13,7 +13,7 @@ from filelock import FileLock
 pytest.importorskip("optuna")
 
 import sweep
-from scenes.config import load_config
+from scenes.config_file import load_config
 from scenes.console import UserError
 from scenes.script import report
 from scenes.training import crossval, trial, workers

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import train
-from scenes.config import validate
+from scenes.config_file import validate
 from scenes.console import StoppedError
 from scenes.training.trackers import Trackers
 from tiny import TINY

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from scenes.competition import description
-from scenes.config import Config, DataConfig, read_values, validate
+from scenes.config import Config, DataConfig
+from scenes.config_file import read_values, validate
 from scenes.console import UserError, say
 
 

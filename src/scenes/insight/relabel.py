@@ -9,7 +9,8 @@ import pandas as pd
 
 from scenes import plain_yaml
 from scenes.competition.rows import read_train
-from scenes.config import Config, validate
+from scenes.config import Config
+from scenes.config_file import validate
 from scenes.console import Problem, UserError, raise_problems, say
 from scenes.files import check_file, write_result
 from scenes.insight import gallery, label_errors, page

@@ -9,7 +9,8 @@ import numpy as np
 from scenes.competition.metric import Metric, metric_named
 from scenes.competition.scores import with_error
 from scenes.competition.task import Task
-from scenes.config import Config, differences, dump
+from scenes.config import Config
+from scenes.config_file import differences, dump
 from scenes.insight import figures
 from scenes.insight.results import HeldOut, read_times
 from scenes.runs import Run, read_json

@@ -12,7 +12,8 @@ from scenes.competition.path_pattern import needed_files
 from scenes.competition.rows import read_test, read_train, test_source
 from scenes.competition.submission import check_submission_form
 from scenes.competition.task import Task
-from scenes.config import Config, DataConfig, dump
+from scenes.config import Config, DataConfig
+from scenes.config_file import dump
 from scenes.console import Problem, raise_problems, say
 from scenes.environment import ROOT, describe
 from scenes.files import keep_old, make_folder, write_text

@@ -19,7 +19,7 @@ import pandas as pd
 from PIL import Image
 
 from scenes.competition.path_pattern import needed_files
-from scenes.config import load_config
+from scenes.config_file import load_config
 from scenes.console import StoppedError, UserError, say
 from scenes.data.decode import BadImageError, decode
 from scenes.environment import unsatisfied

@@ -11,7 +11,8 @@ import numpy as np
 from scenes.competition.metric import Metric, competition_metric
 from scenes.competition.scores import with_error
 from scenes.competition.task import predictions_of
-from scenes.config import Config, load_config
+from scenes.config import Config
+from scenes.config_file import load_config
 from scenes.console import UserError, print_table, say
 from scenes.model.pretrained import pretrained_state
 from scenes.randomness import key

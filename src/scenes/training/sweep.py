@@ -13,7 +13,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from scenes import plain_yaml
 from scenes.competition.experiment import load_experiment
-from scenes.config import Config, dump
+from scenes.config import Config
+from scenes.config_file import dump
 from scenes.console import Problem, StoppedError, UserError, print_table, raise_problems, say
 from scenes.files import only_process, write_result
 from scenes.randomness import key

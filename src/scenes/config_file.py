@@ -1,0 +1,204 @@
+"""Config files: read and checked with the line of every mistake, written, compared."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from scenes import plain_yaml
+from scenes.config import Config, Section
+from scenes.console import Problem, UserError, raise_problems
+
+# A run may resume with other values of these: they do not change what it computes (train.accumulate: beyond rounding,
+# and which rows share a random draw).
+# Where the training data is may change because folds.csv notices when the data itself does.
+FREE_KEYS = (
+    "name",
+    "data.root",
+    "data.train_csv",
+    "data.test_csv",
+    "data.sample_submission",
+    "data.image_dir",
+    "data.test_image_dir",
+    "data.class_names",
+    "data.cache",
+    "data.sample",
+    "train.accumulate",
+    "train.checkpoint_minutes",
+    "train.time_budget_minutes",
+    "train.wandb",
+    "loader.workers",
+    "infer.batch_size",
+    "infer.on_bad_image",
+    "selected_on",
+    "report",
+    "submission",
+)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads an experiment file and applies `--set` pairs; the competition's description is not read.
+
+    Args:
+        path: A YAML file that holds only what differs from the defaults.
+        overrides: ``key=value`` strings, the value in YAML, e.g. ``train.epochs=5``.
+
+    Raises:
+        UserError: If anything is unknown or of a wrong type; all mistakes are listed.
+    """
+    values, places = read_values(path, overrides)
+    return validate(values, str(path), places)
+
+
+def read_values(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, str]]:
+    """Reads what an experiment file and `--set` pairs say, unchecked; arguments as `load_config`'s.
+
+    Returns:
+        The nested values, and where each dotted key is from.
+
+    Raises:
+        UserError: If the file cannot be read or a pair has no meaning.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"no config at {path}; there are: {_neighbours(path)}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a YAML file ({error}); save it as UTF-8") from None
+    values, lines = plain_yaml.parse(text, str(path))
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a config is made of `key: value` lines, this is a {type(values).__name__}")
+    values.setdefault("name", path.stem)
+    places = {key: f"{path}, line {line}" for key, line in lines.items()}
+    for pair in overrides:
+        key = _apply(values, pair)
+        below = [place for place in places if place.startswith(f"{key}.")]
+        for place in [key, *below]:
+            places[place] = f"--set {pair}"
+    return values, places
+
+
+def validate(values: Mapping[str, Any], source: str, places: Mapping[str, str] | None = None) -> Config:
+    """Turns plain values into a checked config.
+
+    Args:
+        values: The nested values.
+        source: Where they are from, for messages.
+        places: Where exactly each dotted key is from, for messages.
+
+    Raises:
+        UserError: With every mistake, each with its place and the nearest valid name.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problems: dict[str, list[Problem]] = {}
+        for detail in error.errors():
+            key = _known_part(detail["loc"])
+            where = _place(key, places or {}) or source
+            if detail["type"] == "extra_forbidden":
+                problem = Problem(where, f"unknown key {key!r}", _nearest(key))
+            else:
+                message = detail["msg"].removeprefix("Value error, ")
+                is_whole = not key or isinstance(detail["input"], dict)
+                given = "" if is_whole else f" (given: {_short(detail['input'])})"
+                problem = Problem(where, f"{key}: {message}{given}" if key else message)
+            # A union reports each of its members; the reader wants one entry a key.
+            problems.setdefault(key, []).append(problem)
+    merged = [
+        same[0] if len(same) == 1 else same[0]._replace(what="; or ".join(dict.fromkeys(p.what for p in same)))
+        for same in problems.values()
+    ]
+    raise_problems(merged, "The config cannot be used")
+    raise AssertionError
+
+
+def dump(config: Config) -> str:
+    """Writes a resolved config as YAML that `load_config` reads back."""
+    return plain_yaml.dump(config.model_dump(mode="json"))
+
+
+def differences(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
+    """Lists (key, old value, new value) for each knob that differs and can change a result."""
+    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    return [(key, before[key], after[key]) for key in after if key not in FREE_KEYS and before[key] != after[key]]
+
+
+def _apply(values: dict[str, Any], pair: str) -> str:
+    """Merges one ``a.b=value`` into the nested values; returns its key."""
+    key, equals, text = pair.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set takes key=value pairs, e.g. --set train.epochs=5; got {pair!r}")
+    *sections, last = key.strip().split(".")
+    target = values
+    for section in sections:
+        target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise UserError(f"--set {pair}: {section} is {_short(target)}, which has nothing below it to set")
+    target[last] = plain_yaml.parse(text, f"--set {pair}").values
+    return key.strip()
+
+
+def _place(key: str, places: Mapping[str, str]) -> str:
+    """Where a key is from, or else something below it, or else the section it is in."""
+    below = [place for known, place in places.items() if known.startswith(f"{key}.")]
+    return places.get(key) or next(iter(below), "") or places.get(key.rpartition(".")[0], "")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flattens sections (not free-form values) to dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if not prefix and isinstance(value, dict):
+            flat |= _flat(value, f"{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _known_part(location: tuple[int | str, ...]) -> str:
+    """Cuts what pydantic appends to a location inside a union, e.g. the member's type."""
+    parts = [str(part) for part in location]
+    depth = 2 if parts and parts[0] in Config.model_fields and _section(parts[0]) else 1
+    return ".".join(parts[:depth])
+
+
+def _section(name: str) -> type[Section] | None:
+    annotation = Config.model_fields[name].annotation
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def valid_keys() -> list[str]:
+    """Lists every dotted key a config may hold."""
+    keys = []
+    for name in Config.model_fields:
+        section = _section(name)
+        keys += [f"{name}.{field}" for field in section.model_fields] if section else [name]
+    return keys
+
+
+def _nearest(key: str) -> str:
+    keys = valid_keys()
+    if key in keys:  # right, but in one word at the top of the file
+        section, _, field = key.partition(".")
+        return f"a file has it in two lines: `{section}:` and, indented, `{field}: …`"
+    short = {k.rpartition(".")[2]: k for k in keys}
+    match = difflib.get_close_matches(key, keys, 1, 0.6) or [
+        short[name] for name in difflib.get_close_matches(key.rpartition(".")[2], list(short), 1, 0.6)
+    ]
+    return f"did you mean {match[0]!r}?" if match else "every key with its default: src/scenes/config.py"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def _neighbours(path: Path) -> str:
+    folder = path.parent if path.parent.is_dir() else Path("configs")
+    return ", ".join(str(file) for file in sorted(folder.glob("*.yaml"))) or "none in that folder"
