@@ -12,7 +12,7 @@ from scenes.config import Config
 from scenes.console import say
 from scenes.data.augment import compose
 from scenes.files import check_file, write_result
-from scenes.insight import gallery, page
+from scenes.insight import figures, gallery, page
 from scenes.insight.duplicates import group_pairs
 from scenes.insight.findings import find
 from scenes.insight.gallery import Shown
@@ -27,6 +27,7 @@ PAIRS_SHOWN = 36
 VALUES_SHOWN = 10
 BARS = 40  # more classes get no figure, only the table
 AUGMENTED = 6
+ONE = {"classes": "class", "labels": "label", "number": "range"}
 
 
 def check(config: Config, out: Path) -> None:
@@ -59,6 +60,7 @@ def check(config: Config, out: Path) -> None:
         findings=findings,
         no_embeddings=found.no_embeddings,
         unreadable=[[str(side.table.file), *row] for side in data.sides for row in side.unreadable],
+        one=ONE[data.task.kind],
         classes=_classes(data),
         class_figure=_class_figure(data),
         files=[(column, _tally(data, found.looks[column])) for column in ("size", "mode", "format")],
@@ -95,11 +97,12 @@ def _classes(data: Readable) -> list[list[object]]:
 
 
 def _class_figure(data: Readable) -> Markup | str:
+    if data.task.kind == "number":
+        return figures.histogram(data.targets, "Training images", data.task.names[0])
     names, counts = [name for name, _ in data.groups], [len(rows) for _, rows in data.groups]
     if len(names) > BARS:
         return ""
-    by = {"classes": "class", "labels": "label", "number": data.task.columns[0]}[data.task.kind]
-    figure, axes = page.figure(height=0.8 + 0.22 * len(names), title=f"Training images by {by}")
+    figure, axes = page.figure(height=0.8 + 0.22 * len(names), title=f"Training images by {ONE[data.task.kind]}")
     axes.barh(names[::-1], counts[::-1])
     axes.grid(visible=False, axis="y")
     return page.svg(figure)

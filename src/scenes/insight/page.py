@@ -40,15 +40,25 @@ def render(template: str, path: Path, **content: Any) -> None:
         UserError: If `path` cannot be a file.
     """
     check_file(path)
+    text = fragment(template, **content)
+    if path.exists() and GENERATOR not in path.read_bytes():
+        say(f"{path} existed and was not written by this project; it is now {keep_old(path)}")
+    write_text(path, text.encode(errors="replace").decode())  # a file name may not be valid UTF-8
+
+
+def fragment(template: str, **content: Any) -> str:
+    """Renders a template, which may be a part of a page; all text in `content` is escaped.
+
+    Args:
+        template: A file in ``templates/``.
+        **content: The template's variables; `Markup` is inserted unescaped.
+    """
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.tests["numeric"] = lambda value: bool(NUMBER.fullmatch(str(value)))
-    text = environment.get_template(template).render(content)
-    if path.exists() and GENERATOR not in path.read_bytes():
-        say(f"{path} existed and was not written by this project; it is now {keep_old(path)}")
-    write_text(path, text.encode(errors="replace").decode())  # a file name may not be valid UTF-8
+    return environment.get_template(template).render(content)
 
 
 def figure(width: float = 4.4, height: float = 3.0, title: str = "") -> tuple[Figure, Axes]:

@@ -98,7 +98,7 @@ def read_held_out(run: Run, config: Config, metrics: dict[str, Any]) -> HeldOut:
     Raises:
         UserError: If oof.csv does not fit the folds, or the class names do not fit the classes.
     """
-    task = _renamed(task_from_dict(metrics["task"]), config)
+    task = renamed(task_from_dict(metrics["task"]), config)
     table = read_oof(run)
     oof = gather(run, metrics["of"])
     mismatch = UserError(f"{run.oof_file}: does not match the folds in the run; run the train.py command again")
@@ -123,8 +123,12 @@ def read_held_out(run: Run, config: Config, metrics: dict[str, Any]) -> HeldOut:
     )
 
 
-def _renamed(task: Task, config: Config) -> Task:
-    """The task under the config's class names, if it has any."""
+def renamed(task: Task, config: Config) -> Task:
+    """The task under the config's class names, if there are any.
+
+    Raises:
+        UserError: If their number is wrong.
+    """
     names = config.data.class_names
     if not names or task.kind == "number":
         return task
