@@ -68,7 +68,7 @@ class DataConfig(Section):
     @field_validator("drop", "relabel", mode="before")
     @classmethod
     def _are_texts(cls, value: object) -> object:
-        """Takes names and labels for the texts they are in the CSV, where YAML takes 7, and 7.0, for numbers."""
+        """Turns numbers into text: names and labels are text in the CSV, even if YAML reads them as 7 or 7.0."""
         if isinstance(value, list):
             return [_as_text(item) for item in value]
         if isinstance(value, dict):

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from scenes.console import UserError
 from scenes.data.batches import Sample, TrainBatch
-from scenes.data.images import Pictures
+from scenes.data.images import ImageSource
 from scenes.randomness import key
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the package index for news
@@ -64,7 +64,7 @@ class AugmentedImages(Dataset[TrainBatch]):
 
     def __init__(
         self,
-        images: Pictures,
+        images: ImageSource,
         augment: str | Sequence[Step],
         size: int,
         seed: int,

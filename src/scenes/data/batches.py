@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from scenes.console import say
-from scenes.data.images import Pictures
+from scenes.data.images import ImageSource
 from scenes.environment import usable_cores
 from scenes.randomness import key
 
@@ -113,7 +113,7 @@ class EvalBatch(NamedTuple):
 class EvalImages(Dataset[EvalBatch]):
     """Images for prediction: each is read once, then resized to every size the views need."""
 
-    def __init__(self, images: Pictures, rows: np.ndarray, sizes: Sequence[int]) -> None:
+    def __init__(self, images: ImageSource, rows: np.ndarray, sizes: Sequence[int]) -> None:
         self.images, self.rows, self.sizes = images, rows, sorted(set(sizes))
 
     def __len__(self) -> int:

@@ -25,7 +25,7 @@ DIM_BELOW = 64  # of 256 levels
 MEASURED = 500  # files whose values are looked at to suggest a data.pixel_range
 
 
-class Pictures(Protocol):
+class ImageSource(Protocol):
     """Images by row: RGB, uint8, shape (height, width, 3)."""
 
     def __len__(self) -> int: ...

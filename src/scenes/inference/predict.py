@@ -10,7 +10,7 @@ from torch import Tensor
 from scenes.config import Config
 from scenes.console import Meter, UserError, say
 from scenes.data.batches import EvalImages, eval_loader
-from scenes.data.images import Pictures
+from scenes.data.images import ImageSource
 from scenes.inference.views import View
 from scenes.model.backbone import Classifier
 from scenes.model.device import choose_precision, is_out_of_memory
@@ -26,7 +26,7 @@ class NotFiniteError(UserError):
 
 def predict(
     models: Sequence[Classifier],
-    images: Pictures,
+    images: ImageSource,
     rows: np.ndarray,
     views: Sequence[View],
     size: int,
@@ -109,7 +109,7 @@ def _check_finite(
 def predict_as_configured(
     config: Config,
     models: Sequence[Classifier],
-    images: Pictures,
+    images: ImageSource,
     rows: np.ndarray,
     views: Sequence[View],
     device: torch.device,

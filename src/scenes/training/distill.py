@@ -10,7 +10,7 @@ from scenes.competition.rows import read_test, test_source
 from scenes.console import UserError, say
 from scenes.data.dataset import reopen_dataset
 from scenes.data.folds import write_or_compare
-from scenes.data.images import Pictures, read_images
+from scenes.data.images import ImageSource, read_images
 from scenes.data.soft_targets import ABOUT, JoinedImages
 from scenes.inference.models import chosen_ensemble, load_folds
 from scenes.inference.predict import predict_as_configured
@@ -43,7 +43,7 @@ def write_soft_targets(runs: Sequence[Run], out: Path) -> None:
     data = reopen_dataset(runs[0], config)
     for run in runs[1:]:
         write_or_compare(run.folds_file, data.fold_table())
-    images: Pictures = data.images
+    images: ImageSource = data.images
     test = None
     if test_source(config.data):
         test, _ = read_test(config.data)
@@ -64,7 +64,7 @@ def write_soft_targets(runs: Sequence[Run], out: Path) -> None:
     write_table(out, pd.concat(tables))
 
 
-def _teach(run: Run, fold: int, images: Pictures, rows: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+def _teach(run: Run, fold: int, images: ImageSource, rows: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     """Predicts with a teacher; returns the mean over its views, float32, shape (rows, classes)."""
     config, device = run.load_config(), choose_device()
     models = load_folds(run, config, [fold], device)

@@ -80,12 +80,12 @@ def _compute(
     loader = eval_loader(EvalImages(images, np.arange(len(images)), [size]), batch_size, workers, device)
     meter = Meter(len(loader), "features of the frozen body", "img", batch_size)
     fused = fuse_batch_norms(model.body, size)
-    body = InParts(lambda pictures: fused(model.normalise(pictures)))
+    body = InParts(lambda canvas: fused(model.normalise(canvas)))
     done = []
     with torch.inference_mode(), autocast(device, precision):
         for batch in loader:
-            pictures = batch.canvases[size].to(device, non_blocking=True)
-            done.append(body(pictures.permute(0, 3, 1, 2)).float().cpu())
+            canvas = batch.canvases[size].to(device, non_blocking=True)
+            done.append(body(canvas.permute(0, 3, 1, 2)).float().cpu())
             meter.advance()
     meter.close()
     return torch.cat(done).numpy()
