@@ -30,6 +30,7 @@ def connect(address: str | None, what_for: str, **options: Any) -> list[dict[str
     if not find_spec("ray"):
         raise UserError(f"{what_for} needs Ray: pip install ray==2.60.0 (the same version on all machines)")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's actors log a false alarm; errors are raised
     import ray
 
     if not ray.is_initialized():

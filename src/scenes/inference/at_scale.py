@@ -206,28 +206,36 @@ def predicted_blocks(arguments: tuple[Any, ...], names: Sequence[str], address: 
 
 
 def write_parts(blocks: Iterable[pa.Table], out: Path, count: int) -> None:
-    """Writes blocks of predictions as numbered files, each whole or not there; `count` is for the progress line."""
+    """Writes blocks of predictions as numbered files, each whole or not there; `count` is for the progress line.
+
+    Raises:
+        UserError: If all of a part's many images fail.
+    """
     number = max((int(file.stem.removeprefix("part-")) for file in out.glob("part-*.parquet")), default=-1)
-    meter, since = Meter(count, "predicting", "img"), time.monotonic()
-    waiting: list[pa.Table] = []
-
-    def write() -> None:
-        nonlocal number, waiting, since
-        table = pa.concat_tables(waiting)
+    meter = Meter(count, "predicting", "img")
+    for table in joined(blocks, meter):
         if table["error"].null_count == 0 and len(table) >= MANY:
-            first = table.slice(0, 1).to_pylist()[0]
-            raise UserError(
-                f"{first['path']}: {first['error']}, nor can {len(table) - 1} others; is this their folder?"
-            )
+            path, error = table["path"][0], table["error"][0]
+            raise UserError(f"{path}: {error}, and so on for {len(table) - 1} others; is this where the images are?")
         number += 1
-        write_atomic(out / f"part-{number:05d}.parquet", lambda path: pq.write_table(table, path, compression="zstd"))
-        waiting, since = [], time.monotonic()
+        _write(out / f"part-{number:05d}.parquet", table)
+    meter.close()
 
+
+def joined(blocks: Iterable[pa.Table], meter: Meter) -> Iterator[pa.Table]:
+    """Joins blocks to parts of `PART_ROWS` rows, or of what came in `PART_SECONDS`."""
+    waiting: list[pa.Table] = []
     for block in blocks:
+        if not waiting:
+            since = time.monotonic()
         waiting.append(block)
         meter.advance(count=len(block))
         if sum(map(len, waiting)) >= PART_ROWS or time.monotonic() - since > PART_SECONDS:
-            write()
+            yield pa.concat_tables(waiting)
+            waiting = []
     if waiting:
-        write()
-    meter.close()
+        yield pa.concat_tables(waiting)
+
+
+def _write(file: Path, table: pa.Table) -> None:
+    write_atomic(file, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
