@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from scenes.competition.decoding import Decoding
+from scenes.competition.metric import competition_metric
 from scenes.competition.rows import Table, bad_image_rows, read_test
 from scenes.competition.submission import Form, plan_submission
 from scenes.competition.task import Task
@@ -45,6 +46,9 @@ def submit(run: Run, config: Config, folds: Sequence[int], out: Path | None = No
         raise UserError(f"{out}: is a folder; name a file in it, e.g. --out {out / run.name}.csv")
     inputs = read_inputs(config, run_task(run, config, folds))
     say(f"{out}: {inputs.form}")
+    metric = competition_metric(config, inputs.form.task)
+    if config.submission and config.submission != metric.wants:
+        say(f"submission: {config.submission}, although the metric {metric.name} is computed from {metric.wants}")
     prior = mean_prior(run, folds) if inputs.bad else None
     predictions = predict_folds(run, config, folds, inputs)
     submission, by_output = make_tables(inputs, predictions, chosen_ensemble(run, config).decoding, prior)
