@@ -54,8 +54,8 @@ def survey(config: Config) -> Survey:
     in_test = (pairs["first"] >= count).astype(int) + (pairs["second"] >= count)
     pairs["side"] = np.array(SIDES)[in_test]
     first, second = (np.minimum(pairs[side], count - 1) for side in ("first", "second"))
-    differs = (targets[first] != targets[second]).reshape(len(pairs), -1).any(1)
-    pairs["conflict"] = (in_test == 0) & differs
+    differs = targets[first] != targets[second]
+    pairs["conflict"] = (in_test == 0) & (differs.any(1) if differs.ndim == 2 else differs)
     shift = None
     if embeddings is not None and data.test:
         shift = adversarial_validation(embeddings[:count], embeddings[count:], config.seed)
