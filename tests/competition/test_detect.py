@@ -49,6 +49,11 @@ def folders(root: Path) -> None:
     )
 
 
+def nested_folders(root: Path) -> None:
+    images(root, *(f"seg_train/seg_train/{'ab'[i % 2]}/{name}.png" for i, name in enumerate(TRAIN)))
+    images(root, *(f"seg_test/seg_test/{'ab'[i % 2]}/{name}.png" for i, name in enumerate(TEST)))
+
+
 def names(root: Path) -> None:
     images(root, *(f"train/{'cd'[i % 2]}at.{i}.jpg" for i in COUNT), *(f"test/{name}.jpg" for name in TEST))
     table(root / "sample_submission.csv", ["id", "label"], [(name, 0.5) for name in TEST])
@@ -92,6 +97,7 @@ KINDS: dict[str, tuple[Callable[[Path], object], dict[str, Any]]] = {
         {"data.train_csv": "train.json", "data.id_column": "id", "data.label_column": "category_id", "task": "classes"},
     ),
     "folders": (folders, {"data.train_csv": "train/{label}/{file}", "data.test_csv": "test/{file}"}),
+    "nested folders": (nested_folders, {"data.train_csv": "seg_train/seg_train/{label}/{file}", "task": "classes"}),
     "names": (names, {"data.train_csv": "train/{label}.{number}.jpg", "metric": "roc_auc"}),
     "several files": (several_files, {"data.image_pattern": "{id}_green", "task": "labels"}),
 }
@@ -116,8 +122,8 @@ def test_every_kind_is_detected_and_read_without_a_word_by_hand(
     test, test_problems = read_test(config.data)
     assert problems == test_problems == []
     assert len(train) == len(test) == 20
-    assert {path.parts[1] for path in train.paths} <= {"train", "all"}
-    assert {path.parts[1] for path in test.paths} <= {"test", "all"}
+    assert {path.parts[1].removeprefix("seg_") for path in train.paths} <= {"train", "all"}
+    assert {path.parts[1].removeprefix("seg_") for path in test.paths} <= {"test", "all"}
 
 
 def test_a_description_is_never_overwritten(tmp_path: Path) -> None:

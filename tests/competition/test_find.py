@@ -45,6 +45,7 @@ def test_names_and_files(tmp_path: Path, name: str, files: list[str], expected: 
 def test_a_suffix_chooses_among_several_files(tmp_path: Path) -> None:
     folder(tmp_path, "a_red.png", "a_green.png", "a.jpg", "a.png")
     assert Finder(tmp_path, ".png").find("a").path == tmp_path / "a.png"
+    assert Finder(tmp_path, ".png").find("a.png").path == tmp_path / "a.png"
     assert Finder(tmp_path, "_green").find("a").path == tmp_path / "a_green.png"
 
 

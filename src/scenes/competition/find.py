@@ -45,10 +45,11 @@ class Finder:
         Names may differ from the file's in Unicode form, in case, in backslashes for slashes, and in the suffix where
         they have none or one that no file has. Folders in the name must be the file's own, as far as both have some.
         """
-        path = Path(os.path.normpath(self.folder / _on_disk(name + self.suffix)))
+        whole = name if self.suffix and name.endswith(self.suffix) else name + self.suffix
+        path = Path(os.path.normpath(self.folder / _on_disk(whole)))
         if os.path.isfile(path):  # noqa: PTH113 - pathlib raises for a name that is too long
-            return Found(path, [name + self.suffix])
-        files = self._best(name + self.suffix)
+            return Found(path, [whole])
+        files = self._best(whole)
         return Found(self.folder / files[0] if len(files) == 1 else path, files)
 
     def leaves(self, name: str) -> bool:

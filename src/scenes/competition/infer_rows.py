@@ -1,0 +1,211 @@
+"""Infers where a competition's training and test rows are, and how their images are found."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from os.path import commonpath
+from typing import Any
+
+from scenes.competition.coco import IMAGE_KEYS
+from scenes.competition.description import Line
+from scenes.competition.find import split_suffix
+from scenes.competition.infer_target import Target, find_target
+from scenes.competition.inventory import Inventory, Source
+from scenes.competition.path_pattern import as_expression
+
+FOUND = 0.9  # share of a column's names that must be images
+FEW_FOLDERS = 4  # more folders with images than this are classes, not parts of names
+
+
+@dataclass
+class Detected:
+    """What was inferred.
+
+    Attributes:
+        lines: The keys of competition.yaml.
+        summary: What each concept was taken to be, for people: (concept, what, from what).
+        unknown: What the files do not say.
+    """
+
+    lines: list[Line] = field(default_factory=list)
+    summary: list[tuple[str, str, str]] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+
+    def set(self, key: str, value: Any, why: str) -> None:
+        """Adds a line."""
+        self.lines.append(Line(key, value, why))
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The values by dotted key."""
+        return {line.key: line.value for line in self.lines}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Training rows and how their images are found.
+
+    Attributes:
+        source: The rows.
+        names: The column with the ids.
+        target: What is to be predicted.
+    """
+
+    source: Source
+    names: str
+    target: Target
+
+
+def table_rows(files: Inventory, sample: Source | None, found: Detected) -> Rows | None:
+    """The table whose rows are images with labels."""
+    best: tuple[tuple[bool, int, int, int], Rows, str] | None = None
+    for table in files.tables:
+        if table is sample or table.role == "test":
+            continue
+        names, image = _name_columns(files, table, sample)
+        if not image or not (target := find_target(table, names, sample, files)):
+            continue
+        order = ("train", "train_labels", "trainlabels", "labels")
+        rank = next((at for at, stem in enumerate(order) if table.stem == stem), 9 - (table.role == "train"))
+        score = (target.is_sure, -rank, -table.file.count("/"), len(table))
+        if best is None or score > best[0]:
+            best = score, Rows(table, names, target), image
+    if best is None:
+        return None
+    _, rows, image = best
+    table = rows.source
+    if table.file != "train.csv":
+        found.set("data.train_csv", table.file, f"{len(table)} rows with labels")
+    _place_images(files, table, rows.names, image, found)
+    found.summary.append(("rows", f"{table.file}, {len(table)} rows", f"the ids in {rows.names!r}"))
+    return rows
+
+
+def _name_columns(files: Inventory, table: Source, sample: Source | None) -> tuple[str, str | None]:
+    """The columns of the ids and of the images' names; None for the second where none names images."""
+    if not table.is_json and any(files.candidates(column) for column in table.columns):
+        return "", None  # a row in place of the header
+    shares = {column: _share(files, cells) for column, cells in table.columns.items()}
+    asked = next(iter(sample.columns)) if sample else ""
+    keys = [key for key in IMAGE_KEYS if key in table.columns] if table.is_json else []
+    ids = asked if asked in table.columns and not table.is_json else next(iter(keys), "")
+    if table.is_json and "file_name" in table.columns and shares["file_name"] >= FOUND:
+        return ids, "file_name"
+    if ids and shares[ids] >= FOUND:
+        return ids, ids
+    best = max(shares, key=lambda column: shares[column])
+    if shares[best] >= FOUND:
+        return ids or best, best
+    first = ids or next(iter(table.columns))
+    return first, (f"{{{first}}}" if len(files.variants(table.columns[first])) > 1 else None)
+
+
+def _share(files: Inventory, cells: Sequence[str]) -> float:
+    """How many of a column's cells are images' names; numbers that repeat are none."""
+    tried = cells[:: max(1, len(cells) // 50)]
+    if len(set(tried)) < len(tried) / 2:
+        return 0.0
+    return sum(bool(name.strip() and files.candidates(name)) for name in tried) / len(tried)
+
+
+def _place_images(files: Inventory, table: Source, names: str, image: str, found: Detected) -> None:
+    """Writes down where the training images are and how they are found."""
+    column = names if image.startswith("{") else image
+    cells = table.columns[column]
+    if image.startswith("{"):
+        ends = files.variants(cells)
+        end = next((end for end in ends if end == "_green"), ends[0])
+        found.set("data.image_pattern", f"{{{names}}}{end}", f"one of several files an id: {', '.join(ends)}")
+        found.unknown.append(
+            f"which of the files {', '.join(ends)} of an id to use; {end} is taken (data.image_pattern)"
+        )
+        cells = [f"{cell}{end}" for cell in cells]
+    place = files.place(cells, "train")
+    found.set("data.image_dir", place.folder, f"{place.share:.0%} of the names in {column!r} are there")
+    found.set("data.image_column", column if not image.startswith("{") else names, "names the images")
+    if names != column:
+        found.set("data.id_column", names, "what a submission prints")
+    if place.suffix and not image.startswith("{"):
+        found.set("data.image_suffix", place.suffix, "the names lack it")
+    found.summary.append(("images", f"{place.folder}/", f"{place.share:.0%} of the names in {column!r} are there"))
+
+
+def path_rows(files: Inventory, sample: Source | None, found: Detected) -> Rows | None:
+    """Rows whose labels are in the images' paths: in a folder for each class, or before a number in the name."""
+    name = next(iter(sample.columns)) if sample else "image"
+    train = [image for image in files.images if "train" in image.split("/")[0].lower()]
+    others = [image for image in files.images if "test" not in image.split("/")[0].lower()]
+    for images in (train, others, files.images):
+        for pattern in _patterns(images):
+            expression = re.compile(as_expression(pattern))
+            matches = [match for image in images if (match := expression.fullmatch(image))]
+            labels = [match["label"] for match in matches]
+            is_label = not ("{number}" in pattern and all(map(str.isdigit, labels)))
+            if is_label and len(matches) >= FOUND * len(images) and 2 <= len(set(labels)) <= len(labels) / 2:
+                why = f"{len(matches)} images, {len(set(labels))} labels in their paths"
+                found.set("data.train_csv", pattern, why)
+                found.set("data.image_column", name, "the sample's id" if sample else "any name")
+                found.summary.append(("rows", pattern, why))
+                columns = {"label": labels, name: [match.string for match in matches]}
+                return Rows(Source(pattern, columns), name, Target.of_classes("label", labels, sample))
+    return None
+
+
+def _patterns(images: Sequence[str]) -> Iterator[str]:
+    """Patterns that could be those of the images' paths."""
+    suffixes: dict[str, Counter[str]] = {}
+    for image in images:
+        suffixes.setdefault(image.rpartition("/")[0], Counter())[split_suffix(image)[1]] += 1
+    above = dict.fromkeys(folder.rpartition("/")[0] for folder in suffixes if folder)
+    yield from (f"{folder}/{{label}}/{{file}}".lstrip("/") for folder in above)
+    if len(suffixes) <= FEW_FOLDERS:
+        for folder, counts in suffixes.items():
+            suffix = counts.most_common(1)[0][0]
+            yield from (f"{folder}/{{label}}{sign}{{number}}{suffix}".lstrip("/") for sign in (".", "_", "-", ""))
+
+
+def infer_test_rows(files: Inventory, rows: Rows, sample: Source | None, found: Detected) -> None:
+    """Finds the test rows: a test table, else the sample submission, else a folder of test images."""
+    values = found.values
+    image, column = values["data.image_column"], values.get("data.id_column", values["data.image_column"])
+    tables = [table for table in files.tables if table.role == "test" and table is not sample]
+    table = next((each for each in tables if column in each.columns and not _is_answers(each, rows, sample)), sample)
+    if table is None:
+        _folder_of_tests(files, found)
+        return
+    if table is sample:
+        cells = next(iter(table.columns.values()))
+        found.set("data.test_csv", table.file, "no other list of the test images")
+    else:
+        cells = table.columns[image if image in table.columns else column]
+        if table.file != "test.csv":
+            found.set("data.test_csv", table.file, f"{len(table)} rows without labels")
+    pattern = values.get("data.image_pattern", "")
+    place = files.place([cell + pattern.rpartition("}")[2] for cell in cells], "test")
+    if place.share < FOUND:
+        found.unknown.append(f"where the test images are: {place.share:.0%} of {table.file}'s are in {place.folder}")
+    if place.folder != values.get("data.image_dir"):
+        found.set("data.test_image_dir", place.folder, f"{place.share:.0%} of {table.file}'s images are there")
+    if place.suffix and "data.image_suffix" not in values and not pattern:
+        found.set("data.image_suffix", place.suffix, f"{table.file}'s names lack it")
+    found.summary.append(("test rows", f"{table.file}, {len(table)} rows", f"images in {place.folder}/"))
+
+
+def _folder_of_tests(files: Inventory, found: Detected) -> None:
+    """Takes all images of a test folder for the test rows."""
+    images = [image for image in files.images if "test" in image.split("/")[0].lower() and "/" in image]
+    levels = {image.count("/") for image in images}
+    if len(levels) != 1:
+        found.unknown.append("the test images: there is no test table, no sample submission and no test folder")
+        return
+    folder = commonpath([image.rpartition("/")[0] for image in images])
+    between = levels.pop() - folder.count("/") - 1
+    pattern = "/".join([folder, *(f"{{folder{at}}}" for at in range(between)), "{file}"])
+    found.set("data.test_csv", pattern, "no list of the test images, so all in that folder")
+    found.summary.append(("test rows", f"{folder}/, {len(images)} images", "no list of them"))
+
+
+def _is_answers(table: Source, rows: Rows, sample: Source | None) -> bool:
+    """Whether a table holds test labels, which are no test rows where there is a sample."""
+    return sample is not None and all(column in table.columns for column in rows.target.columns) and not table.is_json
