@@ -267,8 +267,12 @@ def test_8_bits_are_never_scaled(file: Path) -> None:
 
 def test_gray_maps_are_scaled_by_the_largest_value_they_name(file: Path) -> None:
     values = (RAMP * 4095).round().astype(">u2")
-    pixels = decoded(file, b"P5 10 6 4095\n" + values.tobytes())
-    assert abs(pixels[..., 0] - LEVELS).max() <= 1
+    for pixel_range in (None, (0, 4095), (0, 65535)):
+        file.write_bytes(b"P5 10 6 4095\n" + values.tobytes())
+        assert abs(decode(file, pixel_range=pixel_range).pixels[..., 0] - LEVELS).max() <= 1
+    file.write_bytes(b"P5 10 6 65535\n" + values.tobytes())
+    assert decode(file).is_deep
+    assert abs(decode(file, pixel_range=(0, 4095)).pixels[..., 0] - LEVELS).max() <= 1
 
 
 def test_white_is_zero(file: Path) -> None:

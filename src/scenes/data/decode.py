@@ -214,6 +214,7 @@ def _by_pillow(data: bytes) -> np.ndarray:
         with Image.open(BytesIO(data)) as image:
             _check_size(image.height, image.width)
             is_deep_color = image.mode[0] != "I" and ";16" in str(image.tile)
+            names_white = image.format == "PPM" and image.tile[0][0] != "raw"
             image.load()
             tags = getattr(image, "tag_v2", {})
             sample_format = tags.get(TIFF_SAMPLE_FORMAT, (UNSIGNED,))[0]
@@ -221,6 +222,8 @@ def _by_pillow(data: bytes) -> np.ndarray:
                 return _by_opencv(data)
             if image.mode[0] not in "IF":
                 values = np.asarray(image.convert("RGB"))
+            elif names_white and image.mode == "I":
+                values = (np.asarray(image) >> 8).astype(np.uint8)  # Pillow scales it to 16 bits
             else:
                 values = _gray_values(image, sample_format)
             # Pillow has turned TIFFs already, and PNGs come without EXIF.
@@ -239,7 +242,7 @@ def _by_pillow(data: bytes) -> np.ndarray:
 def _gray_values(image: Image.Image, sample_format: int) -> np.ndarray:
     """The values of a gray image of more than 8 bits, of the type that the file says."""
     values, tags = np.asarray(image), getattr(image, "tag_v2", {})
-    if image.format == "PPM" and image.mode == "I":  # Pillow scales by the largest value that the file names
+    if image.format == "PPM" and image.mode == "I":
         return values.astype(np.uint16)
     if image.mode == "I" and tags.get(TIFF_BITS) == (32,) and sample_format == UNSIGNED:
         return values.view(np.uint32)
