@@ -1,8 +1,8 @@
 """What each part of a recipe is worth: python benchmarks/ablations.py configs/NAME.yaml [--folds 0,3] [--only …].
 
-Each variant changes one thing and is trained on the same folds; the table shows its difference to the config itself,
-paired by row, with its standard error. `--set` changes the config for all of them, the base too. What is trained is not
-trained again (runs/NAME.VARIANT).
+Each variant changes one thing and trains on the same folds; the table shows its difference to the config itself,
+paired by row, with its standard error. `--set` changes the config for all of them, the base included. A finished
+variant is not trained again (runs/NAME.VARIANT).
 """
 
 import argparse
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def held_out(config: Path, variant: str, folds: str, common: list[str]) -> pd.DataFrame:
-    """Trains a variant where that has not been done; its out-of-fold predictions, by image name."""
+    """Trains a variant unless that is done; its out-of-fold predictions by image name."""
     name = ".".join("-".join(re.findall(r"[\w.]+", part)) for part in (config.stem, *common, variant))
     settings = [*common, *VARIANTS[variant], f"name={name}", "report=false"]
     command = [sys.executable, ROOT / "src/train.py", config.resolve(), "--folds", folds, "--set", *settings]

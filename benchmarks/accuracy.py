@@ -1,6 +1,6 @@
 """Trains configs as they ship and writes their scores into README.md: python benchmarks/accuracy.py configs/….
 
-A run that is finished is not trained again. The table has a row for each run in runs/ whose name is a shipped config's.
+A finished run is not trained again. The table has a row for each run in runs/ that is named like a shipped config.
 """
 
 import argparse

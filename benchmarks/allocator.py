@@ -1,7 +1,7 @@
 """Measures what keeping freed memory gains on a CPU (src/scenes/model/device.py): python benchmarks/allocator.py.
 
-Trains EfficientNet-Lite0 on resident random images in fresh processes, with and without in turn, so that both meet the
-same machine. Prints images per second, median and range, and the ratio of the medians.
+Trains EfficientNet-Lite0 on resident random images in fresh processes, with and without the setting in turn, because a
+machine's speed drifts. Prints images per second, median and range, and the ratio of the medians.
 """
 
 import argparse

@@ -3,15 +3,16 @@
 Five networks with different weights (time does not depend on what they are) predict the same drawn JPEGs under 1, 2 and
 5 views (none, hflip, five_crop), once with small files and once with large ones. Measured in turn, A B A B …:
 
-- this project: `open_images` with nothing cached, then `predict`: each file is decoded once, and hashed and checked
-- a loop: for each fold, for each view, a DataLoader that decodes with OpenCV; same networks, type, layout; its workers
-  are started, and go through the files once, before the clock, which is in its favour
+- this project: `open_images` with nothing cached, then `predict`: each file is decoded once, hashed and checked
+- a loop: for each fold and view, a DataLoader that decodes with OpenCV; same networks, precision, layout and allocator
+  setting; its workers are started, and read all files once, before the clock starts, which favours it
 - the networks alone, on one resident batch, as often: the limit
 
-Then one network under one view beside fastai's get_preds, and its tta (5 views) beside 5 views, as it does them by
-default: in fp32, decoded by Pillow at full size. fastai:
-pip install --no-deps --target .cache/peers -r benchmarks/requirements.txt (left out where it is not installed).
-Takes about 8 minutes on two cores.
+Then one network under one view beside fastai's get_preds, and under 5 views beside its tta. fastai runs in its default
+fp32 and decodes with Pillow at full size, so this project is given in fp32 too; fastai runs as it comes and with the
+allocator setting that this project uses (see time_to_accuracy.py).
+fastai: pip install --no-deps --target .cache/peers -r benchmarks/requirements.txt (skipped where it is not installed).
+Takes about 10 minutes on two cores.
 """
 
 import argparse
@@ -20,7 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,7 +52,7 @@ VIEW_SETS = ("none", "hflip", "five_crop")
 
 
 class Files(Dataset):
-    """Image files, decoded whenever they are asked for."""
+    """Image files, decoded at each access."""
 
     def __init__(self, paths: Sequence[Path], side: int) -> None:
         self.paths, self.side = paths, side
@@ -71,7 +73,7 @@ class Bench:
         self.precision = choose_precision(config.infer.precision, self.device)
         made = [Classifier(config.model, config.predict_size, CLASSES) for _ in range(folds)]
         self.models = [model.to(self.device, memory_format=torch.channels_last).eval() for model in made]
-        fuse_bodies(self.models, config.predict_size)  # the loop's and the limit's too
+        fuse_bodies(self.models, config.predict_size)  # for the loop and the limit too
 
     def own(self, paths: Sequence[Path], views: Sequence[View]) -> float:
         """This project's way."""
@@ -83,7 +85,7 @@ class Bench:
             return time.perf_counter() - start
 
     def loop(self, paths: Sequence[Path], views: Sequence[View]) -> float:
-        """Everything anew for each fold and view."""
+        """Decodes again for each fold and view."""
         size, workers = self.config.predict_size, torch.get_num_threads()
         loaders = {
             view.canvas(size): DataLoader(
@@ -145,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for views in VIEW_SETS:
                 lines.append(compare(bench, f"{len(paths)} files of {what}", paths, VIEWS[views], arguments.repeats))
                 say(lines[-1])
-        lines += ["", *compare_with_fastai(Bench(config, 1), small, arguments.repeats)]
+        lines += ["", *compare_with_fastai(config, small, arguments.repeats)]
     given = f" --set {' '.join(arguments.set)}" if arguments.set else ""
     about = (
         f"`python benchmarks/inference.py{given}`: {config.model.name} at {config.predict_size} px, {FOLDS} folds, "
@@ -156,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def draw_files(folder: Path, count: int, size: int) -> list[Path]:
-    """Draws so many JPEGs; large ones are drawn small, enlarged, and given the grain that makes a photograph's size."""
+    """Draws JPEGs; large ones are drawn small, enlarged, and given noise so that they are as large as photographs."""
     draw(folder, train_rows=max(12, min(count, 240)), test_rows=6, size=min(size, 150))
     drawn, wanted = sorted((folder / "SceneImages").glob("*.jpg")), folder / "wanted"
     wanted.mkdir()
@@ -184,38 +186,45 @@ def compare(bench: Bench, what: str, paths: list[Path], views: Sequence[View], r
     return f"| {what} | {len(views)} | {times} | {spread(faster, 2)} | {spread(over, 3)} |"
 
 
-def compare_with_fastai(bench: Bench, paths: list[Path], repeats: int) -> list[str]:
+def compare_with_fastai(config: Config, paths: list[Path], repeats: int) -> list[str]:
     """One network under one and five views, and fastai's."""
     if not has_fastai():
-        say("fastai: left out, it is not installed; see benchmarks/requirements.txt")
+        say("fastai: skipped because it is not installed; see benchmarks/requirements.txt")
         return []
-    theirs: list[dict[str, float]] = []
-
-    def fastai() -> float:
-        config, out = bench.config, paths[0].parents[1] / "seconds.json"
-        options = ["--model", config.model.name.partition(".")[0], "--size", config.predict_size]
-        options += ["--batch", config.infer.batch_size, "--images", len(paths)]
-        command = [sys.executable, ROOT / "benchmarks/peers/fastai_inference.py", paths[0].parent, out, *options]
-        subprocess.run([str(part) for part in command], check=True, env=peer_environment())
-        theirs.append(json.loads(out.read_text()))
-        return theirs[-1]["get_preds"]
-
-    found = in_turn(
-        repeats,
-        {
-            "one": lambda: bench.own(paths, VIEWS["none"]),
-            "five": lambda: bench.own(paths, VIEWS["five_crop"]),
-            "fastai": fastai,
-        },
-    )
-    header = f"| one network, small files | this project, {bench.precision} | fastai, fp32 | fastai / this |"
-    lines = [header, "|---|---|---|---|"]
-    pairs = {"1 view, get_preds": ("one", "get_preds"), "5 views, tta": ("five", "tta")}
-    for name, (own, their) in pairs.items():
-        taken = [seconds[their] for seconds in theirs]
-        cells = [spread(found[own]), spread(taken), spread(ratios(taken, found[own]), 2)]
-        lines.append(f"| {len(paths)} files, {name} | {' | '.join(cells)} |")
+    full = config.model_copy(update={"infer": config.infer.model_copy(update={"precision": "fp32"})})
+    benches = [Bench(full, 1), Bench(config, 1)]
+    measures: dict[str, Callable[[], list[float]]] = {}
+    for bench in benches:
+        measures[f"this project, {bench.precision}"] = partial(own_times, bench, paths)
+    measures["fastai, fp32, as it comes"] = partial(fastai_times, config, paths, keeps_memory=False)
+    measures["fastai, fp32, with the allocator setting"] = partial(fastai_times, config, paths, keeps_memory=True)
+    found = in_turn(repeats, measures)
+    first = next(iter(found))
+    lines = [f"| one network, {len(paths)} small files | 1 view | over {first} | 5 views | over {first} |"]
+    lines.append("|---|---|---|---|---|")
+    for name, times in found.items():
+        cells = [name]
+        for views in range(2):
+            taken, base = ([pair[views] for pair in values] for values in (times, found[first]))
+            cells += [spread(taken), spread(ratios(taken, base), 2)]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def own_times(bench: Bench, paths: list[Path]) -> list[float]:
+    """Seconds under one view and under five."""
+    return [bench.own(paths, VIEWS[views]) for views in ("none", "five_crop")]
+
+
+def fastai_times(config: Config, paths: list[Path], keeps_memory: bool) -> list[float]:
+    """Seconds of fastai's get_preds and tta, in a process of their own."""
+    out = paths[0].parents[1] / "seconds.json"
+    options = ["--model", config.model.name.partition(".")[0], "--size", config.predict_size]
+    options += ["--batch", config.infer.batch_size, "--images", len(paths)]
+    command = [sys.executable, ROOT / "benchmarks/peers/fastai_inference.py", paths[0].parent, out, *options]
+    subprocess.run([str(part) for part in command], check=True, env=peer_environment(keeps_memory))
+    seconds = json.loads(out.read_text())
+    return [seconds["get_preds"], seconds["tta"]]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Takes docs/report.png, the picture of a report in the README: its head, scores, confusions and first mistakes.
+"""Makes docs/report.png, the image in the README: a report's head, scores, confusions and first mistakes.
 
     python src/report.py runs/effnet_lite0 --set "data.class_names=[buildings, forest, glacier, mountain, sea, street]"
     python benchmarks/report_picture.py runs/effnet_lite0/report.html docs/report.png

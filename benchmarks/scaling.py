@@ -1,14 +1,13 @@
 """Time and memory as the number of images grows: python benchmarks/scaling.py [--sizes 1000 4000 16000 64000].
 
-Each size is a process of its own, forked from one that has its imports done: it checks the CSVs, decodes into a new
-cache, groups and deals the folds (all as train.py does before it trains), opens everything again as a second run would,
-goes through all training batches once, without a network, and predicts every image with timm's smallest test network.
-The last line has the time of the largest size over that of the one before, per image: 1.00 where it is linear.
+Each size is a process of its own, forked after all imports: it checks the CSVs, decodes into a new cache, groups rows
+and makes the folds (all as train.py does before it trains), opens everything again as a second run would, goes through
+all training batches once without a network, and predicts every image with timm's smallest test network. The last line
+is the time per image at the largest size over that at the size before: 1.00 where time is linear.
 
-The images are drawings with a grain of their own, so that no two are the same. Memory is what the process owns at its
-highest (RssAnon), so neither the program's files nor the cache's pages, which the kernel can take back, are in it; and
-how many bytes each further image adds; the loader's workers, whose memory is a few batches', are not in it. Linux
-alone says that. Takes about 8 minutes on two cores.
+The images are drawings with noise, so that no two are the same. Memory is the process's own at its peak (RssAnon),
+which excludes the program's files, the cache's pages, which the kernel can reclaim, and the loader's workers; and how
+many bytes each further image adds. Needs Linux. Takes about 8 minutes on two cores.
 """
 
 import argparse

@@ -1,13 +1,12 @@
-"""What each automatic choice gains over the plain default, by backbone: python benchmarks/settings.py [CONFIG …].
+"""What each automatic setting gains over the plain default, by backbone: python benchmarks/settings.py [CONFIG …].
 
     python benchmarks/settings.py [CONFIG …] [--batch 16] [--seconds 2] [--repeats 3]
 
-The plain default is NCHW layout and full precision (and, here too, freed memory that is kept, see allocator.py). Then,
-one after another, what this project does: channels last, the precision `auto` chooses on this device, and for
-predictions batch norms fused into convolutions. Measured in turn, A B C A B C …, on a resident random batch, at each
-config's sizes, with its stages trained, batch norms frozen, and random weights, which take the same time. A factor is
-the median of the turns' (range).
-Takes about 10 minutes on two cores.
+The plain default is NCHW layout and full precision (with the allocator setting, see allocator.py). Then, one after
+another, what this project does: channels last, the precision that `auto` chooses on this device, and for prediction
+batch norms fused into convolutions. Measured in turn, A B C A B C …, on a resident random batch, at each config's
+image sizes, with its trainable stages, frozen batch norms, and random weights, which take the same time. A factor is
+the median over the turns (range). Takes about 10 minutes on two cores.
 """
 
 import argparse
@@ -59,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     files = [ROOT / f"configs/{name}.yaml" for name in CONFIGS]
     parser.add_argument("configs", nargs="*", type=Path, default=files, metavar="CONFIG")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=2, help="at least so long a measurement")
+    parser.add_argument("--seconds", type=float, default=2, help="of each measurement, at least")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args(argv)
     lines = [

@@ -1,20 +1,18 @@
 """Images per second, end to end and stage by stage, beside what the machine allows: python benchmarks/throughput.py.
 
     python benchmarks/throughput.py [CONFIG] [--steps 8] [--repeats 5] [--set KEY=VALUE …]
-    python benchmarks/throughput.py configs/effnet_b3.yaml --steps 1000 --set image_size=300 model.weights=none  # a GPU
 
-- Training: a fold's own loop, from cached images to optimiser steps, over the limit: the same network, optimiser,
-  loss, precision, layout and batch size on one resident random uint8 batch, in the same process. The first epoch with
-  nothing decoded follows from the rates.
-- Inference: `predict` from cached images and from files, over the limit: the same network on one resident batch.
-- Decoding into the cache over the limit: all cores reading and decoding the same files whole, the pixels thrown away.
-  The cache has large JPEGs shrunk by the decoder: with such files its rate is not under this limit.
+- Training: a fold's own loop, from cached images to optimiser steps, over its limit: the same network, optimiser, loss,
+  precision, layout and batch size on one resident random uint8 batch, in the same process. The first epoch, with
+  nothing decoded yet, follows from the rates.
+- Inference: `predict` from cached images and from files, over its limit: the same network on one resident batch.
+- Decoding into the cache over its limit: all cores read and decode the same files whole and throw the pixels away.
+  The decoder shrinks large JPEGs for the cache, so with such files its rate can exceed this limit.
 
-What is compared is measured in turn, A B A B …; a ratio is the median of the pairs' (range). Model FLOPs are counted by
-torch; the rate they run at is given as a part of a large matrix product's, the best of five, in the same precision.
+What is compared is measured in turn, A B A B …; a ratio is the median over the pairs (range). torch counts the model
+FLOPs; their rate is given as a share of that of a large matrix product in the same precision.
 
-On a GPU, --steps is a multiple of 20, because the loop waits for the GPU that often, and large, because the workers
-have batches ready at the start; nvidia-smi says how busy the GPU was. Takes about 5 minutes on two cores.
+Takes about 5 minutes on two cores. On a GPU, use benchmarks/gpu.py.
 """
 
 import argparse
@@ -23,10 +21,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,9 +31,9 @@ sys.path.insert(0, str(ROOT / "src"))
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from measure import forward_flops, product_rate, random_images, timed  # noqa: E402
 from results import hardware, in_turn, ratios, spread, write_section  # noqa: E402
 from torch.nn import functional  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from scenes.competition.linear_head import fit_classes  # noqa: E402
 from scenes.config_file import load_config  # noqa: E402
@@ -59,12 +55,10 @@ from scenes.training.job import Job, prepare  # noqa: E402
 from scenes.training.loop import train_fold  # noqa: E402
 
 WARM_UP = 2  # steps or batches that are not timed
-PRODUCT_TRIALS = 5  # the best of which is the machine's arithmetic
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Bench:
-    """A config's data and network, and what is measured of them; all rates are in images per second."""
+    """A config's data and network, and their measurements; all rates are in images per second."""
 
     def __init__(self, job: Job, steps: int, scratch: Path) -> None:
         self.job, self.config, self.device, self.scratch, self.steps = job, job.config, job.device, scratch, steps
@@ -73,19 +67,10 @@ class Bench:
         self.rows = np.resize(np.arange(len(job.data.table)), steps * self.config.infer.batch_size)
         self.precision = choose_precision(self.config.infer.precision, self.device)  # of inference
         self.caches = 0
-        self.busy: list[float] = []
 
     def timed(self, work: Callable[[], object]) -> float:
-        """How many seconds some work takes, a GPU's too."""
-        self._wait()
-        start = time.perf_counter()
-        work()
-        self._wait()
-        return time.perf_counter() - start
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        """How many seconds some work takes."""
+        return timed(self.device, work)
 
     def fresh_cache(self) -> Path:
         """A folder with nothing in it."""
@@ -96,10 +81,7 @@ class Bench:
 
     def train(self) -> float:
         """A fold's own loop: rows, augmentation, transfer, step, progress; the first step of all is not counted."""
-        with gpu_use() as busy:
-            rate = train_fold(self.job, self.run, 0, step_limit=self.steps).train
-        self.busy += busy
-        return rate
+        return train_fold(self.job, self.run, 0, step_limit=self.steps).train
 
     def train_limit(self) -> float:
         """The recipe's steps on one resident batch."""
@@ -127,8 +109,8 @@ class Bench:
 
     def training_step(self, model: Classifier) -> Callable[[], None]:
         """Forward and backward of one resident batch."""
-        config, classes = self.config.train, len(self.job.data.labels.classes)
-        images = self.random_images(config.batch_size, self.config.image_size)
+        config, classes = self.config.train, self.job.data.task.outputs
+        images = random_images(config.batch_size, self.config.image_size, self.device)
         targets = torch.randint(0, classes, (config.batch_size,), device=self.device)
 
         def step() -> None:
@@ -137,11 +119,6 @@ class Bench:
             functional.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing).backward()
 
         return step
-
-    def random_images(self, count: int, size: int) -> torch.Tensor:
-        """uint8, (count, 3, size, size), channels last in memory as the loader's."""
-        images = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, device=self.device)
-        return images.permute(0, 3, 1, 2)
 
     def batches(self) -> float:
         """Augmented batches alone, without a network."""
@@ -169,7 +146,7 @@ class Bench:
     def predict_limit(self) -> float:
         """The network on one resident batch."""
         batch = self.config.infer.batch_size
-        images = self.random_images(batch, self.config.predict_size)
+        images = random_images(batch, self.config.predict_size, self.device)
 
         def batches(count: int) -> None:
             with torch.inference_mode(), autocast(self.device, self.precision):
@@ -196,7 +173,7 @@ class Bench:
         return len(self.job.data.table) / self.timed(lambda: self._open(self.job.data.table.paths, cache))
 
     def decode_limit(self) -> float:
-        """On all cores, the pixels thrown away."""
+        """On all cores, throwing the pixels away."""
         paths = self.job.data.table.paths
         parts = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
 
@@ -212,11 +189,11 @@ class Bench:
         return len(paths) / self.timed(decode_all)
 
     def check_key(self) -> float:
-        """Seconds to see that no file has changed."""
+        """Seconds to check that no file has changed."""
         return self.timed(lambda: cache_key(self.job.data.table.paths, self.config.largest_size))
 
     def open_warm(self) -> float:
-        """Seconds to do so, to open the cache that is there, and to look at one image."""
+        """Seconds to check that, open the existing cache and read one image."""
         return self.timed(lambda: self._open(self.job.data.table.paths, self.config.data.cache)[0])
 
     def read(self) -> float:
@@ -229,7 +206,7 @@ class Bench:
         return self.timed(lambda: subprocess.run([sys.executable, "-c", code], check=True))
 
     def features(self) -> float:
-        """The frozen body's features, which a probe is fitted to."""
+        """The frozen body's features, which a linear probe is fitted to."""
         data = self.config.data.model_copy(update={"cache": self.fresh_cache()})
         config = self.config.model_copy(update={"data": data})
         data = dataclasses.replace(self.job.data, images=self.job.data.images.take(self.rows.tolist()))
@@ -240,28 +217,14 @@ class Bench:
 
     def probe(self) -> float:
         """Seconds of the logistic regression on these features."""
-        targets, classes = np.unique(self.job.data.labels.targets[self.rows], return_inverse=True)[::-1]
+        targets, classes = np.unique(self.job.data.targets[self.rows], return_inverse=True)[::-1]
         return self.timed(lambda: fit_classes(self.computed, targets, len(classes), 0))
 
     def flops(self) -> tuple[float, float]:
-        """Floating-point operations an image takes in training and in inference.
-
-        Training is three times the way there, the convention, frozen stages included: torch 2.13 counts the way back of
-        grouped convolutions as if they had no groups.
-        """
-        counts = []
-        for size in (self.config.image_size, self.config.predict_size):
-            with FlopCounterMode(display=False) as counter, torch.inference_mode():
-                self.model(self.random_images(1, size))
-            counts.append(float(counter.get_total_flops()))
-        return 3 * counts[0], counts[1]
-
-    def matmul_rate(self, precision: str) -> float:
-        """Floating-point operations per second of a large matrix product."""
-        side, products = (8192, 20) if self.device.type == "cuda" else (1024, 2)
-        left, right = torch.randn(2, side, side, device=self.device, dtype=TYPES[precision])
-        torch.mm(left, right)
-        return products * 2 * side**3 / self.timed(lambda: [torch.mm(left, right) for _ in range(products)])
+        """Floating-point operations of an image in training and in inference."""
+        sizes = (self.config.image_size, self.config.predict_size)
+        training, inference = (forward_flops(self.model, size, self.device) for size in sizes)
+        return 3 * training, inference
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -292,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def measure(bench: Bench, repeats: int) -> list[str]:
     """Measures everything; the tables as Markdown."""
-    first = bench.train()  # before anything else has taken memory, which is never given back
+    first = bench.train()  # first of all, because memory that others took is not returned
     needed = read_json(bench.run.time_file(0))["memory"]
     say(f"warmed up: {first:.1f} images/s")
     training = in_turn(repeats, {"own": bench.train, "limit": bench.train_limit})
@@ -314,18 +277,17 @@ def measure(bench: Bench, repeats: int) -> list[str]:
 
 
 def utilisation(bench: Bench, training: dict[str, list[float]], inference: dict[str, list[float]]) -> list[str]:
-    """What part of the machine's arithmetic goes into the network's own."""
+    """What share of the machine's arithmetic goes into the network."""
     training_flops, inference_flops = bench.flops()
     parts = []
     for what, rates, flops, precision in (
         ("training", training, training_flops, bench.job.precision),
         ("inference", inference, inference_flops, bench.precision),
     ):
-        peak = max(bench.matmul_rate(precision) for _ in range(PRODUCT_TRIALS))
+        peak = product_rate(precision, bench.device)
         share = statistics.median(rates["own"]) * flops / peak
         parts.append(f"{flops / 1e9:.2f} G an image in {what}, {share:.1%} of {peak / 1e12:.2f} TFLOP/s in {precision}")
-    gpu = f" The GPU was busy {statistics.mean(bench.busy):.0f} % of the time while training." if bench.busy else ""
-    return [f"Model FLOPs, and their rate as a part of a matrix product's: {'; '.join(parts)}.{gpu}"]
+    return [f"Model FLOPs, and their rate as a share of a matrix product's: {'; '.join(parts)}."]
 
 
 def stages(bench: Bench, repeats: int, needed: dict[str, dict[str, int]]) -> list[str]:
@@ -334,8 +296,8 @@ def stages(bench: Bench, repeats: int, needed: dict[str, dict[str, int]]) -> lis
     measures = {
         "start-up: imports, s": (bench.start_up, 1, 1),
         "reading and checking the CSVs, all caches there, ms": (bench.read, 1000, 0),
-        f"seeing that none of {rows} files has changed, ms": (bench.check_key, 1000, 1),
-        "that, opening their cache and looking at one image, ms": (bench.open_warm, 1000, 1),
+        f"checking that none of {rows} files has changed, ms": (bench.check_key, 1000, 1),
+        "that, opening their cache and reading one image, ms": (bench.open_warm, 1000, 1),
         "augmented batches alone, images/s": (bench.batches, 1, 0),
         "features of the frozen body, images/s": (bench.features, 1, 1),
         f"linear probe on {len(bench.rows)} of them, s": (bench.probe, 1, 2),
@@ -348,21 +310,6 @@ def stages(bench: Bench, repeats: int, needed: dict[str, dict[str, int]]) -> lis
         kinds = ", ".join(f"{kind.removesuffix('_mib').replace('_', ' ')} {mib}" for kind, mib in peaks.items())
         lines.append(f"| peak in {stage}, MiB | {kinds} |")
     return lines
-
-
-@contextmanager
-def gpu_use() -> Iterator[list[float]]:
-    """Asks nvidia-smi five times a second how busy the GPU is; a list of percentages, empty without one."""
-    busy: list[float] = []
-    if not torch.cuda.is_available():
-        yield busy
-        return
-    command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as asked:
-        yield busy
-        asked.terminate()
-        assert asked.stdout
-        busy += [float(line) for line in asked.stdout if line.strip().isdigit()]
 
 
 if __name__ == "__main__":

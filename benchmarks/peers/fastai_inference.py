@@ -1,6 +1,6 @@
 """fastai's get_preds and tta on some image files: called by benchmarks/inference.py.
 
-    PYTHONPATH=.cache/peers python benchmarks/peers/fastai_inference.py FOLDER out.json --images 512 --views 5
+    PYTHONPATH=.cache/peers python benchmarks/peers/fastai_inference.py FOLDER out.json --images 512
 
 Writes {"get_preds": seconds, "tta": seconds}; opening the files is part of both, making the learner is not. The weights
 are random, which takes the same time.
@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--images", type=int, required=True, help="so many; the folder's come again where it has fewer")
+    parser.add_argument("--images", type=int, required=True, help="how many, repeated if the folder has fewer")
     parser.add_argument("--classes", type=int, default=6)
     parser.add_argument("--model", default="tf_efficientnet_lite0")
     parser.add_argument("--size", type=int, default=150)

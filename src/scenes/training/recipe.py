@@ -78,7 +78,7 @@ def freezes_batch_norm(train: TrainConfig, is_pretrained: bool) -> bool:
     """Whether batch norms keep their running statistics.
 
     Weights trained under the statistics of batches score 2 to 6 points lower on 5,000 scenes (EfficientNet-Lite0),
-    whichever statistics they are then predicted with: benchmarks/batch_norm.py.
+    whichever statistics they are then predicted with: benchmarks/RESULTS.md.
     """
     return is_pretrained if train.batch_norm == "auto" else train.batch_norm == "frozen"
 
