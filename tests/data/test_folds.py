@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scenes.competition.rows import Table, read_near_duplicates
+from scenes.competition.decisions import read_near_duplicates
+from scenes.competition.table import Table
 from scenes.console import UserError
 from scenes.data.folds import ALWAYS_TRAINED, given_folds, group_rows, keep_rare_classes, make_folds, write_or_compare
 from scenes.runs import FULL, fold_name, parse_folds

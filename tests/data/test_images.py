@@ -15,7 +15,7 @@ import pytest
 
 import scenes.data.images as library
 from drawn import encode, picture
-from scenes.competition.rows import Table
+from scenes.competition.table import Table
 from scenes.config import DataConfig
 from scenes.data.decode import Decoded, decode
 from scenes.data.images import Images, open_images, read_images

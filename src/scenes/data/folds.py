@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from scenes.competition.rows import Table, problem_for_rows
+from scenes.competition.table import Table, problem_for_rows
 from scenes.console import Problem, UserError, raise_problems
 from scenes.files import write_text
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from filelock import FileLock
 
-from scenes.competition.rows import Table, problem_for_rows
+from scenes.competition.table import Table, problem_for_rows
 from scenes.config import DataConfig
 from scenes.console import Problem, progress, say
 from scenes.data.decode import UNSCALED, BadImageError, decode, decode_all, value_range
