@@ -34,7 +34,7 @@ def find(survey: Survey, groups_remedy: str) -> list[Finding]:
         *_rows(survey),
         *_unreadable(survey),
         *_files(survey.looks),
-        *_duplicates(survey.pairs, groups_remedy),
+        *_duplicates(survey, groups_remedy),
         *_outliers(survey.looks),
         *_shift(survey),
     ]
@@ -84,14 +84,16 @@ def _files(looks: pd.DataFrame) -> Iterator[Finding]:
     yield Finding("files: " + "; ".join(parts))
 
 
-def _duplicates(pairs: pd.DataFrame, groups_remedy: str) -> Iterator[Finding]:
+def _duplicates(survey: Survey, groups_remedy: str) -> Iterator[Finding]:
+    pairs = survey.pairs
     for kind, chosen in (("identical images", pairs["exact"]), ("near duplicates", ~pairs["exact"])):
         counts = [f"{int((chosen & (pairs['side'] == side)).sum()):,} {side}" for side in SIDES]
         in_train = bool((chosen & (pairs["side"] == SIDES[0])).any())
         remedy = groups_remedy if kind == "near duplicates" and in_train else ""
         yield Finding(f"{kind}, pairs: " + (", ".join(counts) if chosen.any() else "none"), remedy)
     conflicts = int(pairs["conflict"].sum())
-    remedy = "see the page; data.relabel corrects a label, data.drop leaves a row out" if conflicts else ""
+    relabel = "data.relabel corrects a label, " if survey.data.task.kind == "classes" else ""
+    remedy = f"see the page; {relabel}data.drop leaves a row out" if conflicts else ""
     yield Finding(f"duplicate pairs with different labels: {conflicts or 'none'}", remedy)
 
 

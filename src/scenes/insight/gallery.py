@@ -74,7 +74,7 @@ def _caption(held: HeldOut, row: int) -> Markup:
     """The truth, the prediction, the most interesting probabilities, the file and its fold."""
     predictions, task = held.predictions[row], held.task
     if task.kind == "number":
-        head = Markup("<b>{:g}</b>, predicted <b>{:g}</b>").format(held.targets[row], predictions[0])
+        head = Markup("<b>{:.4g}</b>, predicted <b>{:.4g}</b>").format(held.targets[row], predictions[0])
     elif held.is_right[row]:
         head = Markup("<b>{}</b>, correct").format(_named(held, held.targets[row]))
     else:
