@@ -33,6 +33,7 @@ RESUME = ("train", "tiny.yaml", "--set", *TINY)
 INFER = ("infer", "--run", "runs/tiny")
 CSV = Path("input/train.csv")
 TEST = Path("input/test.csv")
+SAMPLE = Path("input/sample_submission.csv")
 IMAGES = Path("input/SceneImages")
 
 
@@ -560,13 +561,34 @@ BAD_INFERENCE = [
     Case(
         "another sample",
         write("input/sample_submission.csv", b"image_name,label\nx,0\n"),
-        ("sample_submission.csv", "other images", "→"),
+        ("sample_submission.csv", "'x'", "→"),
         INFER,
     ),
     Case(
+        "another sample, before training",
+        write("input/sample_submission.csv", b"image_name,label\nx,0\n"),
+        ("sample_submission.csv", "'x'", "→"),
+        TRAIN,
+    ),
+    Case(
+        "a sample with foreign columns, before training",
+        text(lambda t: t.replace("label", "cat,dog", 1).replace(",0\n", ",0,1\n"), SAMPLE),
+        ("sample_submission.csv", "'cat', 'dog'", "→"),
+        TRAIN,
+    ),
+    Case(
+        "a metric of another task", lambda: None, ("rmse", "classes", "accuracy"), (*TRAIN, "name=new", "metric=rmse")
+    ),
+    Case(
+        "an unknown metric",
+        lambda: None,
+        ("quadratic_kapa", "quadratic_kappa"),
+        (*TRAIN, "name=new", "metric=quadratic_kapa"),
+    ),
+    Case(
         "a UTF-16 sample",
-        text(lambda t: t.encode("utf-16"), Path("input/sample_submission.csv")),
-        ("sample_submission.csv", "not readable"),
+        text(lambda t: t.encode("utf-16"), SAMPLE),
+        ("sample_submission.csv", "not UTF-8"),
         INFER,
     ),
     Case(
