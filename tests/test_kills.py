@@ -108,7 +108,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> tuple[d
 
 
 @pytest.mark.parametrize("number", range(KILLS))
-def test_a_killed_run_goes_on_to_the_same_bytes(
+def test_a_killed_run_resumes_to_the_same_bytes(
     number: int, reference: tuple[dict[str, bytes], int, float], sample: Path, tmp_path: Path
 ) -> None:
     expected, operations, seconds = reference

@@ -101,7 +101,7 @@ def test_another_seed_gives_another_model_on_the_same_folds(finished: Path) -> N
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 4])
-def test_an_interrupted_run_goes_on_to_the_same_bytes(
+def test_an_interrupted_run_resumes_to_the_same_bytes(
     stop_at: int, trained: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -199,7 +199,7 @@ def test_averaged_weights_are_the_ones_that_count(workspace: Path) -> None:
     assert beside["raw_val_loss"][0] == alone["val_loss"][0] != beside["val_loss"][0]
 
 
-def test_mixing_and_growing_pictures_train_and_resume_to_the_same_bytes(
+def test_mixing_and_growing_images_train_and_resume_to_the_same_bytes(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = ["--folds=0", "train.mixup=0.4", "train.cutmix=1", "train.sizes={0: 24, 1: 32}", "model.drop_path=0.2"]
@@ -221,7 +221,7 @@ def test_mixing_and_growing_pictures_train_and_resume_to_the_same_bytes(
     assert results(workspace) == expected
 
 
-def test_pictures_may_be_larger_at_prediction(workspace: Path) -> None:
+def test_images_may_be_larger_at_prediction(workspace: Path) -> None:
     fit("--folds=0")
     fit("--folds=0", "name=larger", "infer.image_size=48")
     files = (Path(f"runs/{name}/fold0/weights.safetensors") for name in ("tiny", "larger"))
@@ -235,7 +235,7 @@ def test_pictures_may_be_larger_at_prediction(workspace: Path) -> None:
     assert np.abs(one - two).max() > 1e-5
 
 
-def test_mixing_needs_pictures(workspace: Path) -> None:
+def test_mixing_needs_images(workspace: Path) -> None:
     with pytest.raises(UserError, match="no images to work on"):
         fit("augment=none", "train.trainable_stages=0", "train.mixup=0.2")
 
@@ -411,7 +411,7 @@ def test_a_precision_this_machine_lacks_is_named_with_a_way_out(workspace: Path)
 
 
 @pytest.mark.parametrize("how", ["signal", "budget"])
-def test_a_run_that_stops_in_good_order_goes_on_to_the_same_bytes(
+def test_a_run_that_stops_between_steps_resumes_to_the_same_bytes(
     how: str, trained: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -425,7 +425,7 @@ def test_a_run_that_stops_in_good_order_goes_on_to_the_same_bytes(
     assert results(workspace) == results(trained)
 
 
-def test_a_second_process_on_the_same_fold_is_sent_away(finished: Path) -> None:
+def test_a_second_process_on_the_same_fold_is_refused(finished: Path) -> None:
     Path("runs/tiny/fold1/oof.safetensors").unlink()
     with FileLock("runs/tiny/fold1/.lock"), pytest.raises(UserError, match="another process is training this fold"):
         fit()
@@ -433,7 +433,7 @@ def test_a_second_process_on_the_same_fold_is_sent_away(finished: Path) -> None:
 
 
 @pytest.mark.parametrize("setting", ["train.early_stopping=2", "train.schedule=plateau"])
-def test_the_full_model_has_no_rows_to_be_judged_on(setting: str, workspace: Path) -> None:
+def test_the_full_model_has_no_rows_to_validate_on(setting: str, workspace: Path) -> None:
     with pytest.raises(UserError, match="full holds no rows out"):
         fit("--folds=full", setting)
 
@@ -484,7 +484,7 @@ def test_classes_may_be_called_what_columns_are_called(workspace: Path) -> None:
     assert set(pd.read_csv("submissions/tiny.csv")["label"]) <= set(words)
 
 
-def test_wandb_that_is_not_installed_is_missed_at_once(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_that_is_not_installed_is_reported_at_once(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="pip install wandb"):
         fit("train.wandb=project")

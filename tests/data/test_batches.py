@@ -29,13 +29,13 @@ SIZE = 24
 SETTINGS = settings(derandomize=True, max_examples=60, deadline=None)
 
 
-def pictures(*shapes: tuple[int, int]) -> list[np.ndarray]:
+def images(*shapes: tuple[int, int]) -> list[np.ndarray]:
     """Smooth random images."""
     generator = np.random.default_rng(0)
     return [cv2.GaussianBlur(generator.integers(0, 256, (*shape, 3), np.uint8), (5, 5), 0) for shape in shapes]
 
 
-IMAGES = pictures((40, 50), (64, 64), (33, 90), (20, 20))
+IMAGES = images((40, 50), (64, 64), (33, 90), (20, 20))
 
 
 # ---------------------------------------------------------------------------------------------------- order
@@ -72,7 +72,7 @@ def test_an_epoch_ends_once(count: int, batch: int, epochs: int) -> None:
 
 
 @pytest.mark.parametrize("first", [0, 3, 5, 11, 12])
-def test_a_resumed_schedule_goes_on_alike(first: int) -> None:
+def test_a_resumed_schedule_continues_alike(first: int) -> None:
     def schedule() -> Schedule:
         return Schedule(np.arange(17), 5, 7, 3, 1)
 
@@ -105,7 +105,7 @@ def test_resize_keeps_the_whole_image() -> None:
         assert tuple(small[y, x]) == colour
     assert resize(small, 20) is small
     assert resize(small, 33).shape == (33, 33, 3)
-    assert {resize(image, 20).shape for image in pictures((1, 500), (500, 1), (1, 1), (21, 19))} == {(20, 20, 3)}
+    assert {resize(image, 20).shape for image in images((1, 500), (500, 1), (1, 1), (21, 19))} == {(20, 20, 3)}
 
 
 def test_shrinking_averages() -> None:

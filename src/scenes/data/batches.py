@@ -1,5 +1,6 @@
 """From cached images to uint8 batches; which rows a training batch has follows from the step alone."""
 
+import atexit
 import multiprocessing
 import os
 import shutil
@@ -188,11 +189,9 @@ def fit_shared_memory(workers: int, batch_bytes: int) -> int:
     return min(workers, fitting)
 
 
-def end_stuck_workers() -> None:
-    """Kills the workers that did not end with their loader, since they heed no signal that asks them to.
-
-    Python would wait for them at its end, forever for one that is stuck.
-    """
+@atexit.register
+def _kill_stuck_workers() -> None:
+    """Kills workers that did not end with their loader; Python would wait for them, and they ignore its SIGTERM."""
     for worker in multiprocessing.active_children():
         worker.kill()
 

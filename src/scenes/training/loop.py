@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from scenes.console import Meter, StoppedError, say
 from scenes.data.augment import AugmentedImages
-from scenes.data.batches import StepSampler, end_stuck_workers, train_loader
+from scenes.data.batches import StepSampler, train_loader
 from scenes.files import write_atomic
 from scenes.inference.predict import autocast
 from scenes.inference.views import PLAIN, views_of
@@ -165,24 +165,22 @@ def _batches(fold: Fold, state: State) -> Generator[tuple[Tensor, Tensor]]:
         config.symmetry,
     )
     largest = max(images.sizes.values())
-    try:
-        for batch in train_loader(images, sampler, config.loader.workers, job.device, largest):
-            yield batch.images.permute(0, 3, 1, 2), batch.rows
-    finally:
-        end_stuck_workers()
+    for batch in train_loader(images, sampler, config.loader.workers, job.device, largest):
+        yield batch.images.permute(0, 3, 1, 2), batch.rows
 
 
 def _next(
     fold: Fold, state: State, batches: Iterator[tuple[Tensor, Tensor]], stop: StopRequest
 ) -> tuple[Tensor, Tensor]:
     """Waits for a batch; a single process that is told to stop meanwhile saves and stops at once."""
-    if fold.processes.world > 1 or fold.step_limit is not None:
+    if fold.processes.world > 1:
         return next(batches)
     try:
         with stop.interrupting():
             return next(batches)
     except StoppedError:
-        _save(fold, state)
+        if fold.step_limit is None:
+            _save(fold, state)
         raise
 
 

@@ -14,7 +14,7 @@ import torch
 MIB = 2**20
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # see proc(5)
-REST = "training"  # what no other stage claims
+REST = "training"  # whatever belongs to no other stage
 
 
 class Stopwatch:
@@ -29,7 +29,7 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Counts its block as a stage of its own."""
+        """Times its block as a stage of its own."""
         self._count_memory(REST)
         start = time.monotonic()
         yield
@@ -37,14 +37,14 @@ class Stopwatch:
         self._count_memory(name)
 
     def _count_memory(self, stage: str) -> None:
-        """Adds to a stage what was needed since the last count."""
+        """Adds the peak since the last count to a stage."""
         peaks = self.memory.setdefault(stage, {})
         for kind, mib in peak_memory(self.device).items():
             peaks[kind] = max(mib, peaks.get(kind, 0))
         reset_peak_memory(self.device)
 
     def state(self) -> dict[str, Any]:
-        """What time.json and a checkpoint hold: seconds in all and by stage, and the peaks in MiB."""
+        """What time.json and a checkpoint hold: seconds in total and by stage, peak memory by stage in MiB."""
         self._count_memory(REST)
         total = self.earlier + time.monotonic() - self.begun
         stages = {**self.seconds, REST: max(0.0, total - sum(self.seconds.values()))}
@@ -55,7 +55,7 @@ class Stopwatch:
         }
 
     def resume(self, saved: Mapping[str, Any]) -> None:
-        """Adds what earlier sessions needed, as `state` gave it."""
+        """Adds the time and memory of earlier sessions, as `state` gave them."""
         self.earlier = saved["seconds"]
         for name, seconds in saved["stages"].items():
             if name != REST:
@@ -68,7 +68,7 @@ class Stopwatch:
 def peak_memory(device: torch.device) -> dict[str, int]:
     """Measures this process's highest memory since `reset_peak_memory`, in MiB.
 
-    Where the system has no way to reset it, since the process began.
+    On systems that cannot reset the peak it counts since the process began.
 
     Returns:
         ``memory_mib``, resident; and ``gpu_memory_mib``, of tensors, where there is a GPU.
@@ -80,7 +80,7 @@ def peak_memory(device: torch.device) -> dict[str, int]:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Lets the highest memory be counted anew."""
+    """Starts counting the peak anew."""
     with suppress(OSError):
         CLEAR_REFS.write_text(RESET_PEAK)
     if device.type == "cuda":
