@@ -515,7 +515,7 @@ def test_a_signal_to_the_process_group_saves_and_resumes_with_workers(
     while "epoch 1:" not in Path("log").read_text() and process.poll() is None:
         time.sleep(0.05)
     os.killpg(process.pid, number)
-    assert process.wait(60) == 130, Path("log").read_text()
+    assert process.wait(100) == 130, Path("log").read_text()
     told = Path("log").read_text()
     assert "everything is saved" in told
     assert "Traceback" not in told
@@ -534,5 +534,5 @@ def test_a_first_signal_ends_the_wait_for_a_batch_that_never_comes(workspace: Pa
     while "waiting" not in Path("log").read_text() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130, Path("log").read_text()
+    assert process.wait(100) == 130, Path("log").read_text()
     assert "everything is saved" in Path("log").read_text()
