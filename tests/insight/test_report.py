@@ -61,7 +61,7 @@ def test_the_report_has_all_sections_and_the_scores_of_metrics_json(written: tup
     expected = [[metrics["confusion"].get(row, {}).get(column, 0) for column in "012345"] for row in "012345"]
     assert np.array(counts, int).reshape(6, 6).tolist() == expected
     assert len(re.findall("<svg", html)) >= 5
-    assert {"fold0", "training", "predicting", "peak memory (MiB)"} <= set(re.findall(r"[\w ()]*[\w)]", html))
+    assert {"fold0", "training", "prediction", "peak memory (MiB)"} <= set(re.findall(r"[\w ()]*[\w)]", html))
 
 
 def test_pictures_have_grad_cam_and_captions(written: tuple[Path, str]) -> None:
@@ -95,7 +95,7 @@ def test_training_ends_with_a_report(workspace: Path, capsys: pytest.CaptureFixt
     assert "report: runs/tiny/report.html\n" in said and "no report" not in said
     assert said.index("report: ") < said.index("next: upload")
     times = json.loads(Path("runs/tiny/fold1/time.json").read_text())
-    assert {"training", "predicting"} <= set(times["stages"])
+    assert {"training", "prediction"} <= set(times["stages"])
     assert all(times["memory"][stage]["memory_mib"] > 50 for stage in times["stages"])
     assert sum(times["stages"].values()) == pytest.approx(times["seconds"], abs=0.3)
     assert json.loads(Path("runs/tiny/time.json").read_text())["preparing"] >= 0
