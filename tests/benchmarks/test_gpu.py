@@ -6,6 +6,7 @@ import os
 import re
 import runpy
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -39,6 +40,12 @@ def test_speed_has_each_rate_beside_its_limit_and_timms(gpu: Any, monkeypatch: p
         assert 0 < row["flop_utilisation"] < 1
 
 
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
 def forked(self: Any, command: list[str], until: str = "", **environment: str) -> str:
     """Stands in for Trials.call: a forked process need not import torch again."""
     log = self.folder / "log"
@@ -56,9 +63,11 @@ def forked(self: Any, command: list[str], until: str = "", **environment: str) -
             if command[1] == "-c":
                 sys.argv = ["-c", *command[3:]]
                 exec(command[2], {"__name__": "__main__"})
-            elif command[1] == "-m":
-                os.execv(command[0], command)
             else:
+                if command[1] == "-m":  # a launcher: its own start would take longer than the rest
+                    command = command[command.index("1") :]
+                    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
+                    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
                 sys.argv = command[1:]
                 runpy.run_path(command[1], run_name="__main__")
             code = 0
