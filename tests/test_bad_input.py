@@ -577,7 +577,10 @@ BAD_INFERENCE = [
         TRAIN,
     ),
     Case(
-        "a metric of another task", lambda: None, ("rmse", "classes", "accuracy"), (*TRAIN, "name=new", "metric=rmse")
+        "a metric of another task",
+        lambda: None,
+        ("labels_f1_micro", "f1_macro"),
+        (*TRAIN, "name=new", "metric=labels_f1_micro"),
     ),
     Case(
         "an unknown metric",
