@@ -20,11 +20,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
 
     from scenes.competition.rows import test_source
-    from scenes.inference.blend import judge, read_members, submit_blend
+    from scenes.inference.blend import evaluate_blend, read_members, submit_blend
     from scenes.runs import Run
 
     members = read_members([Run(folder) for folder in arguments.runs])
-    ensemble = judge(members)
+    ensemble = evaluate_blend(members)
     config = members.runs[0].load_config(arguments.set)
     if test_source(config.data):
         submit_blend(members, ensemble, arguments.out, arguments.set)

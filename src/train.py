@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     configs = [load_experiment(file, arguments.set) for file in arguments.configs]
     names = [config.name for config in configs]
-    if doubled := {name for name in names if names.count(name) > 1}:
-        raise UserError(f"several of these experiments would be runs/{doubled.pop()}; train them one by one")
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"several of these experiments would be runs/{repeated.pop()}; train them one by one")
     folds = [parse_folds(arguments.folds or f"0-{each.data.folds - 1}", each.data.folds) for each in configs]
 
     from scenes.training.crossval import cross_validate, dry_run

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import blend
 import infer
 from scenes.console import UserError
-from scenes.inference.blend import judge, read_members
+from scenes.inference.blend import evaluate_blend, read_members
 from scenes.runs import Run
 
 
@@ -86,7 +86,7 @@ def test_weights_are_taken_where_they_win(two_runs: Path) -> None:
 
     change_oof("other", knowing)
     members = read_members([Run(Path("runs/tiny")), Run(Path("runs/other"))])
-    assert judge(members).weights[1] > 0.9
+    assert evaluate_blend(members).weights[1] > 0.9
 
 
 def test_a_blend_that_is_worse_than_a_member_says_so(two_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,7 +96,7 @@ def test_a_blend_that_is_worse_than_a_member_says_so(two_runs: Path, capsys: pyt
         return oof
 
     change_oof("other", wrong)
-    judge(read_members([Run(Path("runs/tiny")), Run(Path("runs/other"))]))
+    evaluate_blend(read_members([Run(Path("runs/tiny")), Run(Path("runs/other"))]))
     assert "no gain: tiny alone" in capsys.readouterr().out
 
 

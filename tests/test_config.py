@@ -490,6 +490,7 @@ BINDING = {
     "train.class_weights": [1, 2],
     "train.ema_decay": 0.5,
     "train.early_stopping": 1,
+    "train.monitor": "metric",
     "train.precision": "fp32",
     "infer.tta": "none",
 }

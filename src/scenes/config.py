@@ -113,6 +113,7 @@ class TrainConfig(Section):
     class_weights: Literal["balanced"] | list[Annotated[float, Field(gt=0)]] | None = None
     ema_decay: Fraction = 0.0  # 0: off; else validation, OOF and inference use the averaged weights
     early_stopping: Annotated[int, Field(ge=1)] | None = None  # patience in epochs; the CV is then optimistic
+    monitor: Literal["loss", "metric"] = "loss"  # what early stopping and plateau look at on the held-out rows
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where that is fast, fp16 on older GPUs
     compile: bool = False  # torch.compile, for long trainings on a GPU: the first step of each kind takes minutes
     deterministic: bool = False  # on a GPU: slower, but a resumed run ends in the same bytes; a CPU's always does

@@ -289,7 +289,7 @@ def test_download_overwrites_nothing(tmp_path: Path, kaggle: Path) -> None:
     out = make(tmp_path / "in", "train.csv", "Images/1.jpg")
     elsewhere = make(tmp_path / "elsewhere", "0.jpg")
     (out / "link").symlink_to(elsewhere)
-    with pytest.raises(UserError, match=r"3 of .* exist already.*Images/1\.jpg.*link.*train\.csv.*move them"):
+    with pytest.raises(UserError, match=r"3 of .* in .*in exist already.*Images/1\.jpg.*link.*train\.csv"):
         download(out)
     kept = everything(out)
     assert kept.pop(".download-scenes/scenes.zip")

@@ -18,7 +18,7 @@ def _targets(task: Task, rows: int) -> np.ndarray:
         return np.arange(rows) % 3
     if isinstance(task, Labels):
         return RNG.integers(0, 2, (rows, 2)).astype(np.float32)
-    return RNG.normal(5, 3, rows).astype(np.float32)
+    return RNG.uniform(2, 9, rows).astype(np.float32)
 
 
 @pytest.mark.parametrize("task", [CLASSES, LABELS, NUMBER], ids=lambda task: task.kind)
@@ -103,6 +103,10 @@ def test_number_strata_are_ordered_like_the_numbers(numbers: list[float]) -> Non
     order = np.argsort(targets, kind="stable")
     assert (np.diff(strata[order]) >= 0).all()
     assert len(np.unique(strata)) <= 10
+
+
+def test_a_number_is_never_predicted_beyond_the_training_range() -> None:
+    assert predictions_of(NUMBER, np.array([[-50.0], [0.0], [50.0]])).ravel().tolist() == [2.0, 5.0, 9.0]
 
 
 def test_a_number_that_never_changes_can_be_scaled() -> None:

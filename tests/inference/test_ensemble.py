@@ -13,8 +13,8 @@ from scenes.inference.ensemble import (
     equal_weights,
     fit_ensemble,
     hill_climbing_weights,
-    judging_metric,
     oracle_accuracy,
+    selection_metric,
     weighted_mean,
 )
 from scenes.inference.ensemble import view_weights as view_weights_by
@@ -138,13 +138,13 @@ def test_weights_of_labels_and_numbers_prefer_the_better_member() -> None:
     [("accuracy", "log_loss"), ("map@5", "log_loss"), ("roc_auc", "roc_auc"), ("log_loss", "log_loss")],
 )
 def test_choices_are_made_by_what_sees_every_row(name: str, by: str) -> None:
-    assert judging_metric(metric_named(name, TASK), TASK).name == by
+    assert selection_metric(metric_named(name, TASK), TASK).name == by
 
 
 def test_numbers_are_judged_by_their_errors() -> None:
     task = Number.of("x", np.arange(5))
-    assert judging_metric(metric_named("mae", task), task).name == "mae"
-    assert judging_metric(metric_named("quadratic_kappa", task), task).name == "rmse"
+    assert selection_metric(metric_named("mae", task), task).name == "mae"
+    assert selection_metric(metric_named("quadratic_kappa", task), task).name == "rmse"
 
 
 def test_what_is_too_sure_is_calibrated_and_keeps_its_classes(targets: np.ndarray) -> None:

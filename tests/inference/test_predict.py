@@ -73,6 +73,7 @@ def by_hand(model: Classifier, image: np.ndarray, view: View) -> np.ndarray:
         image = image[top : top + SIZE, left : left + SIZE]
     if view.flip:
         image = image[:, ::-1]
+    image = np.rot90(image, view.turns)
     mean, std = (np.array(model.body.pretrained_cfg[name]) for name in ("mean", "std"))
     pixels = ((image / 255 - mean) / std).transpose(2, 0, 1)[None].astype(np.float32)
     model.eval()

@@ -65,7 +65,8 @@ def test_decisions_become_a_config_that_trains(reviewed: Path) -> None:
     assert config.data.drop == [sheet["image_name"][0]]
     assert config.data.relabel == {sheet["image_name"][2]: sheet["suggested"][2]}
     old = load_config(Path("runs/tiny/config.yaml"))
-    assert config.model_copy(update={"name": old.name, "data": old.data}) == old
+    assert config.selected_on == ["runs/tiny"]
+    assert config.model_copy(update={"name": old.name, "data": old.data, "selected_on": []}) == old
     train.main(["configs/tiny_relabelled.yaml", "--set", "train.epochs=1"])
     assert "runs/tiny" in json.loads(Path("runs/tiny_relabelled/metrics.json").read_text())["optimistic"]
     before, after = read("runs/tiny/oof.csv"), read("runs/tiny_relabelled/oof.csv").set_index("image_name")
@@ -231,7 +232,7 @@ def test_decisions_about_what_is_not_there_name_the_key_and_the_nearest(workspac
     assert f"data.drop: not in input/train.csv: '{near}' → did you mean '" in problems(drop=[near])
     assert "data.relabel: not in input/train.csv: 'sea'" in problems(relabel={"sea": "1"})
     assert "data.relabel: unknown label: '9' → labels are 0, 1, 2, 3, 4, 5" in problems(relabel={first: "9"})
-    assert "data.drop: named twice" in problems(drop=[first, first])
+    assert f"data.drop: repeated: '{first}'" in problems(drop=[first, first])
     assert "data.relabel: also in data.drop" in problems(drop=[first], relabel={first: "1"})
 
 

@@ -1,6 +1,7 @@
 """Rates, freezing, parameter groups and class weights, as pure functions of the step."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,10 +31,12 @@ from scenes.training.recipe import (
 LR = 0.02
 
 
-def rates(rows: int = 100, epochs: int = 4, batch: int = 10, history: Any = (), **options: Any) -> list[float]:
+def rates(
+    rows: int = 100, epochs: int = 4, batch: int = 10, costs: Sequence[float] = (), **options: Any
+) -> list[float]:
     train = TrainConfig(**({"lr": LR, "epochs": epochs, "batch_size": batch} | options))
     schedule = Schedule(np.arange(rows), epochs, batch, 0, 0)
-    return [learning_rate(step, schedule, train, history) for step in range(schedule.steps)]
+    return [learning_rate(step, schedule, train, costs) for step in range(schedule.steps)]
 
 
 # ----------------------------------------------------------------------------------------------------- rates
@@ -63,10 +66,10 @@ def test_constant() -> None:
 
 
 def test_plateau_follows_the_history() -> None:
-    history: list[dict[str, Any]] = [{"val_loss": loss} for loss in (1.0, 0.9, 0.95, 0.93)]
+    costs = [1.0, 0.9, 0.95, 0.93]
     options = {"schedule": "plateau", "warmup_epochs": 0, "plateau_patience": 1}
-    assert rates(history=history[:3], **options)[-1] == LR
-    assert rates(history=history, **options)[-1] == pytest.approx(LR / 10)
+    assert rates(costs=costs[:3], **options)[-1] == LR
+    assert rates(costs=costs, **options)[-1] == pytest.approx(LR / 10)
 
 
 @pytest.mark.parametrize(

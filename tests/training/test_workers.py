@@ -272,6 +272,7 @@ def ray() -> Iterator[object]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}.items():
             patch.setenv(name, value)
+        module.shutdown()  # another test of this process may have started one
         module.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
         yield module
         module.shutdown()

@@ -67,10 +67,11 @@ def _unpack(archive: Path, hidden: Path, out: Path) -> list[Path]:
             shutil.rmtree(hidden)  # damaged or unsafe: of no use to the next call
             raise
         moves = list(_moves(unpacked, out))
-        if taken := [str(place) for _, place in moves if os.path.lexists(place)]:
+        if taken := [str(place.relative_to(out)) for _, place in moves if os.path.lexists(place)]:
             raise UserError(
-                f"{len(taken)} of the competition's files exist already and are not overwritten: {some(taken)}; move "
-                f"them away and give the same command again (the download is kept in {hidden}), or choose another --out"
+                f"{len(taken)} of the competition's files in {out} exist already and are not overwritten: "
+                f"{some(taken)}; move them away and give the same command again (the download is kept in {hidden}), "
+                f"or choose another --out"
             )
         _move(moves)
     finally:

@@ -28,8 +28,8 @@ def _split(labels: NDArray[np.int64], test_rows: int, rng: Generator) -> tuple[N
     for label in range(6):
         rounds[labels == label] = rng.permutation(counts[label])
     # Test takes whole rounds of the six classes; of a broken round, first the classes that have one drawing more.
-    dealt = np.lexsort((-counts[labels], rounds))
-    return rng.permutation(dealt[test_rows:]), rng.permutation(dealt[:test_rows])
+    order = np.lexsort((-counts[labels], rounds))
+    return rng.permutation(order[test_rows:]), rng.permutation(order[:test_rows])
 
 
 def draw(root: Path, train_rows: int = 600, test_rows: int = 200, seed: int = 0, size: int = 150) -> None:

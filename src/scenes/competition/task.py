@@ -209,8 +209,9 @@ class Number(Task):
         return (logits.float() - targets).square().mean(-1)
 
     def activate(self, logits: Tensor) -> Tensor:
-        """The number in the data's own units."""
-        return logits.float() * self.deviation + self.mean
+        """The number in the data's own units, within the range of the training targets."""
+        numbers = logits.float() * self.deviation + self.mean
+        return torch.where(numbers.isinf(), numbers, numbers.clamp(self.low, self.high))  # infinite ones are refused
 
     def fit_head(self, features: np.ndarray, targets: np.ndarray, seed: int) -> LinearHead:
         """Ridge regression."""

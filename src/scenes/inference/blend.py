@@ -19,8 +19,8 @@ from scenes.inference.ensemble import (
     equal_weights,
     fit_ensemble,
     hill_climbing_weights,
-    judging_metric,
     oracle_accuracy,
+    selection_metric,
 )
 from scenes.inference.models import run_task
 from scenes.inference.oof import ABOUT, read_oof
@@ -85,12 +85,12 @@ def _check_alike(run: Run, table: pd.DataFrame, other: Run, others: pd.DataFrame
             row = int(differs.to_numpy().argmax())
             raise UserError(
                 f"{pair}: different {column}s ({table['image_name'][row]}: {table[column][row]} and "
-                f"{others[column][row]}); a member may have been trained on what another is judged on. "
+                f"{others[column][row]}); a member may have been trained on what another is scored on. "
                 f"Give them the same data.folds and data.fold_seed"
             )
 
 
-def judge(members: Members) -> Ensemble:
+def evaluate_blend(members: Members) -> Ensemble:
     """Prints what the members add to each other and chooses weights, calibration and decoding.
 
     Optimised weights are taken only where, nested, they beat the plain mean by more than one paired standard error (in
@@ -102,8 +102,8 @@ def judge(members: Members) -> Ensemble:
         fit_ensemble(weigh, members.predictions, targets, members.fold_of, members.task, members.metric)
         for weigh in (equal_weights, hill_climbing_weights)
     )
-    judging = judging_metric(members.metric, members.task)
-    gain, error = judging.gain(plain.predictions, tuned.predictions, targets)
+    selection = selection_metric(members.metric, members.task)
+    gain, error = selection.gain(plain.predictions, tuned.predictions, targets)
     loses = members.metric.gain(plain.decisions, tuned.decisions, targets)[0] < 0
     is_tuned = len(np.unique(members.fold_of)) > 1 and gain > error and not loses
     _print_members(members, names, plain, tuned)
@@ -112,7 +112,7 @@ def judge(members: Members) -> Ensemble:
     best = int(np.argmax(alone) if members.metric.larger_is_better else np.argmin(alone))
     if members.metric.is_better(alone[best], than=members.metric.score(taken.decisions, targets)[0]):
         say(f"no gain: {names[best]} alone has the better {members.metric.name}, {alone[best]:.4f}")
-    gained = f"{gain:.4f} ± {error:.4f} {judging.name}"
+    gained = f"{gain:.4f} ± {error:.4f} {selection.name}"
     if is_tuned:
         shown = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(names, taken.ensemble.weights, strict=True))
         say(f"optimised weights are taken ({shown}): nested, they gain {gained}")
@@ -155,7 +155,7 @@ def submit_blend(members: Members, ensemble: Ensemble, out: Path, overrides: Seq
 
     Args:
         members: The runs.
-        ensemble: From `judge`.
+        ensemble: From `evaluate_blend`.
         out: The submission's file.
         overrides: Other settings than the runs', e.g. ``data.root=DIR`` where the images are now.
 

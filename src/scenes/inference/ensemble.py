@@ -1,7 +1,7 @@
 """How views and members become one prediction: weights, calibration, decoding; chosen out of fold, scored nested.
 
-A choice is fitted to the rows of all folds but one and applied to that one's, fold by fold; so the predictions it is
-judged by are of rows it has not seen. What is more complex is taken only where, judged so, it is better.
+A choice is fitted to the rows of all folds but one and applied to the rows of that one, fold by fold; so it is scored
+on rows it has not seen. A more complex choice is taken only if it scores better this way.
 """
 
 from collections.abc import Callable
@@ -98,7 +98,7 @@ def fit_ensemble(
         weigh: How the members are weighted.
         members: float32, shape (members, n, outputs): out-of-fold predictions.
         targets: In the task's form, n.
-        fold_of: int, shape (n,). With one fold alone there is nothing to judge by, and nothing is chosen.
+        fold_of: int, shape (n,). With a single fold nothing can be scored, and nothing is chosen.
         task: What is predicted.
         metric: What it is scored by.
     """
@@ -154,7 +154,7 @@ def nested_predictions(
     return predictions
 
 
-def judging_metric(metric: Metric, task: Task) -> Metric:
+def selection_metric(metric: Metric, task: Task) -> Metric:
     """What views and weights are chosen by: the metric itself, or where it sees nothing but decisions the log loss.
 
     Decisions change in a few rows at a time, so a choice by them would mostly be a choice by chance.

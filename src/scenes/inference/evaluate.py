@@ -15,7 +15,7 @@ from scenes.config import Config
 from scenes.console import UserError, print_table, say
 from scenes.files import write_text
 from scenes.inference.calibration import calibration_error
-from scenes.inference.ensemble import Fitted, cost, cost_name, fit_ensemble, judging_metric, view_weights
+from scenes.inference.ensemble import Fitted, cost, cost_name, fit_ensemble, selection_metric, view_weights
 from scenes.runs import Run, read_json, write_json
 
 OUTPUTS_SHOWN = 20  # classes or labels in the table on the terminal
@@ -91,8 +91,8 @@ def evaluate_run(
     metric = competition_metric(config, task)
     oof = gather(run, config.data.folds)
     targets, fold_of = targets[oof.rows], fold_of[oof.rows]
-    judging = judging_metric(metric, task)
-    fitted = fit_ensemble(view_weights(judging), oof.views, targets, fold_of, task, metric)
+    selection = selection_metric(metric, task)
+    fitted = fit_ensemble(view_weights(selection), oof.views, targets, fold_of, task, metric)
     about = {"image_name": [names[row] for row in oof.rows], "label": task.as_texts(targets), "fold": fold_of}
     # Side by side, not by name: a class may be called what a column is called.
     table = pd.concat([pd.DataFrame(about), pd.DataFrame(fitted.predictions, columns=task.columns)], axis=1)
@@ -106,7 +106,7 @@ def evaluate_run(
         "task": task.to_dict(),
         "metric": {"name": metric.name, "larger_is_better": metric.larger_is_better}
         | _scored(metric, fitted.decisions, targets),
-        "cost": cost_name(judging),
+        "cost": cost_name(selection),
         "views": {
             view: _short_scores(task, metric, oof.views[at], targets) | {"kept": bool(fitted.ensemble.weights[at] > 0)}
             for at, view in enumerate(oof.view_names)
@@ -163,7 +163,7 @@ def _by_fold(
         scores = _short_scores(task, metric, fitted.predictions[at], targets[at])
         scores |= _scored(metric, fitted.decisions[at], targets[at])
         # What sweeps minimise.
-        scores["cost"] = cost(judging_metric(metric, task), fitted.predictions[at], targets[at])
+        scores["cost"] = cost(selection_metric(metric, task), fitted.predictions[at], targets[at])
         file = run.time_file(fold)
         seconds = read_json(file, "seconds")["seconds"] if file.exists() else None
         found[str(fold)] = scores | {"n": int(at.sum()), "seconds": seconds}

@@ -24,21 +24,22 @@ from scenes.model.device import choose_device, choose_precision
 from scenes.runs import Run, fold_name
 
 BATCHES_AHEAD = 2  # decoded while the model predicts one
+VALUE = {"classes": "confidence", "labels": "probability", "number": "value"}  # what a task predicts of an output
 
 # A file, with its pixels or probabilities, or the reason why there are none.
 Result = tuple[Path, np.ndarray | str]
 
 
 class Guess(NamedTuple):
-    """A class that an image may be: its label, its name for people, its probability."""
+    """An output with its prediction: its label, its name for people, and the probability or the number."""
 
     label: str
     name: str
-    confidence: float
+    value: float
 
 
 class Prediction(NamedTuple):
-    """One image's most probable classes, best first."""
+    """One image's most probable classes or labels, best first, or its number."""
 
     path: Path
     guesses: list[Guess]
@@ -171,40 +172,42 @@ def shown(path: Path) -> str:
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in written(path))
 
 
-def write_table(predictions: Iterable[Prediction], file: TextIO, paths: Sequence[Path], top: int) -> None:
-    """Writes a line for each image: its path, its class with the confidence, then the runners-up."""
+def write_table(predictions: Iterable[Prediction], file: TextIO, paths: Sequence[Path], top: int, kind: str) -> None:
+    """Writes a line for each image: its path, its best output with the prediction, then the runners-up."""
     width = max(cell_len(shown(path)) for path in paths)
-    file.write(f"{set_cell_size('image', width)}  class and confidence{', most probable first' if top > 1 else ''}\n")
+    what = {"classes": "class", "labels": "label", "number": "number"}[kind]
+    order = ", most probable first" if top > 1 else ""
+    file.write(f"{set_cell_size('image', width)}  {what} and {VALUE[kind]}{order}\n")
     for path, guesses in predictions:
-        cells = "   ".join(f"{guess.name} {guess.confidence:.4f}" for guess in guesses)
+        cells = "   ".join(f"{guess.name} {guess.value:.4f}" for guess in guesses)
         file.write(f"{set_cell_size(shown(path), width)}  {cells}\n")
         file.flush()
 
 
-def write_csv(predictions: Iterable[Prediction], file: TextIO, paths: Sequence[Path], top: int) -> None:
-    """Writes a CSV: image, label, class, confidence, then label_2, class_2, confidence_2, …."""
+def write_csv(predictions: Iterable[Prediction], file: TextIO, paths: Sequence[Path], top: int, kind: str) -> None:
+    """Writes a CSV: image, label, class, confidence (see `VALUE`), then label_2, class_2, confidence_2, …."""
     writer = csv.writer(file, lineterminator="\n")
     ends = ["", *(f"_{place}" for place in range(2, top + 1))]
-    writer.writerow(["image", *(f"{name}{end}" for end in ends for name in ("label", "class", "confidence"))])
+    writer.writerow(["image", *(f"{name}{end}" for end in ends for name in ("label", "class", VALUE[kind]))])
     for path, guesses in predictions:
         writer.writerow([written(path), *(cell for guess in guesses for cell in guess)])
 
 
-def write_json(predictions: Iterable[Prediction], file: TextIO, paths: Sequence[Path], top: int) -> None:
+def write_json(predictions: Iterable[Prediction], file: TextIO, paths: Sequence[Path], top: int, kind: str) -> None:
     """Writes a JSON array with an object for each image, each on its own line."""
     file.write("[")
     for number, (path, guesses) in enumerate(predictions):
-        best, *_ = ranked = [_as_json(guess) for guess in guesses]
+        best, *_ = ranked = [_as_json(guess, kind) for guess in guesses]
         content = {"image": written(path), **best, "top": ranked}
         file.write(f"{',' if number else ''}\n{json.dumps(content, ensure_ascii=False)}")
     file.write("\n]\n")
 
 
-def _as_json(guess: Guess) -> dict[str, Any]:
-    return {"label": guess.label, "class": guess.name, "confidence": round(guess.confidence, 6)}
+def _as_json(guess: Guess, kind: str) -> dict[str, Any]:
+    return {"label": guess.label, "class": guess.name, VALUE[kind]: round(guess.value, 6)}
 
 
-Writer = Callable[[Iterable[Prediction], TextIO, Sequence[Path], int], None]
+Writer = Callable[[Iterable[Prediction], TextIO, Sequence[Path], int, str], None]
 FORMATS: dict[str, Writer] = {"table": write_table, "csv": write_csv, "json": write_json}
 
 
@@ -240,7 +243,7 @@ def report_files(
         check_file(out)
     paths = find_images(places)
     models = load_folds(run, config, folds, choose_device())
-    top = min(top, models[0].task.outputs)
+    top, kind = min(top, models[0].task.outputs), models[0].task.kind
     chosen = chosen_ensemble(run, config)
     trained, seen = ", ".join(map(fold_name, folds)), ", ".join(view.name for view in chosen.views)
     say(f"predicting {len(paths)} image{'s' * (len(paths) > 1)} with {trained} of {run.name}, views: {seen}")
@@ -249,18 +252,24 @@ def report_files(
     bad: list[Problem] = []
     predictions = predict_files(models, chosen, config, paths, top, bad, label)
     if out:
-        write_atomic(out, lambda temporary: _write_file(temporary, out, form, predictions, paths, top))
+        write_atomic(out, lambda temporary: _write_file(temporary, out, form, predictions, paths, top, kind))
         say(f"wrote {out} ({len(paths) - len(bad)} images)")
     else:
-        FORMATS[form](predictions, results, paths, top)
+        FORMATS[form](predictions, results, paths, top, kind)
         results.flush()
     raise_problems(bad, "Some images are not among the results, all others are")
 
 
 def _write_file(
-    temporary: Path, out: Path, form: str, predictions: Iterable[Prediction], paths: Sequence[Path], top: int
+    temporary: Path,
+    out: Path,
+    form: str,
+    predictions: Iterable[Prediction],
+    paths: Sequence[Path],
+    top: int,
+    kind: str,
 ) -> None:
     """Writes the results; an older file of other content is kept under a number."""
     with temporary.open("w", encoding="utf-8", newline="") as file:
-        FORMATS[form](predictions, file, paths, top)
+        FORMATS[form](predictions, file, paths, top, kind)
     keep_different(out, temporary)

@@ -56,16 +56,16 @@ class State:
         """How many steps the present epoch has had so far."""
         return self.step - sum(row["steps"] for row in self.history)
 
-    def track_best(self, row: dict[str, Any]) -> None:
-        """Keeps the weights of the epoch with the lowest held-out loss."""
-        if self.best is None or row["val_loss"] < self.best["val_loss"]:
+    def track_best(self, epoch: int, cost: float) -> None:
+        """Keeps the weights of the epoch with the lowest cost on the held-out rows."""
+        if self.best is None or cost < self.best["cost"]:
             weights = {name: tensor.detach().cpu().clone() for name, tensor in self.validated.state_dict().items()}
-            self.best = {"val_loss": row["val_loss"], "epoch": row["epoch"], "waited": 0, "model": weights}
+            self.best = {"cost": cost, "epoch": epoch, "waited": 0, "model": weights}
         else:
             self.best["waited"] += 1
 
     def stops_early(self, patience: int | None) -> bool:
-        """Whether the held-out loss has not improved for so many epochs."""
+        """Whether the cost has not improved for so many epochs."""
         return bool(patience and self.best and self.best["waited"] >= patience)
 
     def state_dict(self) -> dict[str, Any]:

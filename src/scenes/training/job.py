@@ -1,10 +1,11 @@
 """What all folds of a run share (data, device, pretrained weights, features of a frozen body), and one of the folds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -186,6 +187,13 @@ class Fold:
     def predicts_plain_view(self) -> bool:
         """Whether the final prediction contains what an epoch's validation looks at."""
         return PLAIN in views_of(self.job.config)
+
+    def cost(self, row: Mapping[str, Any]) -> float:
+        """What early stopping and the plateau schedule lower, from an epoch's row of the history."""
+        metric = self.job.data.metric
+        if self.train.monitor == "loss":
+            return row["val_loss"]
+        return -row[f"val_{metric.name}"] if metric.larger_is_better else row[f"val_{metric.name}"]
 
     @property
     def identity(self) -> str:

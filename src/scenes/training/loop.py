@@ -195,7 +195,8 @@ def _network(fold: Fold, state: State) -> nn.Module:
 def _step(fold: Fold, state: State, network: nn.Module, inputs: Tensor, rows: Tensor) -> float:
     """Does one optimiser step; returns its learning rate."""
     train, optimizer, scaler = fold.train, state.optimizer, state.scaler
-    rate = recipe.learning_rate(state.step, fold.schedule, train, state.history)
+    costs = [fold.cost(row) for row in state.history] if train.schedule == "plateau" else []
+    rate = recipe.learning_rate(state.step, fold.schedule, train, costs)
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
     while not _add_gradients(fold, state, network, inputs, rows):
@@ -276,7 +277,7 @@ def _end_epoch(fold: Fold, state: State, epoch: int, rate: float, trackers: Trac
     row = fold.processes.from_main(lambda: row)  # to the last digit: later decisions follow from it
     state.history.append(row)
     if fold.train.early_stopping:
-        state.track_best(row)
+        state.track_best(epoch, fold.cost(row))
     trackers.log(row, state.step)
     say(f"  {fold.name} epoch {epoch}: loss {row['train_loss']:.4f}{in_words(row)}, {speed:.0f} img/s")
 

@@ -1,7 +1,7 @@
 """How a step trains, as pure functions of the step: rates, what is frozen, parameter groups, losses' weights."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,14 @@ ONE_CYCLE_START = 1 / 25
 PLATEAU_FACTOR = 0.1
 
 
-def learning_rate(step: int, schedule: Schedule, train: TrainConfig, history: Sequence[Mapping[str, Any]]) -> float:
+def learning_rate(step: int, schedule: Schedule, train: TrainConfig, costs: Sequence[float] = ()) -> float:
     """The body's rate at a step.
 
     Args:
         step: From 0.
         schedule: Says how many steps there are.
         train: The config.
-        history: The finished epochs, with ``val_loss``; only `plateau` looks at it.
+        costs: What the plateau schedule lowers, for each finished epoch.
     """
     total = schedule.steps
     if train.schedule == "one_cycle":
@@ -38,7 +38,7 @@ def learning_rate(step: int, schedule: Schedule, train: TrainConfig, history: Se
     if train.schedule == "cosine":
         return train.lr * _half_cosine((step - warmup) / max(1, total - warmup))
     if train.schedule == "plateau":
-        return train.lr * PLATEAU_FACTOR ** plateaus([row["val_loss"] for row in history], train.plateau_patience)
+        return train.lr * PLATEAU_FACTOR ** plateaus(costs, train.plateau_patience)
     return train.lr
 
 
