@@ -49,7 +49,7 @@ def test_every_command_serves_the_task(
 ) -> None:
     _rewrite(Path("input"))
     _sample(settings)
-    tiny = [*TINY, *settings, "report=true"]
+    tiny = [*TINY, *settings]
     check.main(["tiny.yaml", "--set", *settings])
     for name in ("one", "two"):
         train.main(["tiny.yaml", "--set", *tiny, f"name={name}", f"seed={len(name)}", "--submit"])
@@ -83,7 +83,7 @@ def test_every_command_serves_the_task(
     soft = ["data.soft_targets=../runs/one/soft_targets.csv", "train.mixup=0.2", "name=student"]
     train.main(["tiny.yaml", "--set", *tiny, *soft, "--folds", "0"])
     train.main(["tiny.yaml", "--set", *tiny, "name=early", "train.early_stopping=1", "train.monitor=metric"])
-    with pytest.raises(UserError, match="classes"):
+    with pytest.raises(UserError, match="class labels"):
         relabel.main(["runs/one"])
 
 
