@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from scenes.competition.task import predictions_of
 from scenes.console import say
 from scenes.model.backbone import Classifier
 from scenes.randomness import key
@@ -25,7 +26,7 @@ def start_head_as_probe(fold: Fold, model: Classifier) -> list[dict[str, Any]]:
         model.head[-1].bias.copy_(torch.from_numpy(head.biases))
     if not len(fold.held_rows):
         return []
-    predictions = data.task.activate(torch.from_numpy(head.logits(features[fold.held_rows]))).numpy()
+    predictions = predictions_of(data.task, head.logits(features[fold.held_rows]))
     row = {"epoch": 0, "steps": 0, "accumulate": 0, "lr": 0.0, "train_loss": None, **scores(fold, predictions)}
     say(f"  {fold.name} linear probe ({head.chosen}){in_words(row)}")
     return [row]

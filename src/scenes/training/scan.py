@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from scenes.competition.metric import Metric, competition_metric
 from scenes.competition.scores import with_error
@@ -14,9 +14,11 @@ from scenes.competition.task import predictions_of
 from scenes.config import Config
 from scenes.config_file import load_config
 from scenes.console import UserError, print_table, say
+from scenes.data.dataset import Dataset, read_dataset
+from scenes.model.device import choose_device
 from scenes.model.pretrained import pretrained_state
 from scenes.randomness import key
-from scenes.training.job import Job, prepare
+from scenes.training.job import Job
 
 
 class Probed(NamedTuple):
@@ -45,12 +47,12 @@ def scan(config: Config, names: Sequence[str]) -> list[Probed]:
     Raises:
         UserError: If the data cannot be used, or no backbone's weights are at hand.
     """
-    job = prepare(_with_model(config, config.model.name), [0])
-    metric = competition_metric(config, job.data.task)
+    data, device = read_dataset(config), choose_device()
+    metric = competition_metric(config, data.task)
     done, missing = [], []
     for name in names:
         try:
-            done.append(_probe(job, metric, name))
+            done.append(_probe(_with_model(config, name), data, device, metric))
         except UserError as error:
             missing.append((name, str(error).splitlines()[0]))
             continue
@@ -76,12 +78,10 @@ def _with_model(config: Config, name: str) -> Config:
     return config.model_copy(update={"model": config.model.model_copy(update={"name": name})})
 
 
-def _probe(job: Job, metric: Metric, name: str) -> Probed:
+def _probe(config: Config, data: Dataset, device: torch.device, metric: Metric) -> Probed:
     """Fits one linear model a fold and scores all held-out rows."""
     start = time.monotonic()
-    config = _with_model(job.config, name)
-    own = replace(job, config=config, pretrained=pretrained_state(config))
-    data, features = own.data, own.features
+    features = Job(config, data, pretrained_state(config), device).features
     predictions = np.zeros((len(data.table), data.task.outputs), np.float32)
     for fold in range(config.data.folds):
         rows, held = data.rows(fold)
@@ -89,7 +89,7 @@ def _probe(job: Job, metric: Metric, name: str) -> Probed:
         predictions[held] = predictions_of(data.task, head.logits(features[held]))
     scored = data.fold_of >= 0
     value, error = metric.score(predictions[scored], data.targets[scored])
-    return Probed(name, value, error, time.monotonic() - start)
+    return Probed(config.model.name, value, error, time.monotonic() - start)
 
 
 def _next_command(name: str) -> str:
