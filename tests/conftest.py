@@ -2,8 +2,9 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported: tests, and the processes they start or fork, run on the CPU. tests/gpu/ gives its child
 # processes the GPUs back.
@@ -15,7 +16,7 @@ import torch
 
 import train
 from scenes.competition.sample import draw
-from tiny import TINY
+from tiny import TINY, make_workspace
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,35 +37,29 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workspace(tmp_path: Path, sample: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder with the sample as input/ and an all-default config tiny.yaml."""
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(sample, "input")
-    Path("tiny.yaml").write_text("")
-    return tmp_path
+    return make_workspace(tmp_path, sample)
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
     """A folder with a finished run, runs/tiny, of the sample. Not to be written to: see `finished`."""
-    root = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        shutil.copytree(sample, "input")
-        Path("tiny.yaml").write_text("")
+    with chdir(make_workspace(tmp_path_factory.mktemp("trained"), sample)):
         train.main(["tiny.yaml", "--set", *TINY])
-    return root
+        return Path.cwd()
 
 
 @pytest.fixture
-def finished(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def finished(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of `trained` as the current folder."""
     root = tmp_path / "finished"
     shutil.copytree(trained, root)
     monkeypatch.chdir(root)
-    yield root
+    return root
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Says how many bad and odd inputs were tried (tests/test_bad_input.py), in all processes together."""
-    reports = terminalreporter.stats.get("passed", [])
-    tried = sum(count for report in reports for name, count in report.user_properties if name == "inputs tried")
-    if tried:
-        terminalreporter.write_line(f"{tried} bad or odd inputs tried")
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n`, neighbouring tests share a process and its fixtures; a process that is done takes over others."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)

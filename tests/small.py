@@ -1,7 +1,8 @@
-"""Small competitions for tests of rows; images are empty files, since nothing here decodes them."""
+"""Small competitions for tests that decode nothing: images are empty files."""
 
 import csv
-from collections.abc import Iterable, Sequence
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 
@@ -16,3 +17,15 @@ def table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
+
+
+def make_zip(path: Path, entries: Mapping[str, bytes], link: str = "") -> Path:
+    """Writes a zip archive of these contents, and of a link to a file outside if it is given a name."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+        if link:
+            entry = zipfile.ZipInfo(link)
+            entry.external_attr = 0o120777 << 16
+            archive.writestr(entry, "/etc/passwd")
+    return path

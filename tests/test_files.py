@@ -2,24 +2,13 @@
 
 import errno
 import tempfile
-import zipfile
 from pathlib import Path
 
 import pytest
 
 from scenes.console import UserError
 from scenes.files import keep_old, unzip, write_atomic, write_text
-
-
-def make_zip(path: Path, entries: dict[str, bytes], link: str = "") -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in entries.items():
-            archive.writestr(name, content)
-        if link:
-            entry = zipfile.ZipInfo(link)
-            entry.external_attr = 0o120777 << 16
-            archive.writestr(entry, "/etc/passwd")
-    return path
+from small import make_zip
 
 
 def files_in(folder: Path) -> list[str]:

@@ -18,7 +18,7 @@ import infer
 import scenes.data.images
 import train
 from scenes import script
-from tiny import TINY
+from tiny import TINY, results
 
 FROZEN = ["augment=none", "train.trainable_stages=0", "train.linear_probe=false"]
 CHECKPOINTS = ["train.checkpoint_minutes=1e-9"]  # one after every step
@@ -29,7 +29,7 @@ Disk = Callable[[str, int], Callable[[], None]]
 
 @pytest.fixture
 def small_disk(request: pytest.FixtureRequest) -> Iterator[Disk]:
-    """Mounts a disk with so many bytes free at a folder, whose content it keeps; the result makes room."""
+    """Mounts a disk at a folder, with its content and so many bytes free; the function returned makes room."""
     mounted: list[str] = []
 
     def mount(folder: str, free: int) -> Callable[[], None]:
@@ -74,13 +74,6 @@ def fit(capsys: pytest.CaptureFixture[str], *settings: str) -> tuple[int, str]:
     return run(train.main, ["tiny.yaml", "--set", *TINY, *settings], capsys)
 
 
-def results(root: Path) -> dict[str, bytes]:
-    """The bytes of all that must not depend on how a run was carried out."""
-    patterns = ("runs/*/oof.csv", "runs/*/folds.csv", "runs/*/*/*.safetensors", "submissions/*.csv")
-    files = [file for pattern in patterns for file in root.glob(pattern)]
-    return {str(file.relative_to(root)): file.read_bytes() for file in files}
-
-
 def check_refusal(outcome: tuple[int, str], place: str) -> None:
     code, errors = outcome
     assert code == 2, errors or "did not fail"
@@ -90,7 +83,7 @@ def check_refusal(outcome: tuple[int, str], place: str) -> None:
 
 
 def check_whole(folder: Path) -> None:
-    """All that stands under its final name can be read, and nothing else lies about."""
+    """Every file under its final name can be read, and no others are left."""
     assert list(folder.rglob("*.tmp")) == []
     assert list(folder.rglob("*.part*")) == []
     readers: dict[str, Callable[[Path], object]] = {
@@ -111,7 +104,7 @@ def size(folder: Path) -> int:
     return sum(-(-path.stat().st_size // PAGE) * PAGE for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.3, 0.45, 0.6, 0.8, 0.95])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.45, 0.95])
 def test_while_a_fold_trains(
     share: float, trained: Path, workspace: Path, small_disk: Disk, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,7 +129,7 @@ def test_while_the_scores_are_written(
     assert results(finished) == results(trained)
 
 
-@pytest.mark.parametrize("free", [0, PAGE, 300_000, 700_000])
+@pytest.mark.parametrize("free", [PAGE, 300_000])
 def test_while_images_are_decoded(
     free: int,
     trained: Path,

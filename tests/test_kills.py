@@ -1,13 +1,12 @@
 """SIGKILL at seeded moments: the same command afterwards ends in the same bytes as a run never interrupted.
 
 Half the kills strike at a file operation (just before or just after it), where a half-written state would show; the
-other half at a moment of the clock. `SCENES_KILLS=200 python -m pytest tests/test_kills.py` does 200.
+other half at a moment of the clock. Both are spread over the whole run.
+`SCENES_KILLS=200 python -m pytest tests/test_kills.py` does 200.
 """
 
 import os
-import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +18,10 @@ import pytest
 import scenes.inference.submit
 import scenes.training.crossval  # noqa: F401 - loaded here once, not in each of the many children
 import train
-from tiny import TINY
+from processes import exit_code, fork
+from tiny import TINY, make_workspace, results
 
-KILLS = int(os.environ.get("SCENES_KILLS", "30"))
+KILLS = int(os.environ.get("SCENES_KILLS", "16"))
 COMMAND = ["tiny.yaml", "--submit", "--set", *TINY, "train.epochs=1", "train.batch_size=24"]
 # A checkpoint after every step, so that there is much to be killed in.
 COMMAND += ["train.checkpoint_minutes=1e-9"]
@@ -37,7 +37,7 @@ def count_operations(folder: Path) -> int:
         train.main(COMMAND)
         os.write(writer, str(len(done)).encode())
 
-    assert os.waitstatus_to_exitcode(wait(start(folder, work))) == 0
+    assert exit_code(start(folder, work)) == 0
     return int(os.read(reader, 20))
 
 
@@ -65,43 +65,19 @@ def strike_at(number: int | None, after: bool = False) -> list[None]:
 
 
 def start(folder: Path, work: Callable[[], object]) -> int:
-    """Runs `work` in a forked child, which has all modules loaded already; returns its process number."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
+    """Does some work in a folder, in a child process; returns its process number."""
+
+    def there() -> None:
         os.chdir(folder)
-        os.dup2(os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
-        os.dup2(1, 2)
-        sys.stdout = sys.stderr = open("log.txt", "a")  # noqa: SIM115, PTH123 - lives as long as the child
         work()
-        code = 0
-    finally:
-        os._exit(code)
 
-
-def wait(child: int) -> int:
-    return os.waitpid(child, 0)[1]
-
-
-def competition(folder: Path, sample: Path) -> Path:
-    folder.mkdir(parents=True)
-    shutil.copytree(sample, folder / "input")
-    (folder / "tiny.yaml").write_text("")
-    return folder
-
-
-def results(folder: Path) -> dict[str, bytes]:
-    patterns = ("runs/*/oof.csv", "runs/*/folds.csv", "runs/*/*/weights.safetensors", "submissions/*.csv")
-    files = [file for pattern in patterns for file in folder.glob(pattern)]
-    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+    return fork(there, folder / "log.txt")
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> tuple[dict[str, bytes], int, float]:
     """An undisturbed run's files, its number of file operations and its seconds."""
-    folder = competition(tmp_path_factory.mktemp("reference") / "run", sample)
+    folder = make_workspace(tmp_path_factory.mktemp("reference"), sample)
     begun = time.monotonic()
     operations = count_operations(folder)
     return results(folder), operations, time.monotonic() - begun
@@ -112,20 +88,19 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     number: int, reference: tuple[dict[str, bytes], int, float], sample: Path, tmp_path: Path
 ) -> None:
     expected, operations, seconds = reference
-    assert len(expected) == 6
-    folder = competition(tmp_path / "run", sample)
+    assert len(expected) == 8
+    folder = make_workspace(tmp_path, sample)
     draw = np.random.default_rng(number)
+    when = (number // 2 + draw.random()) / -(-KILLS // 2)  # 0 … 1, the share of the run that is done
     if number % 2:
         child = start(folder, lambda: train.main(COMMAND))
-        time.sleep(draw.uniform(0, seconds))
+        time.sleep(when * seconds)
         os.kill(child, signal.SIGKILL)
     else:
-        strike, after = int(draw.integers(operations)), bool(draw.integers(2))
+        strike, after = int(when * operations), bool(draw.integers(2))
         child = start(folder, lambda: (strike_at(strike, after), train.main(COMMAND)))
-    killed = os.waitstatus_to_exitcode(wait(child)) == -signal.SIGKILL
+    killed = exit_code(child) == -signal.SIGKILL
     assert killed or number % 2, f"{strike} of {operations}"  # a kill by the clock may come too late
-    assert os.waitstatus_to_exitcode(wait(start(folder, lambda: train.main(COMMAND)))) == 0, (
-        folder / "log.txt"
-    ).read_text()
+    assert exit_code(start(folder, lambda: train.main(COMMAND))) == 0, (folder / "log.txt").read_text()
     assert results(folder) == expected
     assert not list(folder.rglob("*.tmp")), "left-overs of writes"

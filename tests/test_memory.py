@@ -11,7 +11,7 @@ import train
 from scenes.training import checkpoint
 from tiny import TINY
 
-EPOCHS = 50
+EPOCHS = 30
 SETTLED = 10  # until then allocators and caches grow
 LIMIT = 40.0  # KiB an epoch; one batch of this run is 144 KiB of float32 pixels
 

@@ -35,7 +35,7 @@ def test_a_run_begins_with_its_resolved_config() -> None:
     assert run.load_config() == config(seed=3, data={"class_names": ["no", "1e-3"]})
 
 
-def test_a_run_goes_on_with_the_same_config_and_with_what_changes_no_result() -> None:
+def test_a_run_resumes_with_the_same_config_and_with_what_changes_no_result() -> None:
     begin(config(data={"root": "here"}))
     again = config(data={"root": "there"}, loader={"workers": 3})
     assert begin(again).load_config() == again
@@ -62,7 +62,7 @@ def test_other_views_are_another_config() -> None:
         begin(config(infer={"tta": "none"}))
 
 
-def test_a_renamed_run_goes_on_under_its_new_name() -> None:
+def test_a_renamed_run_resumes_under_its_new_name() -> None:
     begin(config())
     Path("runs/exp").rename("runs/new")
     assert begin(config(name="new")).load_config().name == "new"

@@ -20,23 +20,19 @@ from safetensors.numpy import load_file
 
 import infer
 import train
+from processes import exit_code, fork
+from scenes import script
 from scenes.console import StoppedError, UserError
+from scenes.data.augment import AugmentedImages
 from scenes.model.backbone import Classifier
 from scenes.training import checkpoint, recipe
-from tiny import TINY
+from tiny import TINY, fit, results
 
 SCRIPT = Path(train.__file__)
 
 
-def fit(*arguments: str) -> None:
-    """Trains tiny.yaml; later settings win over TINY's."""
-    options = [argument for argument in arguments if argument.startswith("--")]
-    settings = [argument for argument in arguments if not argument.startswith("--")]
-    train.main(["tiny.yaml", *options, "--set", *TINY, *settings])
-
-
 def at_step(patch: pytest.MonkeyPatch, at: int, act: Callable[[], None]) -> None:
-    """Acts as soon as a training begins a step, whose learning rate it then asks for."""
+    """Acts when training begins a step: that is when it asks for the learning rate."""
     learning_rate = recipe.learning_rate
 
     def watched(step: int, *arguments: Any) -> float:
@@ -49,12 +45,6 @@ def at_step(patch: pytest.MonkeyPatch, at: int, act: Callable[[], None]) -> None
 
 def interrupt() -> None:
     raise KeyboardInterrupt
-
-
-def results(root: Path) -> dict[str, bytes]:
-    """The bytes of all that must not depend on how a run was carried out."""
-    files = [*root.glob("runs/*/oof.csv"), *root.glob("runs/*/*/weights.safetensors"), *root.glob("submissions/*.csv")]
-    return {str(file.relative_to(root)): file.read_bytes() for file in sorted(files)}
 
 
 def test_a_run_leaves_what_it_promises(trained: Path) -> None:
@@ -87,7 +77,7 @@ def test_out_of_fold_predictions_cover_each_row_once_and_agree_with_the_metrics(
 
 def test_the_same_seed_gives_the_same_bytes_with_and_without_workers(finished: Path) -> None:
     before = results(finished)
-    assert len(before) == 3
+    assert len(before) == 6
     Path("runs/tiny").rename("runs/first")
     fit("loader.workers=2")
     after = results(finished)
@@ -95,12 +85,13 @@ def test_the_same_seed_gives_the_same_bytes_with_and_without_workers(finished: P
 
 
 def test_another_seed_gives_another_model_on_the_same_folds(finished: Path) -> None:
-    fit("name=other", "seed=1", "train.epochs=1")
+    fit("--folds=0", "name=other", "seed=1")
     assert Path("runs/other/folds.csv").read_bytes() == Path("runs/tiny/folds.csv").read_bytes()
-    assert Path("runs/other/oof.csv").read_bytes() != Path("runs/tiny/oof.csv").read_bytes()
+    one, other = (load_file(f"runs/{name}/fold0/weights.safetensors") for name in ("tiny", "other"))
+    assert not all(np.array_equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("stop_at", [1, 3, 4])
+@pytest.mark.parametrize("stop_at", [1, 4])
 def test_an_interrupted_run_resumes_to_the_same_bytes(
     stop_at: int, trained: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,12 +114,6 @@ def test_finished_folds_are_skipped_and_folds_can_come_one_by_one(trained: Path,
     assert results(workspace) == results(trained)
 
 
-def test_full_trains_on_every_row(workspace: Path) -> None:
-    fit("--folds=full", "train.epochs=1")
-    assert Path("runs/tiny/full/weights.safetensors").is_file()
-    assert not Path("runs/tiny/oof.csv").exists()
-
-
 def test_a_dry_run_leaves_no_run(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit("--dry-run")
     assert "would take about" in capsys.readouterr().out
@@ -139,28 +124,15 @@ def test_shuffled_labels_score_chance(workspace: Path) -> None:
     table = pd.read_csv("input/train.csv")
     table["label"] = np.random.default_rng(0).permutation(table["label"])
     table.to_csv("input/train.csv", index=False)
-    fit("train.epochs=8", "model.dropout=0.0")
+    fit("train.epochs=5", "model.dropout=0.0")
     metrics = json.loads(Path("runs/tiny/metrics.json").read_text())
     assert abs(metrics["accuracy"] - 1 / 6) < 3 * (1 / 6 * 5 / 6 / 96) ** 0.5
-
-
-def test_a_changed_config_is_refused_with_the_difference(finished: Path) -> None:
-    with pytest.raises(UserError, match=r"train\.lr: 0\.01 → 0\.5"):
-        fit("train.lr=0.5")
 
 
 def test_a_setting_that_cannot_change_the_result_may_change(finished: Path) -> None:
     before = results(finished)
     fit("loader.workers=1", "train.checkpoint_minutes=5")
     assert results(finished) == before
-
-
-def test_changed_training_data_is_refused(finished: Path) -> None:
-    table = pd.read_csv("input/train.csv")
-    table.loc[3, "label"] = (table.loc[3, "label"] + 1) % 6
-    table.to_csv("input/train.csv", index=False)
-    with pytest.raises(UserError, match=r"label is '\d', was '\d'"):
-        fit()
 
 
 def test_early_stopping_restores_the_best_epoch_and_is_called_optimistic(
@@ -253,44 +225,11 @@ def test_a_frozen_body_without_augmentation_trains_its_head_on_features(
     assert changed == {"head.0.weight", "head.0.bias"} or changed == {"head.1.weight", "head.1.bias"}
 
 
-def test_all_that_is_wrong_with_the_data_is_listed_at_once(workspace: Path) -> None:
-    table = pd.read_csv("input/train.csv", dtype=str)
-    names = table["image_name"]
-    Path("input/SceneImages", names[0]).write_bytes(b"")
-    Path("input/SceneImages", names[1]).unlink()
-    table.loc[2, "label"] = ""
-    table.loc[3, "image_name"] = "../../etc/passwd"
-    table.loc[4, "image_name"] = names[5]
-    table.to_csv("input/train.csv", index=False)
-    with pytest.raises(UserError) as caught:
-        fit()
-    message = str(caught.value)
-    for expected in (
-        "5 problems",
-        "empty file",
-        "not in input",
-        "empty label",
-        "leaves",
-        "line 2",
-        "→",
-    ):
-        assert expected in message
-    assert not Path("runs").exists()
-
-
-def test_a_mistake_exits_with_2_and_without_a_traceback(workspace: Path) -> None:
-    Path("input/train.csv").write_text("image,kind,x\n1.jpg,0,1\n")
-    done = subprocess.run([sys.executable, SCRIPT, "tiny.yaml"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "no column 'image_name'" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize("script", ["train", "infer", "prepare"])
-def test_help_needs_no_heavy_module(script: str) -> None:
+@pytest.mark.parametrize("name", ["train", "infer", "prepare"])
+def test_help_needs_no_heavy_module(name: str) -> None:
     code = (
-        f"import sys, runpy; sys.argv = ['{script}.py', '--help']\n"
-        f"try: runpy.run_path({str(SCRIPT.with_name(script + '.py'))!r}, run_name='__main__')\n"
+        f"import sys, runpy; sys.argv = ['{name}.py', '--help']\n"
+        f"try: runpy.run_path({str(SCRIPT.with_name(name + '.py'))!r}, run_name='__main__')\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'timm', 'pandas', 'numpy', 'sklearn', 'cv2', 'pydantic'} & set(sys.modules)\n"
         "sys.exit(f'loaded: {heavy}' if heavy else 0)"
@@ -310,11 +249,8 @@ def test_predicting_imports_nothing_that_only_training_needs() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError(), RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), MemoryError()]
-)
 def test_out_of_memory_splits_the_batch_and_trains_the_same(
-    error: Exception, workspace: Path, capsys: pytest.CaptureFixture[str]
+    workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ["--folds=0", "train.batch_norm=frozen", "train.epochs=1", "train.lr=1e-3"]
     fit(*common)
@@ -322,7 +258,7 @@ def test_out_of_memory_splits_the_batch_and_trains_the_same(
 
     def small_memory(self: Classifier, images: torch.Tensor) -> torch.Tensor:
         if self.training and len(images) > 5:
-            raise error
+            raise torch.OutOfMemoryError
         return forward(self, images)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -337,12 +273,11 @@ def test_out_of_memory_splits_the_batch_and_trains_the_same(
     assert max(np.abs(one[name] - four[name]).max() for name in one) < 1e-4
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), RuntimeError("CUDA error: out of memory")])
 def test_an_optimiser_short_of_memory_says_what_to_do_and_the_run_resumes(
-    error: Exception, workspace: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object, **__: object) -> None:
-        raise error
+        raise RuntimeError("CUDA error: out of memory")
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", fails)
@@ -365,15 +300,13 @@ def test_other_errors_of_torch_are_not_taken_for_a_lack_of_memory(workspace: Pat
         fit("--folds=0")
 
 
-@pytest.mark.parametrize("first", ["fp32", "bf16"])
-def test_runs_of_different_precision_train_in_one_process(first: str, workspace: Path) -> None:
-    second = {"fp32": "bf16", "bf16": "fp32"}[first]
-    Path("a.yaml").write_text(f"train: {{precision: {first}}}\nmodel: {{name: test_efficientnet}}")
-    Path("b.yaml").write_text(f"train: {{precision: {second}}}\nmodel: {{name: simple_cnn}}")
+def test_runs_of_different_precision_train_in_one_process(workspace: Path) -> None:
+    Path("a.yaml").write_text("train: {precision: fp32}\nmodel: {name: test_efficientnet}")
+    Path("b.yaml").write_text("train: {precision: bf16}\nmodel: {name: simple_cnn}")
     settings = [pair for pair in TINY if not pair.startswith("model.name")]
     train.main(["a.yaml", "b.yaml", "--folds=0", "--set", *settings, "train.epochs=1"])
     saved = {run: json.loads(Path(f"runs/{run}/precision.json").read_text())["train"] for run in "ab"}
-    assert saved == {"a": first, "b": second}
+    assert saved == {"a": "fp32", "b": "bf16"}
     train.main(["a.yaml", "--folds=0", "--set", *settings, "train.epochs=1", "name=again"])
     one, other = (load_file(f"runs/{name}/fold0/oof.safetensors")["probabilities"] for name in ("a", "again"))
     np.testing.assert_array_equal(one, other)
@@ -382,7 +315,7 @@ def test_runs_of_different_precision_train_in_one_process(first: str, workspace:
 def test_a_run_resumes_in_the_precision_it_began_in(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = ["model.name=simple_cnn", "infer.precision=auto"]
+    settings = ["--folds=0", "model.name=simple_cnn", "infer.precision=auto"]
 
     def machine(has_bf16: bool) -> None:
         for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
@@ -429,7 +362,6 @@ def test_a_second_process_on_the_same_fold_is_refused(finished: Path) -> None:
     Path("runs/tiny/fold1/oof.safetensors").unlink()
     with FileLock("runs/tiny/fold1/.lock"), pytest.raises(UserError, match="another process is training this fold"):
         fit()
-    fit()
 
 
 @pytest.mark.parametrize("setting", ["train.early_stopping=2", "train.schedule=plateau"])
@@ -451,17 +383,16 @@ def test_a_class_of_one_group_trains_in_every_fold(workspace: Path, capsys: pyte
     assert len(pd.read_csv("submissions/tiny.csv")) == len(pd.read_csv("input/test.csv"))
 
 
-@pytest.mark.parametrize("setting", ["data.folds=2", "data.folds=5", "data.fold_column=mine"])
-def test_classes_of_one_row_can_be_trained_and_reported(workspace: Path, setting: str) -> None:
+def test_classes_of_one_row_can_be_trained_and_reported(workspace: Path) -> None:
     table = pd.read_csv("input/train.csv", dtype=str)
     table.loc[[0, 3], "label"] = ["seen once", "seen once too"]
     table.assign(mine=table.index % 2).to_csv("input/train.csv", index=False)
-    fit(setting, "train.epochs=1", "report=true")
+    fit("data.fold_column=mine", "train.epochs=1", "report=true")
     oof = pd.read_csv("runs/tiny/oof.csv", dtype=str)
     assert not {"seen once", "seen once too"} & set(oof["label"])
     assert len(oof) == len(table) - 2
     assert {"seen once", "seen once too"} <= set(oof.columns)
-    fit(setting, "train.epochs=1", "--folds=full", "name=whole")
+    fit("train.epochs=1", "--folds=full", "name=whole")
     assert Path("runs/whole/full/weights.safetensors").exists()
 
 
@@ -500,39 +431,38 @@ def test_each_epoch_is_scored_on_the_plain_view(workspace: Path) -> None:
     pd.testing.assert_frame_equal(*histories)
 
 
-def test_scores_of_settings_chosen_on_the_same_rows_are_called_optimistic(workspace: Path) -> None:
-    fit("selected_on=[runs/other]")
-    assert "runs/other" in json.loads(Path("runs/tiny/metrics.json").read_text())["optimistic"]
+def until_it_says(text: str, child: int) -> None:
+    """Waits until a forked process has printed a text or has ended."""
+    while not (Path("log.txt").exists() and text in Path("log.txt").read_text()):
+        assert not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT), Path("log.txt").read_text()
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_process_group_saves_and_resumes_with_workers(
-    number: signal.Signals, trained: Path, workspace: Path
-) -> None:
-    command = [sys.executable, SCRIPT, "tiny.yaml", "--set", *TINY, "loader.workers=2", "train.epochs=500"]
-    with Path("log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    while "epoch 1:" not in Path("log").read_text() and process.poll() is None:
-        time.sleep(0.05)
-    os.killpg(process.pid, number)
-    assert process.wait(100) == 130, Path("log").read_text()
-    told = Path("log").read_text()
+def test_a_signal_to_the_process_group_saves_with_workers(number: signal.Signals, workspace: Path) -> None:
+    def work() -> None:
+        os.setsid()
+        script.run(lambda: fit("loader.workers=2", "train.epochs=500"))
+
+    child = fork(work)
+    until_it_says("epoch 1:", child)
+    os.killpg(child, number)
+    assert exit_code(child) == 130, Path("log.txt").read_text()
+    told = Path("log.txt").read_text()
     assert "everything is saved" in told
     assert "Traceback" not in told
     assert torch.load("runs/tiny/fold0/last.pt", weights_only=True)["step"] > 0
 
 
 def test_a_first_signal_ends_the_wait_for_a_batch_that_never_comes(workspace: Path) -> None:
-    code = (
-        f"import sys, time; sys.path.insert(0, {str(SCRIPT.parent)!r}); import train\n"
-        "from scenes.data.augment import AugmentedImages\n"
-        "AugmentedImages.__getitems__ = lambda *_: (print('waiting', flush=True), time.sleep(600))\n"
-        f"from scenes.script import run; run(lambda: train.main({['tiny.yaml', '--set', *TINY, 'loader.workers=1']}))"
-    )
-    with Path("log").open("w") as log:
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=log, stderr=subprocess.STDOUT)
-    while "waiting" not in Path("log").read_text() and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(100) == 130, Path("log").read_text()
-    assert "everything is saved" in Path("log").read_text()
+    def work() -> None:
+        os.setsid()
+        AugmentedImages.__getitems__ = lambda *_: (print("waiting"), time.sleep(600))  # type: ignore[method-assign]
+        script.run(lambda: fit("loader.workers=1"))
+
+    child = fork(work)
+    until_it_says("waiting", child)
+    os.kill(child, signal.SIGINT)
+    assert exit_code(child) == 130, Path("log.txt").read_text()
+    assert "everything is saved" in Path("log.txt").read_text()
+    os.killpg(child, signal.SIGKILL)  # the worker, which is still asleep

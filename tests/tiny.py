@@ -1,4 +1,9 @@
-"""Settings that train in a second, and on a GPU too end in the same bytes every time."""
+"""A tiny competition to train in, and settings that train in a second and end in the same bytes on a GPU too."""
+
+import shutil
+from pathlib import Path
+
+import train
 
 TINY = [
     "model.name=test_efficientnet",
@@ -14,3 +19,24 @@ TINY = [
     "data.folds=2",
     "report=false",
 ]
+
+
+def make_workspace(root: Path, sample: Path) -> Path:
+    """Makes a folder with a sample competition as input/ and an all-default config, tiny.yaml; returns the folder."""
+    shutil.copytree(sample, root / "input")
+    (root / "tiny.yaml").write_text("")
+    return root
+
+
+def fit(*arguments: str) -> None:
+    """Trains tiny.yaml with train.py's options and settings; later settings win over TINY's."""
+    options = [argument for argument in arguments if argument.startswith("--")]
+    settings = [argument for argument in arguments if not argument.startswith("--")]
+    train.main(["tiny.yaml", *options, "--set", *TINY, *settings])
+
+
+def results(root: Path) -> dict[str, bytes]:
+    """The bytes of all files that must not depend on how a run was carried out."""
+    patterns = ("runs/*/oof.csv", "runs/*/folds.csv", "runs/*/*/*.safetensors", "submissions/*.csv")
+    files = [file for pattern in patterns for file in root.glob(pattern)]
+    return {str(file.relative_to(root)): file.read_bytes() for file in files}

@@ -2,20 +2,17 @@
 
 import io
 import tarfile
-import zipfile
 from pathlib import Path
 
 import pytest
 
 from scenes.competition import archives
 from scenes.console import UserError
+from small import make_zip
 
 
 def zipped(path: Path, *names: str) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name in names:
-            archive.writestr(name, name)
-    return path
+    return make_zip(path, {name: name.encode() for name in names})
 
 
 def tarred(path: Path, *names: str, link: str = "", mode: str = "w") -> Path:

@@ -1,12 +1,10 @@
 """A competition's files come in whole, labelled rightly and over nothing that is there."""
 
 import csv
-import io
 import os
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pandas as pd
@@ -19,16 +17,7 @@ from scenes.competition import folders as library
 from scenes.competition.rows import read_train
 from scenes.config import Config, DataConfig
 from scenes.console import UserError
-
-SCRIPT = Path(prepare.__file__)
-
-
-def make(folder: Path, *names: str) -> Path:
-    """Empty files: this verb never opens an image."""
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    return folder
+from small import images, make_zip
 
 
 def table(path: Path) -> list[list[str]]:
@@ -52,7 +41,7 @@ def folders(folder: Path, out: Path) -> None:
 
 
 def test_class_folders_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pets = make(
+    pets = images(
         tmp_path / "pets", "cat2/10.jpg", "cat2/9.JPG", "cat10/a.webp", "cat10/.b.jpg", "Thumbs.db", "notes.txt"
     )
     folders(pets, tmp_path / "in")
@@ -70,8 +59,9 @@ def test_class_folders_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_train_validation_and_flat_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make(tmp_path / "d", "train/a/1.png", "train/b/2.png", "val/b/3.png", "val/a/3.png", "test/x.png", "seg_pred/1.png")
-    make(tmp_path / "d", "preview.png", "train/overview.png")
+    split = ["train/a/1.png", "train/b/2.png", "val/b/3.png", "val/a/3.png", "test/x.png", "seg_pred/1.png"]
+    images(tmp_path / "d", *split)
+    images(tmp_path / "d", "preview.png", "train/overview.png")
     folders(tmp_path / "d", tmp_path / "in")
     assert table(tmp_path / "in/train.csv") == [
         ["image_name", "label", "split"],
@@ -88,7 +78,7 @@ def test_train_validation_and_flat_test(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_labels_of_test_images_are_kept_apart(tmp_path: Path) -> None:
-    make(tmp_path / "d", "seg_train/seg_train/a/1.jpg", "seg_train/seg_train/b/2.jpg", "seg_test/seg_test/b/3.jpg")
+    images(tmp_path / "d", "seg_train/seg_train/a/1.jpg", "seg_train/seg_train/b/2.jpg", "seg_test/seg_test/b/3.jpg")
     folders(tmp_path / "d", tmp_path / "in")
     assert table(tmp_path / "in/train.csv")[1:] == [
         ["seg_train/seg_train/a/1.jpg", "a"],
@@ -108,7 +98,7 @@ def test_labels_of_test_images_are_kept_apart(tmp_path: Path) -> None:
     ],
 )
 def test_folders_around_are_passed_through(tmp_path: Path, files: list[str], rows: list[str]) -> None:
-    layout = library.read_folders(make(tmp_path / "d", *files))
+    layout = library.read_folders(images(tmp_path / "d", *files))
     assert [row.image_name for row in layout.train] == rows
     assert [row.label for row in layout.train] == ["a", "b"]
     assert layout.test == [library.Row(name) for name in files if "test" in name]
@@ -116,7 +106,7 @@ def test_folders_around_are_passed_through(tmp_path: Path, files: list[str], row
 
 def test_odd_names_survive_the_csv_and_the_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     classes = ["a,b", 'say "x"', "straße", "two words", "日本", "it's", "#1: x", "line\nbreak", "NA"]
-    root = make(tmp_path / "my: 'data' #1", *(f"{name}/{name}.jpg" for name in classes))
+    root = images(tmp_path / "my: 'data' #1", *(f"{name}/{name}.jpg" for name in classes))
     folders(root, tmp_path / "in put")
     read = pd.read_csv(tmp_path / "in put/train.csv", dtype=str, keep_default_na=False)
     assert sorted(read["label"]) == sorted(classes)
@@ -153,13 +143,13 @@ def test_odd_names_survive_the_csv_and_the_config(tmp_path: Path, capsys: pytest
 )
 def test_what_is_wrong_is_listed_and_nothing_written(tmp_path: Path, files: list[str], says: list[str]) -> None:
     with pytest.raises(UserError) as error:
-        folders(make(tmp_path / "d", *files), tmp_path / "in")
+        folders(images(tmp_path / "d", *files), tmp_path / "in")
     assert [text for text in says if text not in str(error.value)] == []
     assert not (tmp_path / "in").exists()
 
 
 def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
-    root = make(tmp_path / "d", "a/1.jpg", "b/1.jpg")
+    root = images(tmp_path / "d", "a/1.jpg", "b/1.jpg")
     try:
         Path(os.fsdecode(os.fsencode(root / "b") + b"/\xff.jpg")).touch()
     except OSError:
@@ -170,8 +160,8 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("linked", ["b", "b/2.jpg"])
 def test_links_to_images_elsewhere_are_followed(tmp_path: Path, linked: str) -> None:
-    root = make(tmp_path / "d", "a/1.jpg")
-    outside = make(tmp_path / "elsewhere", "2.jpg")
+    root = images(tmp_path / "d", "a/1.jpg")
+    outside = images(tmp_path / "elsewhere", "2.jpg")
     (root / linked).parent.mkdir(exist_ok=True)
     (root / linked).symlink_to(outside / "2.jpg" if linked.endswith("jpg") else outside)
     assert [row.image_name for row in library.read_folders(root).train] == ["a/1.jpg", "b/2.jpg"]
@@ -181,24 +171,24 @@ def test_links_to_images_elsewhere_are_followed(tmp_path: Path, linked: str) -> 
     "classes", [["bus", "car", "train"], ["flask", "pipette", "test"], ["test", "train", "valid", "x"]]
 )
 def test_a_class_may_be_called_as_a_split_is(tmp_path: Path, classes: list[str]) -> None:
-    layout = library.read_folders(make(tmp_path / "d", *(f"{name}/1.jpg" for name in classes)))
+    layout = library.read_folders(images(tmp_path / "d", *(f"{name}/1.jpg" for name in classes)))
     assert [row.label for row in layout.train] == classes
     assert not layout.test
-    split = make(tmp_path / "split", *(f"{part}/{name}/1.jpg" for part in ("train", "test") for name in classes))
+    split = images(tmp_path / "split", *(f"{part}/{name}/1.jpg" for part in ("train", "test") for name in classes))
     layout = library.read_folders(split)
     assert [row.label for row in layout.train] == [row.label for row in layout.test] == classes
 
 
 def test_whatever_the_decoder_reads_is_an_image(tmp_path: Path) -> None:
     suffixes = [".ppm", ".PGM", ".jfif", ".avif", ".jp2", ".tif"]
-    layout = library.read_folders(make(tmp_path / "d", "a/1.jpg", *(f"b/1{suffix}" for suffix in suffixes)))
+    layout = library.read_folders(images(tmp_path / "d", "a/1.jpg", *(f"b/1{suffix}" for suffix in suffixes)))
     assert len(layout.train) == 7
     assert not layout.ignored
 
 
 def test_train_reads_what_folders_writes(tmp_path: Path) -> None:
     classes = ["none", "0.5", "null", "NA", "cat ", "1", "train"]
-    root = make(tmp_path / "d", *(f"{name}/ {i}.jpg" for name in classes for i in range(2)))
+    root = images(tmp_path / "d", *(f"{name}/ {i}.jpg" for name in classes for i in range(2)))
     folders(root, tmp_path / "in")
     _, labels, wrong = read_train(Config(name="x", data=DataConfig(root=tmp_path / "in", image_dir=root)))
     assert not wrong
@@ -207,24 +197,16 @@ def test_train_reads_what_folders_writes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["train.csv", "test.csv", "sample_submission.csv"])
 def test_csvs_are_never_overwritten(tmp_path: Path, name: str) -> None:
-    make(tmp_path / "d", "train/a/1.jpg", "train/b/1.jpg", "test/1.jpg")
-    make(tmp_path / "in", name)
+    images(tmp_path / "d", "train/a/1.jpg", "train/b/1.jpg", "test/1.jpg")
+    images(tmp_path / "in", name)
     with pytest.raises(UserError, match=rf"{name}: exists already.*--out"):
         folders(tmp_path / "d", tmp_path / "in")
     assert everything(tmp_path / "in") == {name: b""}
 
 
 def test_the_command_itself(tmp_path: Path) -> None:
-    make(tmp_path / "d", "train/a/1.jpg", "train/b/1.jpg", "test/1.jpg")
-
-    def command(folder: Path) -> subprocess.CompletedProcess[str]:
-        arguments = [sys.executable, str(SCRIPT), "folders", str(folder), "--out", "in"]
-        return subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
-
-    done = command(tmp_path / "d")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert names(tmp_path / "in") == ["test.csv", "train.csv"]
-    failed = command(tmp_path / "nowhere")
+    arguments = [sys.executable, prepare.__file__, "folders", "nowhere", "--out", "in"]
+    failed = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert failed.returncode == 2
     assert failed.stderr.startswith("error: ") and "no such folder" in failed.stderr
     assert "Traceback" not in failed.stderr
@@ -251,15 +233,7 @@ def stand_in(folder: Path, script: str) -> None:
 
 def delivers(folder: Path, entries: dict[str, bytes], link: str = "") -> None:
     """The stand-in puts a zip archive where -p says."""
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as archive:
-        for name, data in entries.items():
-            archive.writestr(name, data)
-        if link:
-            entry = zipfile.ZipInfo(link)
-            entry.external_attr = 0o120777 << 16
-            archive.writestr(entry, "/etc/passwd")
-    (folder / "scenes.zip").write_bytes(content.getvalue())
+    make_zip(folder / "scenes.zip", entries, link)
     stand_in(folder, f'echo "Downloading scenes.zip"; cp {folder}/scenes.zip "$6/"')
 
 
@@ -271,7 +245,7 @@ def test_download_unpacks_beside_what_is_there(
     tmp_path: Path, kaggle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     delivers(kaggle, {"train.csv": b"1", "Images/1.jpg": b"2", "Images/new/2.jpg": b"3", "more.zip": b""})
-    out = make(tmp_path / "in", "README.md", "Images/0.jpg")
+    out = images(tmp_path / "in", "README.md", "Images/0.jpg")
     download(out)
     assert everything(out) == {
         **{"README.md": b"", "Images/0.jpg": b"", "more.zip": b""},
@@ -286,8 +260,8 @@ def test_download_unpacks_beside_what_is_there(
 
 def test_download_overwrites_nothing(tmp_path: Path, kaggle: Path) -> None:
     delivers(kaggle, {"a.csv": b"new", "train.csv": b"new", "Images/1.jpg": b"new", "link/2.jpg": b"new"})
-    out = make(tmp_path / "in", "train.csv", "Images/1.jpg")
-    elsewhere = make(tmp_path / "elsewhere", "0.jpg")
+    out = images(tmp_path / "in", "train.csv", "Images/1.jpg")
+    elsewhere = images(tmp_path / "elsewhere", "0.jpg")
     (out / "link").symlink_to(elsewhere)
     with pytest.raises(UserError, match=r"3 of .* in .*in exist already.*Images/1\.jpg.*link.*train\.csv"):
         download(out)
@@ -374,7 +348,7 @@ def test_an_interruption_leaves_the_download_alone(
     rename = Path.rename
 
     def half_unzip(archive: Path, folder: Path) -> list[Path]:
-        make(folder, "a.csv")
+        images(folder, "a.csv")
         raise KeyboardInterrupt
 
     def stopped_rename(self: Path, target: Path) -> Path:

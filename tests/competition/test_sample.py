@@ -88,12 +88,12 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.filterwarnings("ignore:lbfgs failed to converge")
 def test_raw_pixels_do_not_give_the_class_away(tmp_path: Path) -> None:
-    draw(tmp_path / "sample", 300, 150)
+    draw(tmp_path / "sample", 180, 90, size=75)
     pixels, labels = [], []
     for name in "train", "test_labels":
         table = pd.read_csv(tmp_path / "sample" / f"{name}.csv")
         images = [cv2.imread(str(tmp_path / "sample" / "SceneImages" / image)) for image in table.image_name]
-        pixels.append(np.stack([cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA).ravel() for image in images]))
+        pixels.append(np.stack([cv2.resize(image, (20, 20), interpolation=cv2.INTER_AREA).ravel() for image in images]))
         labels.append(table.label)
     linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=60)).fit(pixels[0], labels[0])
     assert 1 / 6 < linear.score(pixels[1], labels[1]) < 0.75

@@ -91,7 +91,7 @@ def test_ties_in_the_top_five_are_broken_as_in_accuracy() -> None:
     assert own["accuracy"] == own["top_5_accuracy"] == 1.0
 
 
-def test_a_class_nobody_has() -> None:
+def test_a_class_without_rows() -> None:
     probabilities, targets = guesses(60, 3)
     wider = np.concatenate([probabilities, np.zeros((60, 1), np.float32)], 1)
     scores = class_scores(wider, targets, ["a", "b", "c", "d"])

@@ -1,12 +1,8 @@
 """An augmentation follows from (seed, fold, epoch, row) alone, and a list that cannot work is refused."""
 
-import hashlib
 import inspect
 import random
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import albumentations as A
@@ -82,7 +78,7 @@ def test_augmentation_is_a_pure_function(augment: Any) -> None:
 
 
 def test_every_transform_of_the_library_is_pure_or_refused() -> None:
-    large = [place for place, sample in enumerate(SAMPLES) if min(IMAGES[sample.row].shape[:2]) >= SIZE]
+    large = [place for place, sample in enumerate(SAMPLES) if min(IMAGES[sample.row].shape[:2]) >= SIZE][:3]
     shuffled = random.Random(2).sample(large, len(large))
     names = [name for name, c in vars(A).items() if inspect.isclass(c) and issubclass(c, A.BasicTransform)]
     usable = []
@@ -100,7 +96,7 @@ def test_every_transform_of_the_library_is_pure_or_refused() -> None:
             np.testing.assert_array_equal(image, inorder[place], name)
     assert len(usable) > 70
     assert {"ISONoise", "RandomRain", "RandomCrop", "Affine"} <= set(usable)
-    # Not pictures any more, or in need of more than the picture.
+    # What they return is no uint8 image, or they need more than the image.
     assert not {"Normalize", "ToFloat", "ToTensorV2", "MaskDropout", "Mosaic", "HistogramMatching"} & set(usable)
 
 
@@ -112,7 +108,7 @@ class Snow(A.ImageOnlyTransform):
         return cv2.randu(noise, 0, 256)
 
 
-def test_what_opencv_draws_is_pure_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_opencv_draws_at_random_is_pure_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(A, "Snow", Snow, raising=False)
     data = augmented([{"Snow": {"p": 1.0}}])
     forward = disturbed(data, list(range(len(SAMPLES))))
@@ -130,29 +126,6 @@ def test_rows_epochs_seeds_and_folds_differ(augment: Any) -> None:
         for seed, fold, row, epoch in ((0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 1, 0), (0, 1, 0, 0), (1, 0, 0, 0))
     ]
     assert len(set(made)) == 5
-
-
-def digest(order: list[int]) -> str:
-    """One line for what the mixture and the strongest preset make."""
-    parts = []
-    for augment in ("strong", MIXTURE):
-        data = augmented(augment)
-        made = {place: data.image(SAMPLES[place]).tobytes() for place in order}
-        parts.append(b"".join(made[place] for place in sorted(made)))
-    return hashlib.sha256(b"".join(parts)).hexdigest()
-
-
-def test_a_fresh_process_augments_alike() -> None:
-    forward = list(range(len(SAMPLES)))
-    code = f"import test_augment; print(test_augment.digest({forward[::-1]}))"
-    here, source = Path(__file__).parent, Path(__file__).parents[2] / "src"
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path[:0] = [{str(here)!r}, {str(source)!r}]; {code}"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.strip() == digest(forward)
 
 
 def test_workers_change_nothing() -> None:
@@ -228,7 +201,7 @@ def test_a_wrong_list_is_refused(augment: Any, says: str) -> None:
     ],
     ids=str,
 )
-def test_the_result_is_always_a_square_picture(augment: Any) -> None:
+def test_the_result_is_always_a_square_image(augment: Any) -> None:
     data = AugmentedImages(pictures((1, 500), (700, 1), (1, 1), (2, 3), (90, 40)), augment, 20, 0, 0)  # type: ignore[arg-type]
     batch = data.__getitems__([Sample(row, epoch) for epoch in range(6) for row in range(5)])
     assert batch.images.shape == (30, 20, 20, 3)

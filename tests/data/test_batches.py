@@ -26,7 +26,7 @@ from scenes.data.batches import (
 
 CPU = torch.device("cpu")
 SIZE = 24
-SETTINGS = settings(derandomize=True, max_examples=60, deadline=None)
+SETTINGS = settings(derandomize=True, max_examples=25, deadline=None)
 
 
 def images(*shapes: tuple[int, int]) -> list[np.ndarray]:
@@ -72,7 +72,7 @@ def test_an_epoch_ends_once(count: int, batch: int, epochs: int) -> None:
 
 
 @pytest.mark.parametrize("first", [0, 3, 5, 11, 12])
-def test_a_resumed_schedule_continues_alike(first: int) -> None:
+def test_a_resumed_schedule_gives_the_same_batches(first: int) -> None:
     def schedule() -> Schedule:
         return Schedule(np.arange(17), 5, 7, 3, 1)
 

@@ -6,6 +6,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -108,7 +109,7 @@ def test_cmyk(file: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["MPO", "TIFF"])
-def test_of_several_images_in_a_file_the_first(file: Path, kind: str) -> None:
+def test_the_first_of_several_images_in_a_file_is_read(file: Path, kind: str) -> None:
     content = encode(Image.fromarray(RED), kind, save_all=True, append_images=[Image.fromarray(255 - RED)])
     assert abs(decoded(file, content).astype(int) - RED).max() <= 2
 
@@ -129,7 +130,7 @@ def test_exif_turns_the_image_upright(file: Path, kind: str, orientation: int) -
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
-def test_of_an_animation_the_first_picture(file: Path, kind: str) -> None:
+def test_an_animation_is_read_as_its_first_frame(file: Path, kind: str) -> None:
     options = {"save_all": True, "append_images": [Image.fromarray(RED[..., ::-1].copy())]}
     pixels = decoded(
         file, encode(Image.fromarray(RED), kind, **options, **({"lossless": True} if kind == "WEBP" else {}))
@@ -172,7 +173,7 @@ def test_colours_are_the_same_without_opencvs_newer_flag(file: Path, monkeypatch
 @pytest.mark.parametrize(
     ("short_side", "is_reduced"), [(200, False), (161, False), (160, True), (75, True), (20, True)]
 )
-def test_a_large_jpeg_shrinks_in_the_decoder_to_nearly_the_same_picture(
+def test_a_large_jpeg_shrinks_in_the_decoder_to_nearly_the_same_image(
     file: Path, short_side: int, is_reduced: bool, orientation: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exif = Image.Exif()
@@ -332,7 +333,7 @@ ODD_EXIF = {
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
 @pytest.mark.parametrize("name", ODD_EXIF)
-def test_nonsense_exif_does_not_stop_an_image(file: Path, kind: str, name: str) -> None:
+def test_invalid_exif_does_not_stop_an_image(file: Path, kind: str, name: str) -> None:
     body = ODD_EXIF[name]
     if kind == "PNG":
         content = with_chunk(encode(picture(), "PNG"), b"eXIf", body)
@@ -353,6 +354,12 @@ def with_chunk(png: bytes, kind: bytes, body: bytes, at: int = 33) -> bytes:
     return png[:at] + chunk + png[at:]
 
 
+@cache
+def compressed_zeros() -> bytes:
+    """More than Pillow would unpack as text."""
+    return zlib.compress(bytes(80 * 2**20))
+
+
 @pytest.mark.parametrize("place", [33, -12])
 @pytest.mark.parametrize(
     ("kind", "start"),
@@ -360,7 +367,7 @@ def with_chunk(png: bytes, kind: bytes, body: bytes, at: int = 33) -> bytes:
 )
 def test_any_amount_of_text_or_profile_does_not_stop_a_png(file: Path, kind: bytes, start: bytes, place: int) -> None:
     content = encode(picture(), "PNG")
-    body = start + zlib.compress(bytes(80 * 2**20))
+    body = start + compressed_zeros()
     assert (decoded(file, with_chunk(content, kind, body, place)) == picture()).all()
     broken = with_chunk(content, kind, b"no zlib", place)
     assert (decoded(file, broken) == picture()).all()
@@ -460,7 +467,7 @@ def test_a_download_padded_with_zeros_is_cut_off(file: Path) -> None:
         (bytes(128) + b"DICM" + bytes(100), "DICOM"),
     ],
 )
-def test_what_is_no_picture_is_refused_with_a_reason(file: Path, content: bytes, reason: str) -> None:
+def test_what_is_no_image_is_refused_with_a_reason(file: Path, content: bytes, reason: str) -> None:
     assert reason in refusal(file, content)
 
 
@@ -496,8 +503,8 @@ PICTURES = [encode(picture(20, 20), kind) for kind in ("JPEG", "PNG", "GIF", "BM
 
 
 @given(st.sampled_from(PICTURES), st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4))
-@settings(max_examples=150, derandomize=True, deadline=None)
-def test_any_damage_ends_in_a_picture_or_a_plain_refusal(
+@settings(max_examples=100, derandomize=True, deadline=None)
+def test_any_damage_gives_an_image_or_a_plain_refusal(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, damage: list[tuple[int, int]]
 ) -> None:
     broken = bytearray(content)

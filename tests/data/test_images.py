@@ -3,10 +3,11 @@
 import os
 import pickle
 import shutil
-import subprocess
-import sys
+import time
 from collections.abc import Iterator
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,9 +20,6 @@ from scenes.competition.table import Table
 from scenes.config import DataConfig
 from scenes.data.decode import Decoded, decode
 from scenes.data.images import Images, open_images, read_images
-
-SOURCE = Path(library.__file__).parents[2]
-
 
 # ----------------------------------------------------------------------------------------------------- cache
 
@@ -145,51 +143,45 @@ def test_an_interrupted_build_leaves_nothing(
     assert caches(tmp_path / "cache") == []
 
 
-BUILD = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, {source!r})
-import scenes.data.images as library
-real = library._build
-def build(*arguments):
-    with Path({log!r}).open("a") as log: log.write("built\\n")
-    time.sleep(0.3)
-    return real(*arguments)
-library._build = build
-images, bad = library.open_images([Path(p) for p in sys.argv[1:]], 20, Path({cache!r}), "training")
-print(sum(int(images[row].sum()) for row in range(len(images))), bad)
-"""
+def test_processes_that_build_at_once_build_once(
+    tmp_path: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = library._build
 
+    def slowly(*arguments: Any) -> Any:
+        with (tmp_path / "log").open("a") as log:
+            log.write("built\n")
+        time.sleep(0.3)
+        return build(*arguments)
 
-def test_processes_that_build_at_once_build_once(tmp_path: Path, paths: list[Path]) -> None:
-    code = BUILD.format(source=str(SOURCE), log=str(tmp_path / "log"), cache=str(tmp_path / "cache"))
-    command = [sys.executable, "-c", code, *map(str, paths)]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(8)]
-    printed = {process.communicate()[0] for process in processes}
-    expected = sum(int(decode(path, 30).pixels.sum()) for path in paths)
-    assert printed == {f"{expected} {{}}\n"}
+    monkeypatch.setattr(library, "_build", slowly)
+    expected = _sums([decode(path, 30).pixels for path in paths])
+
+    def open_and_compare() -> None:
+        assert _sums(opened(paths, tmp_path / "cache")) == expected
+
+    processes = [get_context("fork").Process(target=open_and_compare) for _ in range(8)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 8
     assert (tmp_path / "log").read_text() == "built\n"
     assert len(caches(tmp_path / "cache")) == 1
 
 
-def _sums(images: Images) -> list[int]:
+def _sums(images: Images | list[np.ndarray]) -> list[int]:
     return [int(images[row].sum()) for row in range(len(images))]
 
 
-def test_images_pickle_small_and_open_in_another_process(tmp_path: Path) -> None:
+def test_images_pickle_small(tmp_path: Path) -> None:
     path = tmp_path / "big.png"
-    path.write_bytes(encode(picture(600, 600), "PNG", compress_level=1))
-    images = opened([path] * 20, tmp_path / "cache", 400)
+    path.write_bytes(encode(picture(300, 300), "PNG", compress_level=1))
+    images = opened([path] * 20, tmp_path / "cache", 200)
     expected = _sums(images)  # the map is open now
-    assert len(pickle.dumps(images)) < 10_000
-    program = (
-        f"import pickle, sys; sys.path.insert(0, {str(SOURCE)!r}); images = pickle.load(sys.stdin.buffer); "
-        "print(sum(int(images[row].sum()) for row in range(20)))"
-    )
-    command = [sys.executable, "-c", program]
-    printed = subprocess.run(command, input=pickle.dumps(images), capture_output=True, check=True)
-    assert int(printed.stdout) == sum(expected)
-    assert _sums(pickle.loads(pickle.dumps(images))) == expected
+    pickled = pickle.dumps(images)
+    assert len(pickled) < 10_000
+    assert _sums(pickle.loads(pickled)) == expected
 
 
 @pytest.mark.parametrize("room_for", [0, 3])

@@ -1,13 +1,9 @@
 """infer.py --images: every image exactly once, whatever stops it, and predict.py's probabilities."""
 
-import csv
-import io
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,17 +22,16 @@ import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
 import infer  # noqa: E402
-import predict  # noqa: E402
+from processes import exit_code, fork  # noqa: E402
 from scenes.console import UserError  # noqa: E402
 from scenes.inference import at_scale  # noqa: E402
 
-ROOT = Path(__file__).parents[2]
 IMAGES = Path("input/SceneImages")
 
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Predicts in this process: starting Ray and its actors costs seconds, and only two tests are about it."""
+    """Predicts in this process: starting Ray and its actors costs seconds, and only one test is about it."""
 
     def blocks(arguments: tuple[Any, ...], names: list[str], _: str | None) -> Iterator[pa.Table]:
         actor = at_scale.Predictor(*arguments)
@@ -62,32 +57,6 @@ def content() -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in Path("out").glob("*.parquet")}
 
 
-def test_a_list_gets_predicts_probabilities_and_unreadable_images_a_reason(
-    finished: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    names = make_list(20)
-    Path("cut.jpg").write_bytes(Path(names[0]).read_bytes()[:300])
-    listed = [*names, "cut.jpg", "gone/é.jpg", names[3], "cut.jpg"]  # some twice
-    Path("list.txt").write_text("\ufeff" + "\r\n\r\n".join(listed), encoding="utf-8")
-    infer.main(["--images", "list.txt", "--out", "out"])
-    table = pq.read_table("out").to_pandas().set_index("path")
-    assert sorted(table.index) == sorted({*listed})
-    bad = table.loc[["cut.jpg", "gone/é.jpg"]]
-    assert bad["error"].notna().all()
-    assert bad.drop(columns="error").isna().all(axis=None)
-    good = table.loc[names]
-    assert good["error"].isna().all()
-    capsys.readouterr()
-    predict.main([*names, "--format", "csv", "--top", "99"])
-    for row in csv.DictReader(io.StringIO(capsys.readouterr().out)):
-        found = good.loc[row["image"]]
-        ends = ["", *(f"_{place}" for place in range(2, 7))]
-        wanted = {f"p_{row[f'label{end}']}": float(row[f"confidence{end}"]) for end in ends}
-        assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=1e-5)
-        assert (found["label"], found["confidence"]) == (row["label"], max(found[name] for name in wanted))
-    assert pq.read_schema(next(Path("out").glob("*.parquet"))).field("p_0").type == "float"
-
-
 def test_what_is_there_is_skipped_and_a_folder_may_have_grown(in_process: None, finished: Path) -> None:
     place = Path("mes photos/été")
     place.mkdir(parents=True)
@@ -111,31 +80,18 @@ def test_a_killed_run_is_resumed_and_each_image_is_there_once(
     in_process: None, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = make_list(96)
-    program = (
-        "import sys; sys.path.insert(0, 'src'); sys.argv[0] = 'src/infer.py'; import infer; "
-        "from scenes.inference import at_scale as a; a.BLOCK_ROWS = a.PART_ROWS = 1; infer.main()"
-    )
-    arguments = ["--folds", "0", "--images", str(Path("list.txt").resolve()), "--out", str(Path("out").resolve())]
-    run = ["--run", str(Path("runs/tiny").resolve())]
-    killed = subprocess.Popen(
-        [sys.executable, "-c", program, *run, *arguments],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not content() and killed.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    monkeypatch.setattr(at_scale, "PART_ROWS", 1)
+    killed = fork(work)
+    while not content() and not os.waitid(os.P_PID, killed, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        time.sleep(0.001)
+    os.kill(killed, signal.SIGKILL)
+    assert exit_code(killed) == -signal.SIGKILL, Path("log.txt").read_text()
     before = content()
     assert 0 < len(before) < len(names)
     Path("out/.part-00095.parquet.1.tmp").write_bytes(b"PAR1")  # as a write that was killed leaves it
     monkeypatch.setattr(at_scale, "PART_ROWS", 8)
-    infer.main([*run, *arguments])
+    assert sorted(work().index) == names
     assert before.items() <= content().items()
-    table = pq.read_table("out").to_pandas()
-    assert sorted(table["path"]) == names
 
 
 def test_a_prediction_that_is_not_finite_is_an_error_with_the_image(in_process: None, finished: Path) -> None:

@@ -141,7 +141,7 @@ def test_choices_are_made_by_what_sees_every_row(name: str, by: str) -> None:
     assert selection_metric(metric_named(name, TASK), TASK).name == by
 
 
-def test_numbers_are_judged_by_their_errors() -> None:
+def test_weights_of_numbers_are_chosen_by_their_errors() -> None:
     task = Number.of("x", np.arange(5))
     assert selection_metric(metric_named("mae", task), task).name == "mae"
     assert selection_metric(metric_named("quadratic_kappa", task), task).name == "rmse"

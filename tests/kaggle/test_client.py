@@ -209,7 +209,7 @@ def test_a_dataset_that_fails_is_uploaded_again(place: Path, kaggle: Command) ->
         ),
     ],
 )
-def test_a_step_that_fails_goes_on_there(
+def test_a_step_that_fails_resumes_there(
     place: Path, kaggle: Command, verb: str, answer: tuple[int, str], says: str, again: list[str]
 ) -> None:
     good = kaggle.answers[verb]
@@ -258,7 +258,7 @@ def test_damaged_metadata_is_named(place: Path, kaggle: Command) -> None:
         push()
 
 
-def test_a_wrong_credential_is_told_at_the_first_step(place: Path, kaggle: Command) -> None:
+def test_a_wrong_credential_is_reported_at_the_first_step(place: Path, kaggle: Command) -> None:
     kaggle.will(("datasets status", [UNKNOWN]))
     with pytest.raises(UserError, match=r"Settings → API.*KAGGLE_API_TOKEN"):
         push()
@@ -291,7 +291,7 @@ def test_without_credentials_nothing_is_asked(
         kernel.main([verb, *RUN])
 
 
-def test_nothing_built_is_told(finished: Path, kaggle: Command) -> None:
+def test_nothing_built_is_reported(finished: Path, kaggle: Command) -> None:
     with pytest.raises(UserError, match=r"kernel\.py build"):
         push()
 
@@ -331,7 +331,7 @@ def test_a_file_is_submitted(place: Path, kaggle: Command) -> None:
         submit("--file", "submission.csv")
 
 
-def test_a_submission_that_fails_is_told(place: Path, kaggle: Command) -> None:
+def test_a_submission_that_fails_is_reported(place: Path, kaggle: Command) -> None:
     push()
     kaggle.will(("competitions submissions", [NONE_YET, scored("ERROR", "", "mine")]))
     with pytest.raises(UserError, match=r"could not score 'mine'.*--message"):

@@ -93,7 +93,7 @@ class Stage:
         return {str(path): path.stat().st_mtime_ns for path in self.input.rglob("*")}
 
     def check(self) -> None:
-        """Input untouched, nothing left behind, nobody called."""
+        """The input is untouched, nothing is left behind, no address was called."""
         assert self._snapshot() == self._before
         assert not self.calls.exists(), self.calls.read_text()
         left = [path.name for path in self.temporary.iterdir() if path.name.startswith("scenes-")]

@@ -1,6 +1,8 @@
 """Soft targets: distill.py writes them, a student trains on them, wrong ones are refused."""
 
+import shutil
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +28,20 @@ def fit(*settings: str) -> None:
     train.main(["tiny.yaml", "--folds", "0", "--set", *TINY, "train.epochs=1", *settings])
 
 
+@pytest.fixture(scope="module")
+def with_targets(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the finished run with its soft targets. Not to be written to."""
+    root = shutil.copytree(trained, tmp_path_factory.mktemp("taught") / "root")
+    with chdir(root):
+        distill.main(["runs/tiny"])
+    return root
+
+
 @pytest.fixture
-def taught(finished: Path) -> Path:
-    distill.main(["runs/tiny"])
-    return finished
+def taught(with_targets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of `with_targets` as the current folder."""
+    monkeypatch.chdir(shutil.copytree(with_targets, tmp_path / "taught"))
+    return Path.cwd()
 
 
 def test_each_fold_is_taught_by_models_that_never_saw_its_rows(taught: Path) -> None:

@@ -1,6 +1,6 @@
-"""Several processes train a fold as one would; stopped, killed or short of memory, all of them end alike.
+"""Several processes train a fold as one would; stopped, killed or out of memory, all of them end in the same way.
 
-Most of them are forked from here, which spares each the imports; a launcher's store is kept here for them.
+Most are forked from this process, which saves their imports, and share a launcher's store that is kept here.
 """
 
 import os
@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import chdir
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from safetensors.numpy import load_file
 from torch import distributed
 
 import train
+from processes import exit_code, fork
 from scenes.console import StoppedError, UserError
 from scenes.inference.views import View
 from scenes.model.backbone import Classifier
@@ -33,15 +36,15 @@ from scenes.script import run
 from scenes.training import loop, recipe, validate
 from scenes.training.distributed import Processes, together
 from scenes.training.job import Fold
-from tiny import TINY
+from tiny import TINY, make_workspace
 
 SCRIPT = Path(train.__file__)
 LONGEST = 100  # seconds
-# All that is random or follows from the epoch; 21 steps, in batches that span epochs.
+# All that is random or follows from the epoch; 14 steps, in batches that span epochs.
 SETTINGS = [
     *TINY,
     "train.batch_norm=frozen",
-    "train.epochs=6",
+    "train.epochs=4",
     "train.batch_size=14",
     "train.accumulate=2",
     "train.mixup=0.2",
@@ -63,36 +66,20 @@ def launch(world: int, command: list[str], prepare: Callable[[int], object] = la
     store = distributed.TCPStore("localhost", 0, is_master=True)
     common = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "localhost", "MASTER_PORT": store.port}
     common |= {"TORCHELASTIC_USE_AGENT_STORE": True, "OMP_NUM_THREADS": 1}
-    children = []
-    for rank in range(world):
-        child = os.fork()
-        if not child:
-            code = 99
-            signal.alarm(LONGEST)  # who waits for ever fails
-            try:
-                log = os.open(f"{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-                os.dup2(log, 1)
-                os.dup2(log, 2)
-                sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - lives as long as the child
-                sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
-                os.environ |= {
-                    name: str(value) for name, value in (common | {"RANK": rank, "LOCAL_RANK": rank}).items()
-                }
-                prepare(rank)
-                run(lambda: train.main(command))
-                code = 0
-            except SystemExit as error:
-                code = int(error.code or 0)
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+    def work(rank: int) -> None:
+        signal.alarm(LONGEST)  # so that none waits for ever
+        own = common | {"RANK": rank, "LOCAL_RANK": rank}
+        os.environ |= {name: str(value) for name, value in own.items()}
+        prepare(rank)
+        run(lambda: train.main(command))
+
+    children = [fork(partial(work, rank), f"{rank}.log") for rank in range(world)]
+    return [exit_code(child) for child in children]
 
 
-def logs() -> list[str]:
-    logs = [Path(f"{rank}.log").read_text() for rank in range(2)]
+def logs(folder: Path = Path()) -> list[str]:
+    logs = [Path(folder, f"{rank}.log").read_text() for rank in range(2)]
     return [re.sub(r"^\[Gloo\].*\n", "", log, flags=re.MULTILINE) for log in logs]  # older versions of torch log these
 
 
@@ -120,34 +107,36 @@ def signal_at(at: int) -> None:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
     """What one process makes of COMMAND."""
-    root = tmp_path_factory.mktemp("alone")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        shutil.copytree(sample, "input")
-        Path("tiny.yaml").write_text("")
+    with chdir(make_workspace(tmp_path_factory.mktemp("alone"), sample)):
         train.main(COMMAND)
-    return root
+        return Path.cwd()
 
 
-def test_two_processes_do_what_one_does(alone: Path, workspace: Path) -> None:
-    assert launch(2, COMMAND) == [0, 0]
-    assert_close(weights(), weights(alone))
-    oof, expected = (pd.read_csv(root / "runs/tiny/oof.csv") for root in (workspace, alone))
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
+    """What two processes make of COMMAND."""
+    with chdir(make_workspace(tmp_path_factory.mktemp("shared"), sample)):
+        assert launch(2, COMMAND) == [0, 0]
+        return Path.cwd()
+
+
+def test_two_processes_do_what_one_does(alone: Path, shared: Path) -> None:
+    assert_close(weights(shared), weights(alone))
+    oof, expected = (pd.read_csv(root / "runs/tiny/oof.csv") for root in (shared, alone))
     pd.testing.assert_frame_equal(oof, expected, rtol=0, atol=1e-5)
     columns = ["epoch", "steps", "accumulate", "lr", "train_loss", "val_loss", "val_accuracy"]
-    history, other = (pd.read_csv(root / "runs/tiny/fold0/history.csv")[columns] for root in (workspace, alone))
+    history, other = (pd.read_csv(root / "runs/tiny/fold0/history.csv")[columns] for root in (shared, alone))
     pd.testing.assert_frame_equal(history, other, rtol=1e-5)
 
 
-def test_files_and_messages_are_the_main_processs(alone: Path, workspace: Path) -> None:
-    assert launch(2, COMMAND) == [0, 0]
-    told, silent = logs()
+def test_files_and_messages_are_the_main_processs(alone: Path, shared: Path) -> None:
+    told, silent = logs(shared)
     assert "2 processes" in told
-    assert told.count("epoch 5:") == 1
+    assert told.count("epoch 3:") == 1
     assert not silent
     made, expected = (
         sorted(file.relative_to(root) for top in ("runs", "submissions") for file in (root / top).rglob("*.*"))
-        for root in (workspace, alone)
+        for root in (shared, alone)
     )
     assert [file for file in made if "tfevents" not in file.name] == [
         file for file in expected if "tfevents" not in file.name
@@ -160,7 +149,7 @@ def test_a_stopped_run_resumes_with_another_number_of_processes(alone: Path, wor
         signal_at(4)
         train.main(COMMAND)
     assert launch(2, COMMAND, lambda rank: signal_at(9) if rank == 1 else None) == [130, 130]
-    assert "resumes at step 5 of 21" in logs()[0]
+    assert "resumes at step 5 of 14" in logs()[0]
     assert "".join(logs()).count("everything is saved") == 1
     assert len(pd.read_csv("runs/tiny/fold0/history.csv")) == 2
     train.main(COMMAND)
@@ -196,7 +185,7 @@ def test_a_killed_process_ends_all_with_one_message(alone: Path, workspace: Path
     assert_close(weights(), weights(alone))
 
 
-def test_short_of_memory_all_end_with_one_message_and_resume_in_smaller_parts(workspace: Path) -> None:
+def test_out_of_memory_all_end_with_one_message_and_resume_in_smaller_parts(workspace: Path) -> None:
     command = [*COMMAND, "train.trainable_stages=all", "train.epochs=2"]
     forward = Classifier.forward
 
@@ -219,7 +208,7 @@ def test_short_of_memory_all_end_with_one_message_and_resume_in_smaller_parts(wo
     assert_close(split, weights())
 
 
-def test_a_mistake_is_told_once(workspace: Path) -> None:
+def test_a_mistake_is_reported_once(workspace: Path) -> None:
     image = next(Path("input/SceneImages").iterdir())
     image.write_bytes(b"")
     assert 2 in launch(2, COMMAND)

@@ -1,66 +1,20 @@
-"""Folds side by side: the files of a sequential run; failures, signals, a parent's death; Ray and its retries."""
+"""Folds side by side: the files of a sequential run; failures, signals, a parent's death."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import train
+from processes import STEADY, logged, meanwhile, steady, until
 from scenes.console import StoppedError, UserError
 from scenes.training import workers
 from scenes.training.workers import Slot, Task, failure, follow, make_slots
-from test_train import fit, results
-from tiny import TINY
-
-# Stands in for train.py: locks its folder, says that it has begun, obeys SIGTERM and the parent's end.
-STEADY = f"""
-import sys, time
-sys.path.insert(0, {str(Path(train.__file__).parent)!r})
-from filelock import FileLock
-from scenes.script import run
-from scenes.training.workers import end_with_parent
-def main():
-    end_with_parent()
-    with FileLock(sys.argv[1] + "/.lock", timeout=0):
-        print("begun", flush=True)
-        time.sleep(100)
-run(main)
-"""
-
-
-def steady(name: str) -> Task:
-    return Task(name, Path(name, "log.txt"), ["-c", STEADY, name])
-
-
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
-
-
-def logged(text: str, *names: str) -> Callable[[], bool]:
-    """Whether a text stands in all the logs."""
-    return lambda: all(log.exists() and text in log.read_text() for log in (Path(name, "log.txt") for name in names))
-
-
-@contextmanager
-def meanwhile(work: Callable[[], object]) -> Iterator[None]:
-    """Does something in a thread beside its block."""
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
+from tiny import TINY, fit, results
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +50,7 @@ def test_a_fold_that_fails_leaves_the_others_alone_and_then_the_files_are_those_
         assert Path("runs/tiny", name).read_bytes() == (trained / "runs/tiny" / name).read_bytes(), name
 
 
-def test_a_signal_lets_the_folds_of_all_configs_save_and_the_same_command_goes_on(workspace: Path) -> None:
+def test_a_signal_lets_the_folds_of_all_configs_save_and_the_same_command_resumes(workspace: Path) -> None:
     Path("other.yaml").write_text("seed: 1\n")
     logs = ["runs/tiny/fold0", "runs/other/fold0"]
 
@@ -255,91 +209,8 @@ def is_at_work(pid: int) -> bool:
         return False
 
 
-# -------------------------------------------------------------------------------------------------------------- Ray
-
-
 def test_without_ray_the_message_says_how_to_get_it(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scenes.ray_cluster.find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"pip install ray=="):
         fit("--parallel=ray")
     assert not Path("runs").exists()
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[object]:
-    """A Ray of this machine alone, with two slots."""
-    module = pytest.importorskip("ray")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}.items():
-            patch.setenv(name, value)
-        module.shutdown()  # another test of this process may have started one
-        module.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
-        yield module
-        module.shutdown()
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-def find_process(*words: str) -> int:
-    """The process whose command line holds all the words."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            if set(words) <= set(line) and Path.cwd() == (folder / "cwd").resolve():
-                return int(folder.name)
-        except OSError:
-            continue
-    raise AssertionError("no such process")
-
-
-def test_more_threads_than_a_machine_has_cores_do_not_wait_for_one_that_has(
-    ray: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    slots = make_slots("ray", 5)
-    assert [slot.on_ray["num_cpus"] for slot in slots if slot.on_ray] == [1, 1]
-    assert slots[0].environment == {"OMP_NUM_THREADS": "4"}
-
-
-def test_ray_trains_what_is_missing_into_the_same_files(ray: object, trained: Path, finished: Path) -> None:
-    shutil.rmtree("runs/tiny/fold0")
-    Path("runs/tiny/oof.csv").unlink()
-    fit("--parallel=ray")
-    assert results(finished) == results(trained)
-    assert "fold0 epoch 2" in Path("runs/tiny/fold0/log.txt").read_text()
-
-
-def test_ray_replaces_a_killed_process_and_a_killed_worker_and_passes_a_signal_on(
-    ray: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    tasks, codes = [steady("one"), steady("two")], {}
-
-    def disturb() -> None:
-        until(logged("begun", "one", "two"))
-        os.kill(find_process("-c", STEADY, "one"), signal.SIGKILL)
-        os.kill(parent_of(find_process("-c", STEADY, "two")), signal.SIGKILL)
-        until(lambda: all(Path(name, "log.txt").read_text().count("begun") == 2 for name in ("one", "two")))
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    slots = make_slots("ray", 2)
-    with meanwhile(disturb):
-        assert follow(slots, lambda _: tasks.pop() if tasks else None, lambda task, code, _: codes.update({task: code}))
-    assert list(codes.values()) == [130, 130]
-    assert all("interrupted" in Path(name, "log.txt").read_text() for name in ("one", "two"))
-
-
-def test_ray_refuses_a_machine_that_does_not_share_the_folder(
-    ray: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    slot, task = make_slots("ray", 1)[0], steady("one")
-    monkeypatch.setattr(Task, "log", lambda *_: None)  # what is written here is not there
-    running = slot.start(task)
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
-    until(lambda: running.poll() is not None)
-    assert running.poll() == 1
-    assert "shared storage" in Path("one/log.txt").read_text()
