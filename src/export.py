@@ -1,9 +1,10 @@
-"""Exports a trained run for other programs: one ONNX file, or a folder for each fold that timm loads."""
+"""Exports a trained run for other programs: one ONNX file, or for each fold a folder that timm and its hub load."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from scenes.console import UserError
 from scenes.environment import ensure_environment
 from scenes.script import add_settings_option, run
 
@@ -12,11 +13,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Exports, and compares the result with PyTorch's."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="a run's folder, runs/NAME")
-    parser.add_argument("--to", required=True, choices=("onnx", "timm"))
+    formats = ("onnx", "hub-folder", "timm")
+    parser.add_argument("--to", required=True, choices=formats, help="timm: the former name of hub-folder")
+    parser.add_argument("--int8", action="store_true", help="--to onnx: also NAME.int8.onnx, smaller, for phones")
     parser.add_argument("--folds", help="0, 0-4, 0,2,4 or full; by default every fold that is trained")
-    parser.add_argument("--out", type=Path, help="by default NAME.onnx or timm/ in the run's folder")
+    parser.add_argument("--out", type=Path, help="by default NAME.onnx or hub/ in the run's folder")
     add_settings_option(parser)
     arguments = parser.parse_args(argv)
+
+    if arguments.int8 and arguments.to != "onnx":
+        raise UserError("--int8 is for --to onnx")
 
     from scenes.runs import Run
 
@@ -27,15 +33,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.to == "onnx":
         from scenes.inference.export import export_onnx
 
-        export_onnx(chosen, config, folds, arguments.out)
+        file, graph = export_onnx(chosen, config, folds, arguments.out)
+        if arguments.int8:
+            from scenes.inference.int8 import export_int8
+
+            export_int8(chosen, config, folds, file, graph)
         return
+    from scenes.inference.card import model_card
     from scenes.model.export import export_timm
     from scenes.model.weights import load_classifier
     from scenes.runs import fold_name
 
     for fold in folds:
-        model = load_classifier(chosen.weights_file(fold), config)
-        export_timm(model, config, (arguments.out or chosen.folder / "timm") / fold_name(fold))
+        model, card = load_classifier(chosen.weights_file(fold), config), model_card(chosen, config, fold)
+        export_timm(model, config, (arguments.out or chosen.folder / "hub") / fold_name(fold), card)
 
 
 if __name__ == "__main__":

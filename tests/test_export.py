@@ -10,21 +10,26 @@ import pandas as pd
 import pytest
 import torch
 from packaging.version import parse
+from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 
 import export
 import infer
-from scenes.competition.task import class_task
+from scenes.competition.task import Labels, Number, Task, class_task, predictions_of
 from scenes.config import Config
 from scenes.console import UserError
 from scenes.data.batches import resize
 from scenes.data.decode import decode
+from scenes.inference.calibration import Calibration
+from scenes.inference.card import activation, model_card
 from scenes.model.backbone import Classifier, timm
 from scenes.model.export import FIRST_TIMM, export_timm
+from scenes.runs import Run
 
 for package in ("onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(package)
 
+import onnx  # noqa: E402
 import onnxruntime  # noqa: E402
 
 from scenes.inference import export as onnx_export  # noqa: E402
@@ -53,7 +58,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Path:
         share_body(Path("runs/tiny"))
         infer.main([])
         Path("runs/tiny/tiny.onnx").write_bytes(b"mine")
-        export.main(["runs/tiny", "--to", "onnx"])
+        export.main(["runs/tiny", "--to", "onnx", "--int8"])
     return root
 
 
@@ -110,12 +115,25 @@ def test_the_graphs_resizing_is_within_a_level_of_ours(height: int) -> None:
 def test_a_graph_that_says_something_else_is_refused_and_not_left_behind(
     exported: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = exported / "runs/tiny/tiny.onnx"  # of both folds
-    monkeypatch.setattr(onnx_export, "_save", lambda pipeline, path, metadata: shutil.copy(other, path))
+    other = onnx.load(exported / "runs/tiny/tiny.onnx")  # of both folds
+    monkeypatch.setattr(onnx_export, "make_graph", lambda pipeline, folds: other)
     before = sorted(Path().rglob("*"))
     with pytest.raises(UserError, match="differ from PyTorch's on images resized"):
         export.main(["runs/tiny", "--to", "onnx", "--folds", "0"])
     assert sorted(Path().rglob("*")) == before
+
+
+def test_int8_is_smaller_and_its_cost_is_measured_on_held_out_rows(exported: Path, session: Any) -> None:
+    small = onnxruntime.InferenceSession(exported / "runs/tiny/tiny.int8.onnx", providers=["CPUExecutionProvider"])
+    assert small.get_modelmeta().custom_metadata_map == session.get_modelmeta().custom_metadata_map
+    measured = json.loads((exported / "runs/tiny/tiny.int8.json").read_text())
+    assert measured["mib"]["int8"] < measured["mib"]["float32"]
+    names = [f"{row}.jpg" for row in range(12)]
+    images = np.stack([decode(exported / "input/SceneImages" / name).pixels for name in names])
+    np.testing.assert_allclose(run(small, images), run(session, images), atol=0.2)
+    assert measured["n"] == 96 - measured["ranges_from"] == 96 - 24
+    scores = measured["scores"]
+    assert measured["change"] == pytest.approx(scores["int8"][0] - scores["float32"][0])
 
 
 def test_a_missing_package_is_named(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,15 +144,15 @@ def test_a_missing_package_is_named(finished: Path, monkeypatch: pytest.MonkeyPa
 
 @needs_timm
 def test_timm_loads_a_fold_with_equal_logits(finished: Path) -> None:
-    Path("runs/tiny/timm/fold0").mkdir(parents=True)
-    Path("runs/tiny/timm/fold0/mine.txt").touch()
-    for _ in range(2):
-        export.main(["runs/tiny", "--to", "timm"])
-    assert Path("runs/tiny/timm/fold0.1/mine.txt").exists()
-    assert sorted(path.name for path in Path("runs/tiny/timm").iterdir()) == ["fold0", "fold0.1", "fold1"]
+    Path("runs/tiny/hub/fold0").mkdir(parents=True)
+    Path("runs/tiny/hub/fold0/mine.txt").touch()
+    for form in ("hub-folder", "timm"):
+        export.main(["runs/tiny", "--to", form])
+    assert Path("runs/tiny/hub/fold0.1/mine.txt").exists()
+    assert sorted(path.name for path in Path("runs/tiny/hub").iterdir()) == ["fold0", "fold0.1", "fold1"]
     for fold in ("fold0", "fold1"):
-        model = timm.create_model(f"local-dir:runs/tiny/timm/{fold}", pretrained=True).eval()
-        state = load_file(f"runs/tiny/timm/{fold}/model.safetensors")
+        model = timm.create_model(f"local-dir:runs/tiny/hub/{fold}", pretrained=True).eval()
+        state = load_file(f"runs/tiny/hub/{fold}/model.safetensors")
         assert state.keys() == model.state_dict().keys()
         data = timm.data.resolve_model_data_config(model)
         assert (*data["input_size"], data["crop_pct"], data["crop_mode"]) == (3, 32, 32, 1.0, "squash")
@@ -142,7 +160,7 @@ def test_timm_loads_a_fold_with_equal_logits(finished: Path) -> None:
             "test_efficientnet",
             pretrained=True,
             num_classes=6,
-            pretrained_cfg_overlay={"file": f"runs/tiny/timm/{fold}/model.safetensors", "num_classes": 6},
+            pretrained_cfg_overlay={"file": f"runs/tiny/hub/{fold}/model.safetensors", "num_classes": 6},
         ).eval()
         ours = Classifier(Config(name="x", model={"name": "test_efficientnet"}).model, 32, 6).eval()
         ours.load_state_dict(load_file(f"runs/tiny/{fold}/weights.safetensors"))
@@ -171,8 +189,43 @@ def test_each_kind_of_network_is_written_or_refused(
     model = Classifier(config.model, 64, class_task("abc")).eval()
     if message:
         with pytest.raises(UserError, match=message):
-            export_timm(model, config, tmp_path / "out")
+            export_timm(model, config, tmp_path / "out", "# card")
         assert not list(tmp_path.iterdir())
     else:
-        export_timm(model, config, tmp_path / "out")
+        export_timm(model, config, tmp_path / "out", "# card")
         assert json.loads((tmp_path / "out/config.json").read_text())["label_names"] == list("abc")
+
+
+def read_head(card: str) -> dict[str, Any]:
+    return YAML(typ="safe").load(card.split("---\n")[1])
+
+
+def test_the_model_card_has_the_scores_and_the_code_to_load_it(finished: Path) -> None:
+    run = Run(Path("runs/tiny"))
+    card = model_card(run, run.load_config(["data.class_names=['a|b', '<i>', c, d, e, f]"]), 1)
+    metrics = json.loads(run.metrics_file.read_text())
+    assert f"{metrics['accuracy']:.4f} ± {metrics['accuracy_se']:.4f}" in card
+    assert f"{metrics['per_fold']['1']['value']:.4f}" in card
+    assert "| a\\|b | 0 |" in card and "<i>" not in card
+    head = read_head(card)
+    assert head["library_name"] == "timm" and "license" not in head  # trained from random weights
+    code = card.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+    pretrained = model_card(run, run.load_config(["model.weights=hub", "model.name=tf_efficientnet_lite0.in1k"]), 1)
+    assert read_head(pretrained)["license"] == "apache-2.0"
+
+
+@pytest.mark.parametrize(
+    ("task", "logits", "calibration"),
+    [
+        (class_task("abc"), [[1.0, 2.0, 0.5]], [0.7]),
+        (Labels(["a", "b"], ["a", "b"]), [[1.0, -2.0]], [0.7, 1.3]),
+        (Number(["age"], ["age"], 5.0, 2.0, 0.0, 6.0), [[0.2]], []),
+    ],
+)
+def test_the_cards_code_predicts_what_the_run_does(task: Task, logits: list, calibration: list[float]) -> None:
+    kind = "labels" if task.kind == "labels" else "classes"
+    line = activation(task, {"calibration": {"temperatures": calibration}})
+    found = eval(line, {"torch": torch, "model": torch.tensor, "images": logits})
+    expected = Calibration(kind, calibration).apply(predictions_of(task, np.array(logits)))
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)

@@ -93,14 +93,21 @@ def test_a_run_becomes_an_onnx_file(settings: list[str], workspace: Path, monkey
     pytest.importorskip("onnxscript")
     from scenes.data.decode import decode
     from scenes.inference import export as onnx_export
+    from scenes.inference import int8
 
     _rewrite(Path("input"))
     Path("input/sample_submission.csv").unlink()
     train.main(["tiny.yaml", "--set", *TINY, *settings, "--submit"])
     monkeypatch.setattr(onnx_export, "CHECKED", 6)
-    export.main(["runs/tiny", "--to", "onnx"])
+    monkeypatch.setattr(int8, "CALIBRATED_ON", 6)
+    export.main(["runs/tiny", "--to", "onnx", "--int8"])
     session = onnxruntime.InferenceSession("runs/tiny/tiny.onnx")
     table = pd.read_csv("submissions/tiny_probabilities.csv")
     image = decode(Path("input/SceneImages", table["image_name"][0]), 48).pixels
     (made,) = session.run(None, {session.get_inputs()[0].name: image[None]})
     np.testing.assert_allclose(made[0], table.iloc[0, 1:].to_numpy(float), rtol=0.02, atol=0.02)
+    measured = json.loads(Path("runs/tiny/tiny.int8.json").read_text())
+    assert (measured["metric"], measured["n"]) == (settings[2].partition("=")[2], 96 - 6)
+    assert np.isfinite([*measured["scores"]["int8"], measured["change"], measured["change_se"]]).all()
+    (made,) = onnxruntime.InferenceSession("runs/tiny/tiny.int8.onnx").run(None, {"images": image[None]})
+    np.testing.assert_allclose(made[0], table.iloc[0, 1:].to_numpy(float), rtol=0.3, atol=0.3)

@@ -102,7 +102,7 @@ def test_a_space_runs_on_its_own(finished: Path) -> None:
     demo.main(["runs/tiny", "--export", "space"])
     space = Path("space").resolve()
     assert {file.name for file in space.iterdir()} == {"README.md", "app.py", "requirements.txt", "run", "scenes"}
-    assert not re.search("^pillow|pytorch-model", (space / "requirements.txt").read_text(), re.MULTILINE)
+    assert "pytorch-model" not in (space / "requirements.txt").read_text()
     kept = load_neighbours(space / "run")
     assert kept and len(kept.captions) == 96
     shutil.copy("input/SceneImages/5.jpg", space)

@@ -3,11 +3,11 @@
 import json
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from scenes.inference.predict import predict
 from scenes.model.backbone import Classifier
 from scenes.model.device import choose_device
 from scenes.runs import Run, fold_name
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 OPSET = 18  # from 2023: every onnxruntime since 1.14 runs it
@@ -45,8 +48,12 @@ class Pipeline(nn.Module):
         super().__init__()
         self.models, self.chosen, self.size = nn.ModuleList(models), chosen, size
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Maps uint8 RGB images (n, h, w, 3) to the calibrated mean over views and folds, (n, classes)."""
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Maps uint8 RGB images (n, h, w, 3) to predictions (n, outputs).
+
+        Returns:
+            The calibrated mean over views and folds, then each fold's own, the calibrated mean over views.
+        """
         views = self.chosen.views
         canvases = {side: fit(images, side) for side in {view.canvas(self.size) for view in views}}
         found = []
@@ -54,8 +61,12 @@ class Pipeline(nn.Module):
             seen = view.apply(canvases[view.canvas(self.size)], self.size).permute(0, 3, 1, 2)
             models = cast(Sequence[Classifier], self.models)
             features = {body: model.features(seen) for body, model in {id(m.body): m for m in models}.items()}
-            found += [model.predictions(features[id(model.body)]) for model in models]
-        mean = torch.stack(found).mean(0)
+            found += [torch.stack([model.predictions(features[id(model.body)]) for model in models])]
+        folds = torch.stack(found).mean(0)
+        return (self._calibrate(folds.mean(0)), *map(self._calibrate, folds))
+
+    def _calibrate(self, mean: Tensor) -> Tensor:
+        """`Calibration.apply` for the graph."""
         if not self.chosen.calibration.temperatures:
             return mean
         temperatures, tiny = torch.tensor(self.chosen.calibration.temperatures), torch.finfo(torch.float32).tiny
@@ -97,7 +108,7 @@ def _weights(length: int, side: int, shrinks: Tensor) -> Tensor:
     return torch.where(shrinks, area, linear)
 
 
-def export_onnx(run: Run, config: Config, folds: Sequence[int], out: Path | None = None) -> Path:
+def export_onnx(run: Run, config: Config, folds: Sequence[int], out: Path | None = None) -> tuple[Path, "ModelProto"]:
     """Writes the file once its probabilities equal PyTorch's on training images.
 
     Args:
@@ -107,7 +118,7 @@ def export_onnx(run: Run, config: Config, folds: Sequence[int], out: Path | None
         out: Where to; by default ``NAME.onnx`` in the run's folder.
 
     Returns:
-        The file's path.
+        The file's path; and its graph with each fold's own predictions as further outputs, named as the fold.
 
     Raises:
         UserError: If a package is missing, the network cannot be exported, or the probabilities differ; nothing is
@@ -129,15 +140,16 @@ def export_onnx(run: Run, config: Config, folds: Sequence[int], out: Path | None
         "folds": ",".join(map(fold_name, folds)),
     }
     images = _training_images(config)
+    graph = make_graph(Pipeline(models, chosen, config.predict_size).eval(), [fold_name(fold) for fold in folds])
 
     def write(temporary: Path) -> None:
-        _save(Pipeline(models, chosen, config.predict_size).eval(), temporary, metadata)
+        save_graph(part_of(graph, "probabilities"), metadata, temporary)
         _compare(temporary, models, chosen, images, config)
         keep_different(out, temporary)
 
     write_atomic(out, write)
     say(f"wrote {out} ({out.stat().st_size / 2**20:.1f} MiB; {metadata['folds']}; views: {metadata['views']})")
-    return out
+    return out, graph
 
 
 def _training_images(config: Config) -> list[np.ndarray]:
@@ -156,8 +168,12 @@ def _training_images(config: Config) -> list[np.ndarray]:
     return images
 
 
-def _save(pipeline: Pipeline, path: Path, metadata: dict[str, str]) -> None:
-    """Writes the graph with torch's dynamo-based exporter.
+def make_graph(pipeline: Pipeline, folds: Sequence[str]) -> "ModelProto":
+    """Makes the graph with torch's dynamo-based exporter.
+
+    Args:
+        pipeline: In evaluation mode.
+        folds: What to call each fold's own predictions; the others are called ``probabilities``.
 
     Raises:
         UserError: If the network is too large for one file, or ONNX has no operator for something in it.
@@ -176,7 +192,7 @@ def _save(pipeline: Pipeline, path: Path, metadata: dict[str, str]) -> None:
                 pipeline,
                 (example,),
                 input_names=["images"],
-                output_names=["probabilities"],
+                output_names=["probabilities", *folds],
                 dynamic_shapes={"images": dynamic},
                 opset_version=OPSET,
                 dynamo=True,
@@ -187,17 +203,31 @@ def _save(pipeline: Pipeline, path: Path, metadata: dict[str, str]) -> None:
         name = pipeline.models[0].config.name
         raise UserError(f"{name} cannot be exported to ONNX by torch {torch.__version__}: {reason}") from None
     assert program is not None
-    program.model.metadata_props.update(metadata)
-    program.save(path)
+    return cast("ModelProto", program.model_proto)
 
 
-def _run(session: Any, images: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
-    """Predicts with onnxruntime, in batches of consecutive images of one size."""
+def part_of(graph: "ModelProto", output: str) -> "ModelProto":
+    """What of a graph makes one of its outputs."""
+    from onnx.utils import Extractor
+
+    return Extractor(graph).extract_model(["images"], [output])
+
+
+def save_graph(graph: "ModelProto", metadata: Mapping[str, str], path: Path) -> None:
+    """Writes a graph with what it says of itself."""
+    import onnx
+
+    onnx.helper.set_model_props(graph, dict(metadata))
+    onnx.save(graph, path)
+
+
+def predict_with(session: Any, images: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
+    """Predicts with onnxruntime, in batches of consecutive images of one size: the first output, (n, outputs)."""
     batches: list[list[np.ndarray]] = []
     for _, same in groupby(images, key=np.shape):
         listed = list(same)
         batches += [listed[start : start + batch_size] for start in range(0, len(listed), batch_size)]
-    return np.concatenate([session.run(["probabilities"], {"images": np.stack(batch)})[0] for batch in batches])
+    return np.concatenate([session.run(None, {"images": np.stack(batch)})[0] for batch in batches])
 
 
 def _compare(
@@ -223,7 +253,7 @@ def _compare(
             continue
         everything = np.arange(len(compared))
         ours = chosen.combine(predict(models, compared, everything, chosen.views, size, batch_size, cpu, workers=0))
-        theirs = _run(session, compared, batch_size)
+        theirs = predict_with(session, compared, batch_size)
         differences = np.abs(ours - theirs).max(1)
         mean, largest = float(differences.mean()), float(differences.max())
         is_close = largest <= LARGEST_DIFFERENCE if compared is strict else mean <= MEAN_DIFFERENCE

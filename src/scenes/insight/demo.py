@@ -40,7 +40,7 @@ class Demo:
     """A run that is ready to explain images.
 
     Attributes:
-        name: The run's name.
+        name: What the run was called in training; the folder of a space has another name.
         config: Its config.
         task: What it predicts, under the names for people.
         models: The networks, on one device.
@@ -113,7 +113,7 @@ def load_demo(run: Run, config: Config, folds: Sequence[int]) -> Demo:
     task = renamed(models[0].task, config)
     layer = saliency.spatial_layer(models[0], config.predict_size)
     neighbours = _neighbours(run, config, models[0], task)
-    return Demo(run.name, config, task, models, chosen_ensemble(run, config), layer, neighbours)
+    return Demo(config.name, config, task, models, chosen_ensemble(run, config), layer, neighbours)
 
 
 def _neighbours(run: Run, config: Config, model: Classifier, task: Task) -> Neighbours | None:
@@ -194,10 +194,10 @@ def export_space(run: Run, config: Config, folds: Sequence[int], out: Path) -> N
 
 
 def _requirements() -> str:
-    """The project's pins, less pretrained weights, and less Pillow, of which Gradio wants an older version."""
+    """The project's pins, less pretrained weights, and Gradio."""
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     pins = [line.partition("#")[0].strip() for line in lines]
-    kept = [pin for pin in pins if pin and not pin.startswith("pillow") and "pytorch-model" not in pin]
+    kept = [pin for pin in pins if pin and "pytorch-model" not in pin]
     return "\n".join(["--extra-index-url https://download.pytorch.org/whl/cpu", *kept, GRADIO, ""])
 
 

@@ -79,6 +79,7 @@ def calibration(held: HeldOut, metrics: dict[str, Any]) -> dict[str, Any]:
     ]
     return {
         "temperatures": chosen["temperatures"],
+        "one_fold": len(metrics["folds"]) == 1,
         "calibration": chosen,
         "reliability": figures.reliability(binned),
         "bins": {"columns": ["probability", "n", "mean", "frequency ± s.e."], "rows": rows},

@@ -18,8 +18,8 @@ TOLERANCE = 1e-5
 FIRST_TIMM = "1.0.26"  # before it, timm opens a folder's safetensors file as a pickle
 
 
-def export_timm(model: Classifier, config: Config, folder: Path) -> None:
-    """Writes model.safetensors and config.json, once timm has loaded them and given the same logits.
+def export_timm(model: Classifier, config: Config, folder: Path, card: str) -> None:
+    """Writes model.safetensors, config.json and README.md, once timm has loaded them and given the same logits.
 
     ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads them; `timm.data.resolve_model_data_config` and
     `create_transform` then prepare images as they are prepared here: the whole image, resized to a square.
@@ -28,6 +28,7 @@ def export_timm(model: Classifier, config: Config, folder: Path) -> None:
         model: On the CPU.
         config: The run's config.
         folder: Where to; a folder there with other content is kept under a number.
+        card: The text of README.md.
 
     Raises:
         UserError: If timm has no such network; nothing is written then.
@@ -41,9 +42,10 @@ def export_timm(model: Classifier, config: Config, folder: Path) -> None:
         try:
             timm.models.save_for_hf(target, part, model_config=about, model_args=arguments, safe_serialization=True)
             difference = _compare(model, part, config.predict_size)
+            (part / "README.md").write_bytes(card.encode())
         except (RuntimeError, UnpicklingError) as error:
             raise UserError(
-                f"--to timm: timm {timm.__version__} cannot load what it writes ({error}); "
+                f"--to hub-folder: timm {timm.__version__} cannot load what it writes ({error}); "
                 f"timm {FIRST_TIMM} and newer can, and --to onnx does without"
             ) from None
         if not difference <= TOLERANCE:
@@ -69,7 +71,7 @@ def _timm_model(model: Classifier, config: Config) -> tuple[nn.Module, dict[str,
     name, size = config.model.name, config.predict_size
     if name == "simple_cnn" or config.model.hidden:
         own = "simple_cnn" if name == "simple_cnn" else f"model.hidden: {config.model.hidden}"
-        raise UserError(f"--to timm: timm has no such network ({own}); use --to onnx")
+        raise UserError(f"--to hub-folder: timm has no such network ({own}); use --to onnx")
     architecture = name.partition(".")[0]
     arguments: dict[str, Any] = {"global_pool": config.model.pool} if config.model.pool else {}
     known = timm.get_pretrained_cfg(architecture)
@@ -82,7 +84,7 @@ def _timm_model(model: Classifier, config: Config) -> tuple[nn.Module, dict[str,
         target.load_state_dict({key: value.detach().reshape(expected[key].shape) for key, value in state.items()})
     except (KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise UserError(f"--to timm: timm's {name} has other layers ({reason}); use --to onnx") from None
+        raise UserError(f"--to hub-folder: timm's {name} has other layers ({reason}); use --to onnx") from None
     target.pretrained_cfg = target.pretrained_cfg | {
         "tag": config.name,
         "num_classes": model.task.outputs,

@@ -1,0 +1,184 @@
+"""The model card of an exported fold: what it predicts, how well, from which data, and how to use it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from scenes.competition.metric import metric_named
+from scenes.competition.scores import with_error
+from scenes.competition.task import Number, Task
+from scenes.config import Config
+from scenes.inference.models import run_task
+from scenes.model.backbone import timm
+from scenes.runs import FULL, Run, fold_name, read_json
+
+CONFUSED = 5  # pairs of classes that are named
+
+
+def model_card(run: Run, config: Config, fold: int) -> str:
+    """Writes README.md of a fold's folder, as the Hugging Face Hub reads it.
+
+    Args:
+        run: The fold's run; before any fold is scored the card says so.
+        config: The run's config.
+        fold: Which fold; it is trained.
+
+    Returns:
+        Markdown with a YAML head.
+    """
+    task = run_task(run, config, [fold])
+    metrics = read_json(run.metrics_file, "metric", "per_fold") if run.metrics_file.exists() else {}
+    licence = _licence(config)
+    tags = "tags: [image-classification, timm]\npipeline_tag: image-classification\nlibrary_name: timm\n"
+    parts = [
+        f"---\n{tags}" + (f"license: {licence}\n" if licence else "") + "---",
+        f"# {run.name}, {fold_name(fold)}",
+        _summary(config, task),
+        "## Data",
+        *_data(config, fold, task, metrics),
+        "## Scores",
+        *_scores(config, fold, task, metrics),
+        "## Intended use and limits",
+        *_limits(config, task, metrics),
+        "## How to load it",
+        _usage(task, metrics),
+        "## Licence",
+        _licence_text(config, licence),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _summary(config: Config, task: Task) -> str:
+    what = {
+        "classes": f"exactly one of {task.outputs} classes",
+        "labels": f"any of {task.outputs} labels",
+        "number": "a number",
+    }[task.kind]
+    return (
+        f"`{config.model.name}` at {config.predict_size} × {config.predict_size} px, fine-tuned for an image "
+        f"competition. It predicts {what}; its outputs are logits, in the order of `label_names` in config.json."
+    )
+
+
+def _data(config: Config, fold: int, task: Task, metrics: Mapping[str, Any]) -> list[str]:
+    used = "all training images" if fold == FULL else f"{config.data.folds - 1} of {config.data.folds} folds"
+    counted = f" {metrics['n']:,} training images have held-out predictions." if metrics else ""
+    parts = [f"Trained on {used} of the competition's labelled images.{counted}"]
+    columns = {"classes": ("per_class", "class", ("precision", "recall", "f1")), "labels": ("per_label", "label", ())}
+    if task.kind == "number":
+        parts.append(f"The number is `{_cell(task.names[0])}`.")
+        return parts
+    key, what, shown = columns[task.kind]
+    shown = shown or ("auc", "precision", "recall", "f1")
+    lines = [
+        f"| {what} | in the data | images | {' | '.join(shown)} |",
+        f"|---|---|---|{'---|' * len(shown)}",
+    ]
+    for name, column in zip(task.names, task.columns, strict=True):
+        scores = metrics.get(key, {}).get(column, {})
+        cells = ["" if scores.get(each) is None else f"{scores[each]:.3f}" for each in shown]
+        lines.append(f"| {_cell(name)} | {_cell(column)} | {scores.get('support', '')} | {' | '.join(cells)} |")
+    parts.append("\n".join(lines))
+    return parts
+
+
+def _scores(config: Config, fold: int, task: Task, metrics: Mapping[str, Any]) -> list[str]:
+    if not metrics:
+        return ["Not measured: no fold of this run has held-out predictions."]
+    name, own = metrics["metric"]["name"], metrics["per_fold"].get(str(fold))
+    better = "higher" if metric_named(name, task).larger_is_better else "lower"
+    cv = with_error(metrics["metric"]["value"], metrics["metric"]["se"])
+    parts = [
+        f"Cross-validation, {len(metrics['folds'])} of {metrics['of']} folds: **{name} {cv}** (standard error; "
+        f"n = {metrics['n']:,}; {better} is better). Views: {', '.join(metrics['views'])}."
+    ]
+    if own:
+        parts.append(f"This fold alone: {name} {with_error(own['value'], own['se'])} (n = {own['n']:,}).")
+    if metrics["optimistic"]:
+        parts.append(f"The scores are optimistic: {metrics['optimistic']}.")
+    calibration = metrics["calibration"]
+    if calibration.get("temperatures"):
+        parts.append(
+            "Calibration: a temperature, fitted to held-out predictions of all folds together and scored nested, takes "
+            f"the log loss from {calibration['log_loss_before']:.4f} to {calibration['log_loss_after']:.4f} and the "
+            f"calibration error from {calibration['ece_before']:.4f} to {calibration['ece_after']:.4f}. "
+            "The code below divides by it."
+        )
+    elif task.kind != "number":
+        parts.append(
+            f"Calibration: none; a temperature did not help. Log loss {calibration['log_loss_after']:.4f}, "
+            f"calibration error {calibration['ece_after']:.4f}."
+        )
+    if metrics["decoding"]["rule"] != "plain":
+        parts.append(
+            f"The scores use thresholds chosen out of fold (`{metrics['decoding']['rule']}`), not in this file."
+        )
+    return parts
+
+
+def _limits(config: Config, task: Task, metrics: Mapping[str, Any]) -> list[str]:
+    parts = [
+        "Made for images like those of the competition: same subject, camera and framing. It has not been tested on "
+        "others, and whatever it is shown, it answers in the terms above. Look at the scores of each class before "
+        "anything depends on one.",
+        f"Images are resized to a square, not cropped. Symmetry it was trained for: `{config.symmetry}`.",
+    ]
+    names = dict(zip(task.columns, task.names, strict=True))
+    pairs = [
+        (count, f"{_cell(names[true])} taken for {_cell(names[guess])} ({count})")
+        for true, row in metrics.get("confusion", {}).items()
+        for guess, count in row.items()
+        if guess != true
+    ]
+    if worst := sorted(pairs, key=lambda pair: -pair[0])[:CONFUSED]:
+        parts.append(f"Most frequent mistakes on held-out images: {'; '.join(text for _, text in worst)}.")
+    return parts
+
+
+def activation(task: Task, metrics: Mapping[str, Any]) -> str:
+    """Python that makes calibrated predictions of ``model(images)``, which are logits."""
+    if isinstance(task, Number):
+        return f"(model(images) * {task.deviation!r} + {task.mean!r}).clamp({task.low!r}, {task.high!r})"
+    temperatures = metrics.get("calibration", {}).get("temperatures") or [1.0]
+    same = len(set(temperatures)) == 1
+    divided = f"model(images).div({temperatures[0] if same else f'torch.tensor({temperatures})'})"
+    return f"{divided}.softmax(-1)" if task.kind == "classes" else f"{divided}.sigmoid()"
+
+
+def _usage(task: Task, metrics: Mapping[str, Any]) -> str:
+    return (
+        "```python\n"
+        "import timm, torch\nfrom PIL import Image\n\n"
+        'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # "hf-hub:USER/NAME" once uploaded\n'
+        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n"
+        'images = transform(Image.open("image.jpg").convert("RGB"))[None]\n'
+        f"with torch.inference_mode():\n    predictions = {activation(task, metrics)}\n```\n\n"
+        f"Needs timm 1.0.26 or newer (written with {timm.__version__}). "
+        "Upload: `hf upload USER/NAME FOLDER`."
+    )
+
+
+def _licence(config: Config) -> str | None:
+    """The licence that timm records for the pretrained weights; None if it knows none."""
+    if config.model.weights not in ("hub", "local") or config.model.name == "simple_cnn":
+        return None
+    known = timm.get_pretrained_cfg(config.model.name)
+    return known.license if known else None
+
+
+def _licence_text(config: Config, licence: str | None) -> str:
+    if config.model.weights == "none":
+        start = "Trained from random weights."
+    elif licence:
+        start = f"timm records `{licence}` for the pretrained weights, `{config.model.name}`."
+    else:
+        start = f"The licence of the pretrained weights, `{config.model.name}`, is not known to timm: look it up."
+    return (
+        f"{start} The competition's rules say what may be done with a model trained on its images; read them before "
+        "you publish this one, and correct `license` at the top of this file."
+    )
+
+
+def _cell(text: str) -> str:
+    """A text that neither ends a table's cell nor is taken for HTML or code."""
+    escaped = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return escaped.replace("|", "\\|").replace("`", "'")
