@@ -172,3 +172,14 @@ def test_a_section_replaces_its_older_self_alone(load: Any, tmp_path: Path) -> N
         write(name, "Title", text)
     text = (tmp_path / "RESULTS.md").read_text()
     assert "old" not in text and "other" in text and text.index(r"new \1") < text.index("other")
+
+
+def test_the_walkthrough_finds_its_commands_and_pictures(load: Any) -> None:
+    walkthrough = load("walkthrough")
+    text = walkthrough.PAGE.read_text()
+    commands = [block["command"].split() for block in walkthrough.BLOCK.finditer(text)]
+    assert len(commands) == text.count("```console") >= 6
+    named = [word for words in commands for word in words if word.startswith(("src/", "configs/"))]
+    named += [f"docs/{picture['file']}" for picture in walkthrough.PICTURE.finditer(text)]
+    assert [name for name in named if not (walkthrough.ROOT / name).is_file()] == []
+    assert text.count("](walkthrough/") == len(walkthrough.PICTURE.findall(text)) >= 3

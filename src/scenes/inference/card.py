@@ -54,7 +54,7 @@ def _summary(config: Config, task: Task) -> str:
         "number": "a number",
     }[task.kind]
     return (
-        f"`{config.model.name}` at {config.predict_size} × {config.predict_size} px, fine-tuned for an image "
+        f"`{config.model.name}` at {config.predict_size} × {config.predict_size} px, trained for an image "
         f"competition. It predicts {what}; its outputs are logits, in the order of `label_names` in config.json."
     )
 
@@ -138,10 +138,10 @@ def activation(task: Task, metrics: Mapping[str, Any]) -> str:
     """Python that makes calibrated predictions of ``model(images)``, which are logits."""
     if isinstance(task, Number):
         return f"(model(images) * {task.deviation!r} + {task.mean!r}).clamp({task.low!r}, {task.high!r})"
-    temperatures = metrics.get("calibration", {}).get("temperatures") or [1.0]
-    same = len(set(temperatures)) == 1
-    divided = f"model(images).div({temperatures[0] if same else f'torch.tensor({temperatures})'})"
-    return f"{divided}.softmax(-1)" if task.kind == "classes" else f"{divided}.sigmoid()"
+    temperatures = metrics.get("calibration", {}).get("temperatures")
+    divisor = str(temperatures[0]) if len(set(temperatures or [])) == 1 else f"torch.tensor({temperatures})"
+    logits = f"(model(images) / {divisor})" if temperatures else "model(images)"
+    return f"{logits}.softmax(-1)" if task.kind == "classes" else f"{logits}.sigmoid()"
 
 
 def _usage(task: Task, metrics: Mapping[str, Any]) -> str:

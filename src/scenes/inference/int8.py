@@ -1,8 +1,10 @@
 """An ONNX file in 8-bit integers, for phones, and what that costs: measured on the rows that each fold held out."""
 
 import logging
+import re
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +27,10 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 CALIBRATED_ON = 256  # training images, a quarter of them at most, on which the ranges of activations are measured
-# The layers with weights, and additions between them. All else computes in float32, and so does the head.
-OPERATORS = ["Conv", "MatMul", "Gemm", "Add"]
+# All else computes in float32, and so does the head.
+LAYERS = ("Conv", "MatMul", "Gemm")
+OPERATORS = [*LAYERS, "Add"]
+BODY = re.compile(r"models\.\d+\.body")  # of a fold, in the scopes that torch's exporter records
 BATCH = 32
 
 
@@ -133,9 +137,18 @@ def _quantise(floats: "ModelProto", images: Images) -> "ModelProto":
 
 
 def _body_nodes(graph: "ModelProto") -> list[str]:
-    """The names of the nodes that belong to a fold's body, neither to resizing nor to a head."""
-    scopes = ((node.name, {entry.key: entry.value for entry in node.metadata_props}) for node in graph.graph.node)
-    return [name for name, about in scopes if ".body" in about.get("pkg.torch.onnx.name_scopes", "")]
+    """The names of the nodes in the folds' bodies, without each body's first and last layer, which lose the most."""
+    constants = {tensor.name for tensor in graph.graph.initializer}
+    nodes, layers = [], defaultdict(list)
+    for node in graph.graph.node:
+        about = {entry.key: entry.value for entry in node.metadata_props}
+        body = BODY.search(about.get("pkg.torch.onnx.name_scopes", ""))
+        if body:
+            nodes.append(node)
+            if node.op_type in LAYERS and node.input[1] in constants:
+                layers[body[0]].append(node.input[1])
+    floats = {weights for used in layers.values() for weights in (used[0], used[-1])}
+    return [node.name for node in nodes if floats.isdisjoint(node.input)]
 
 
 def _predict(graph: "ModelProto", images: Images, held_out: Mapping[int, np.ndarray]) -> tuple[np.ndarray, float]:
