@@ -136,7 +136,7 @@ def all_batches(job: Job) -> None:
     schedule = Schedule(rows, 1, config.train.batch_size, config.seed, 0)
     pictures = AugmentedImages(job.data.images, config.augment, config.image_size, config.seed, 0)
     steps = StepSampler(schedule, 0)
-    for _ in train_loader(pictures, steps, config.loader.workers, job.device, config.image_size):
+    for _ in train_loader(pictures, steps, config.loader.workers, job.device, 3 * config.image_size**2):
         pass
 
 

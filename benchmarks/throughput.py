@@ -126,7 +126,7 @@ class Bench:
         schedule = Schedule(self.job.data.rows(0)[0], 1000, config.train.batch_size, config.seed, 0)
         pictures = AugmentedImages(self.job.data.images, config.augment, config.image_size, config.seed, 0)
         steps = StepSampler(schedule, 0)
-        loader = iter(train_loader(pictures, steps, config.loader.workers, self.device, config.image_size))
+        loader = iter(train_loader(pictures, steps, config.loader.workers, self.device, 3 * config.image_size**2))
         for _ in range(WARM_UP):
             next(loader)
         return self.steps * config.train.batch_size / self.timed(lambda: [next(loader) for _ in range(self.steps)])

@@ -1,6 +1,7 @@
 """train.py end to end on a tiny competition: what it writes, resumes, refuses."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -80,6 +81,7 @@ def test_the_same_seed_gives_the_same_bytes_with_and_without_workers(finished: P
     assert len(before) == 6
     Path("runs/tiny").rename("runs/first")
     fit("loader.workers=2")
+    assert not multiprocessing.active_children()
     after = results(finished)
     assert {name: content for name, content in after.items() if "tiny" in name} == before
 

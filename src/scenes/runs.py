@@ -73,7 +73,7 @@ class Run:
 
     @property
     def precision_file(self) -> Path:
-        """What training and prediction compute in, as the machine that began the run chose."""
+        """What training and prediction compute in and where crops are made, as the machine that began the run chose."""
         return self.folder / "precision.json"
 
     @property

@@ -133,7 +133,7 @@ def test_workers_change_nothing() -> None:
     augment = [*PRESETS["strong"], *MIXTURE]
 
     def batches(workers: int) -> list[tuple[np.ndarray, list[int]]]:
-        loader = train_loader(augmented(augment), StepSampler(schedule, 1), workers, CPU, 64)
+        loader = train_loader(augmented(augment), StepSampler(schedule, 1), workers, CPU, 3 * 64**2)
         return [(batch.images.numpy(), batch.rows.tolist()) for batch in loader]
 
     alone, helped = batches(0), batches(2)
@@ -149,7 +149,7 @@ def test_workers_change_nothing() -> None:
 def test_starting_a_loader_draws_from_no_global_generator() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    next(iter(train_loader(augmented("light"), StepSampler(Schedule(np.arange(4), 1, 2, 0, 0), 0), 0, CPU, 64)))
+    next(iter(train_loader(augmented("light"), StepSampler(Schedule(np.arange(4), 1, 2, 0, 0), 0), 0, CPU, 3 * 64**2)))
     assert torch.equal(before, torch.get_rng_state())
 
 

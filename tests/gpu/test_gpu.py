@@ -1,5 +1,6 @@
 """Training on a GPU, in processes that see it; the rest of the suite hides the GPUs (tests/conftest.py)."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,6 +16,24 @@ import train
 from tiny import TINY
 
 OUT_OF_TIME = 3
+# Batches whose memory is reused at once, for a GPU that is far behind.
+BATCHES_ARRIVE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from scenes.model.prefetch import prefetched
+device = torch.device("cuda")
+work = torch.randn(4096, 4096, device=device)
+def batches():
+    for number in range(40):
+        yield torch.full((64, 300, 300, 3), number, dtype=torch.uint8).pin_memory(), torch.tensor([number]).pin_memory()
+sound = []
+for images, number in prefetched(batches(), device):
+    for _ in range(20):
+        work @ work
+    sound.append((images == number).all())
+assert len(sound) == 40 and all(map(bool, sound))
+"""
 
 
 def start(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -49,6 +68,7 @@ def test_training_stops_after_a_step_resumes_and_ends_in_the_same_bytes(workspac
     stopped = fit(settings, "train.time_budget_minutes=1e-9")
     assert stopped.returncode == OUT_OF_TIME, stopped.stdout + stopped.stderr
     assert Path("runs/tiny/fold0/last.pt").exists()
+    assert json.loads(Path("runs/tiny/precision.json").read_text())["crops"] == "gpu"
     resumed = fit(settings)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert f"training in {precision}" in resumed.stdout
@@ -60,6 +80,11 @@ def test_training_stops_after_a_step_resumes_and_ends_in_the_same_bytes(workspac
     straight = fit(settings)
     assert straight.returncode == 0, straight.stdout + straight.stderr
     assert Path("runs/tiny/fold0/weights.safetensors").read_bytes() == weights
+
+
+def test_batches_arrive_whole_while_the_gpu_is_behind() -> None:
+    done = start("-c", BATCHES_ARRIVE, str(Path(train.__file__).parent))
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_fold_in_a_child_process_uses_the_gpu(workspace: Path) -> None:

@@ -25,7 +25,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
-from torch import distributed
+from torch import distributed, nn
 
 import train
 from processes import exit_code, fork
@@ -290,3 +290,33 @@ def test_synchronised_batch_norms_keep_names_activations_and_outputs(trained: Pa
         assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules())
         assert list(model.state_dict()) == names
         torch.testing.assert_close(model.eval()(images), before)
+
+
+def test_gradients_travel_once_a_step_while_others_are_still_computed() -> None:
+    events: list[str] = []
+
+    def travel(_: object, bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        events.append("sent")
+        sent: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+        sent.set_result(bucket.buffer())
+        return sent
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        processes = Processes(0, 2)
+        layers = nn.Sequential(nn.Linear(8, 600), nn.Linear(600, 600), nn.Linear(600, 600))  # in two buckets or more
+        network = processes.wrap(layers, broadcast_buffers=False)
+        network.register_comm_hook(None, travel)  # type: ignore[operator]
+        layers[0].bias.register_hook(lambda _: events.append("first layer"))
+        for _ in range(2):  # torch divides the gradients into buckets once it has seen the order in which they come
+            events.clear()
+            network.zero_grad()
+            for number in (0, 2, 4):
+                with processes.exchange(network, now=number == 4):
+                    network(torch.ones(2, 8)).sum().backward()
+        assert events[:2] == ["first layer"] * 2
+        assert events.index("sent") < events.index("first layer", 2)
+        assert layers[-1].bias.grad is not None
+        assert layers[-1].bias.grad.eq(6).all()  # three micro-batches of two rows
+    finally:
+        distributed.destroy_process_group()

@@ -124,6 +124,8 @@ def test_gpus_are_assigned_round_robin_and_cores_divided(monkeypatch: pytest.Mon
     assert [list(slot.cores) for slot in slots] == [[0, 1], [2, 3], [4, 5, 6]]
     assert len(make_slots("auto", 10)) == 2
     assert make_slots("8", 1) == []
+    monkeypatch.setattr(workers, "gpu_count", lambda: 1)
+    assert make_slots("auto", 10) == []  # this process trains one fold after another
     monkeypatch.setattr(workers, "gpu_count", lambda: 0)
     assert ["CUDA_VISIBLE_DEVICES" in slot.environment for slot in make_slots("2", 2)] == [False, False]
 

@@ -94,19 +94,28 @@ class AugmentedImages(Dataset[TrainBatch]):
         """The image size in an epoch, in pixels."""
         return self.sizes[max(start for start in self.sizes if start <= epoch)]
 
+    def size_of(self, samples: Sequence[Sample]) -> int:
+        """The image size of a batch, in pixels; one that spans two epochs has that of the first."""
+        first = samples[0]
+        return self.size(first.epoch if first.begun is None else first.begun)
+
+    def about_to_draw(self, sample: Sample, size: int) -> A.Compose:
+        """The transforms, with the random state from which they draw what they do to a sample."""
+        seed = key("augment", self.seed, self.fold, sample.epoch, sample.row)
+        if size not in self._transforms:
+            self._transforms[size] = compose(self.augment, size, self.symmetry)
+        transform = self._transforms[size]
+        transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        cv2.setRNGSeed(seed % 2**31)  # some transforms draw from OpenCV's own generator
+        return transform
+
     def image(self, sample: Sample, size: int | None = None) -> np.ndarray:
         """Augments one image: RGB, uint8, shape (size, size, 3); by default of its epoch's size.
 
         Raises:
             UserError: If a transform of the user's own list cannot take it, e.g. a distortion one pixel of height.
         """
-        seed = key("augment", self.seed, self.fold, sample.epoch, sample.row)
-        size = size or self.size(sample.epoch)
-        if size not in self._transforms:
-            self._transforms[size] = compose(self.augment, size, self.symmetry)
-        transform = self._transforms[size]
-        transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        cv2.setRNGSeed(seed % 2**31)  # some transforms draw from OpenCV's own generator
+        transform = self.about_to_draw(sample, size or self.size(sample.epoch))
         image = self.images[sample.row]
         try:
             return transform(image=image)["image"]
@@ -119,8 +128,7 @@ class AugmentedImages(Dataset[TrainBatch]):
 
     def __getitems__(self, samples: Sequence[Sample]) -> TrainBatch:
         """Fills one array with a whole batch."""
-        first = samples[0]
-        size = self.size(first.epoch if first.begun is None else first.begun)  # a batch that spans two epochs has one
+        size = self.size_of(samples)
         images = np.empty((len(samples), size, size, 3), np.uint8)
         for place, sample in enumerate(samples):
             images[place] = self.image(sample, size)

@@ -91,7 +91,7 @@ class StepSampler(Sampler[list[Sample]]):
 
 
 class TrainBatch(NamedTuple):
-    """One step's batch: uint8 images of shape (n, size, size, 3) and their rows, int64, shape (n,)."""
+    """One step's batch: uint8 images (n, size, size, 3), or what is drawn for them, and their rows, int64."""
 
     images: torch.Tensor
     rows: torch.Tensor
@@ -103,6 +103,28 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
         return image
     shrinks = min(image.shape[:2]) > size
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def resize_weights(
+    new: torch.Tensor, old: torch.Tensor, ratio: torch.Tensor | float, last: torch.Tensor, shrinks: torch.Tensor
+) -> torch.Tensor:
+    """What each old pixel adds to each new one in one direction when OpenCV resizes: by area to shrink, else linearly.
+
+    Args:
+        new: Numbers of the new pixels, float32, shape (…, m, 1).
+        old: Of the old ones, shape (…, 1, n); what lies outside 0 … last adds nothing.
+        ratio: Old pixels for each new one.
+        last: The number of the last old pixel.
+        shrinks: bool.
+
+    Returns:
+        float32, shape (…, m, n); each row sums to 1.
+    """
+    covered = torch.minimum((new + 1) * ratio, old + 1) - torch.maximum(new * ratio, old)
+    area = covered.clamp(min=0) / ratio
+    centre = torch.minimum(((new + 0.5) * ratio - 0.5).clamp(min=0), last)
+    linear = (1 - (centre - old).abs()).clamp(min=0)
+    return torch.where(shrinks, area, linear)
 
 
 class EvalBatch(NamedTuple):
@@ -134,21 +156,29 @@ class EvalImages(Dataset[EvalBatch]):
 
 
 def train_loader(
-    images: Dataset[TrainBatch], sampler: StepSampler, workers: int | str, device: torch.device, size: int
+    images: Dataset[TrainBatch], sampler: StepSampler, workers: int | str, device: torch.device, image_bytes: int
 ) -> DataLoader[TrainBatch]:
-    """Feeds training batches of images of at most size × size pixels."""
-    return _loader(images, sampler, workers, device, len(sampler.places) * size**2 * 3)
+    """Feeds training batches of images of at most so many bytes."""
+    return _loader(images, sampler, workers, device, len(sampler.places) * image_bytes)
 
 
-def eval_loader(images: EvalImages, batch_size: int, workers: int | str, device: torch.device) -> DataLoader[EvalBatch]:
-    """Feeds images in their order."""
+def eval_loader(
+    images: EvalImages, batch_size: int, workers: int | str, device: torch.device, keep_workers: bool = False
+) -> DataLoader[EvalBatch]:
+    """Feeds images in their order; workers that are kept end with the loader, not with each pass over the images."""
     starts = range(0, len(images), batch_size)
     batches = [list(range(start, min(start + batch_size, len(images)))) for start in starts]
-    return _loader(images, batches, workers, device, batch_size * sum(size**2 * 3 for size in images.sizes))
+    batch_bytes = batch_size * sum(size**2 * 3 for size in images.sizes)
+    return _loader(images, batches, workers, device, batch_bytes, keep_workers)
 
 
 def _loader(
-    dataset: Dataset[Any], batches: Any, workers: int | str, device: torch.device, batch_bytes: int
+    dataset: Dataset[Any],
+    batches: Any,
+    workers: int | str,
+    device: torch.device,
+    batch_bytes: int,
+    keep_workers: bool = False,
 ) -> DataLoader[Any]:
     count = fit_shared_memory(worker_count(workers, device), batch_bytes)
     return DataLoader(
@@ -156,6 +186,7 @@ def _loader(
         batch_sampler=batches,
         num_workers=count,
         prefetch_factor=PREFETCHED if count else None,
+        persistent_workers=keep_workers and count > 0,
         collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
         worker_init_fn=_start_worker if count else None,

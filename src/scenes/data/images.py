@@ -57,6 +57,11 @@ class Images:
     def __len__(self) -> int:
         return len(self._shapes)
 
+    @property
+    def shapes(self) -> np.ndarray:
+        """Their heights and widths, int64, shape (n, 2)."""
+        return self._shapes
+
     def __getitem__(self, row: int) -> np.ndarray:
         """RGB, uint8, shape (height, width, 3); read-only."""
         if not self.is_cached:

@@ -98,6 +98,11 @@ class JoinedImages:
     def __len__(self) -> int:
         return len(self.first) + len(self.second)
 
+    @property
+    def shapes(self) -> np.ndarray:
+        """Their heights and widths, int64, shape (n, 2)."""
+        return np.concatenate([self.first.shapes, self.second.shapes])
+
     def __getitem__(self, row: int) -> np.ndarray:
         """RGB, uint8, shape (height, width, 3); read-only."""
         return self.first[row] if row < len(self.first) else self.second[row - len(self.first)]

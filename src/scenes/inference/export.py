@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from scenes.competition.rows import read_train_rows
 from scenes.config import Config
 from scenes.console import UserError, print_table, say
-from scenes.data.batches import resize
+from scenes.data.batches import resize, resize_weights
 from scenes.data.decode import BadImageError, decode
 from scenes.data.images import kept_short_side
 from scenes.files import check_file, keep_different, write_atomic
@@ -101,11 +101,7 @@ def _weights(length: int, side: int, shrinks: Tensor) -> Tensor:
     """What each of `length` pixels adds to each of `side`: float32, shape (side, length), rows sum to 1."""
     ratio = length / side
     new, old = torch.arange(side, dtype=torch.float32)[:, None], torch.arange(length, dtype=torch.float32)[None]
-    covered = torch.minimum((new + 1) * ratio, old + 1) - torch.maximum(new * ratio, old)
-    area = covered.clamp(min=0) / ratio
-    centre = torch.minimum(((new + 0.5) * ratio - 0.5).clamp(min=0), old[:, -1:])
-    linear = (1 - (centre - old).abs()).clamp(min=0)
-    return torch.where(shrinks, area, linear)
+    return resize_weights(new, old, ratio, old[:, -1:], shrinks)
 
 
 def export_onnx(run: Run, config: Config, folds: Sequence[int], out: Path | None = None) -> tuple[Path, "ModelProto"]:

@@ -1,6 +1,6 @@
 """The one path from images to predictions: validation, out-of-fold, test, single files and kernels call `predict`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 
 import numpy as np
@@ -9,11 +9,12 @@ from torch import Tensor
 
 from scenes.config import Config
 from scenes.console import Meter, UserError, say
-from scenes.data.batches import EvalImages, eval_loader
+from scenes.data.batches import EvalBatch, EvalImages, eval_loader
 from scenes.data.images import ImageSource
 from scenes.inference.views import View
 from scenes.model.backbone import Classifier
-from scenes.model.device import choose_precision, is_out_of_memory
+from scenes.model.device import choose_precision, is_out_of_memory, synchronise
+from scenes.model.prefetch import prefetched
 
 
 class NotFiniteError(UserError):
@@ -36,6 +37,7 @@ def predict(
     workers: int | str = "auto",
     label: str = "",
     names: Sequence[object] | None = None,
+    batches: Iterable[EvalBatch] | None = None,
 ) -> np.ndarray:
     """Predicts every row with every model under every view, reading each image once.
 
@@ -51,6 +53,7 @@ def predict(
         workers: Loader processes, or ``auto``.
         label: A name for the progress lines; empty for none.
         names: Of all images, for error messages; by default their row numbers.
+        batches: The rows' batches, where a loader for them is at hand.
 
     Returns:
         float32, shape (models, views, n, outputs).
@@ -61,21 +64,21 @@ def predict(
     """
     for model in models:
         model.eval()
-    network = InParts(lambda seen: _predict_batch(models, seen), batch_axis=1)
-    dataset = EvalImages(images, rows, [view.canvas(size) for view in views])
+    network = InParts(lambda seen: _predict_batch(models, seen.to(device, non_blocking=True)), batch_axis=1)
+    if batches is None:
+        dataset = EvalImages(images, rows, [view.canvas(size) for view in views])
+        batches = eval_loader(dataset, batch_size, workers, device)
     meter = Meter(-(-len(rows) // batch_size), label, "img", batch_size) if label else None
     done: list[Tensor] = []
     with torch.inference_mode(), autocast(device, precision):
-        for batch in eval_loader(dataset, batch_size, workers, device):
-            canvases = {side: canvas.to(device, non_blocking=True) for side, canvas in batch.canvases.items()}
+        for batch in prefetched(batches, device):
             # Channels stay last in memory, the layout convolutions are fastest in.
-            inputs = [view.apply(canvases[view.canvas(size)], size).permute(0, 3, 1, 2) for view in views]
+            inputs = [view.apply(batch.canvases[view.canvas(size)], size).permute(0, 3, 1, 2) for view in views]
             # From a GPU this copies to pinned memory while the next batch is computed.
             done.append(torch.stack([network(seen) for seen in inputs], 1).to("cpu", non_blocking=True))
             if meter:
                 meter.advance()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)  # waits for all copies at once
+    synchronise(device)  # waits for all copies at once
     if meter:
         meter.close()
     predictions = torch.cat(done, 2).numpy()
@@ -115,6 +118,7 @@ def predict_as_configured(
     device: torch.device,
     label: str = "",
     names: Sequence[object] | None = None,
+    batches: Iterable[EvalBatch] | None = None,
 ) -> np.ndarray:
     """Predicts with a run's image size, batch size, precision and workers; the rest is as in `predict`."""
     return predict(
@@ -129,6 +133,7 @@ def predict_as_configured(
         config.loader.workers,
         label,
         names,
+        batches,
     )
 
 
@@ -159,8 +164,7 @@ class InParts:
             # Outside the except clause, because the error keeps the memory of what failed in use.
             self.parts = 2 * parts
             say(f"  out of memory while predicting: batches are split into {self.parts} parts")
-            if images.device.type == "cuda":
-                torch.cuda.empty_cache()
+            torch.cuda.empty_cache()  # does nothing where no GPU is in use
 
 
 def _predict_batch(models: Sequence[Classifier], images: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from scenes.config import Config
 from scenes.console import print_table, say
 from scenes.data.batches import worker_count
 from scenes.data.folds import write_or_compare
+from scenes.data.resident import where_to_crop
 from scenes.environment import describe
 from scenes.files import make_folder, write_text
 from scenes.inference.evaluate import evaluate_run
@@ -83,7 +84,8 @@ def open_run(config: Config, folds: Sequence[int]) -> tuple[Job, Run]:
             skipped = pd.DataFrame(job.data.skipped, columns=["image_name", "reason"])
             write_text(run.folder / "skipped.csv", skipped.to_csv(index=False, lineterminator="\n"))
         if not run.precision_file.exists():
-            write_json(run.precision_file, {"train": job.precision, "infer": job.predict_precision})
+            chosen = {"train": job.precision, "infer": job.predict_precision, "crops": job.crops}
+            write_json(run.precision_file, chosen)
         if not all(run.is_finished(fold) for fold in folds):  # otherwise it says what trained them
             write_json(run.folder / "environment.json", describe())
             job = job.pinned(run)
@@ -136,6 +138,9 @@ def _introduce(config: Config, job: Job, run: Run, processes: int) -> None:
     training = _explained(job.precision, chosen) if not job.trains_on_features else "fp32 (only the head trains)"
     predicting = _explained(job.predict_precision, explain_precision(infer.precision, job.device))
     say(f"  training in {training}, predicting in {predicting}")
+    if job.device.type != "cpu" and not job.trains_on_features:
+        place, why = where_to_crop(data.training_images.shapes, config.augment, job.device)
+        say(f"  crops and flips on the {job.crops.upper()} ({why if place == job.crops else 'as the run began'})")
     workers = "the network needs all cores" if job.device.type == "cpu" else "the cores feed the GPU, 16 at most"
     why = f"auto: {workers}" if loader.workers == "auto" else "as set"
     say(f"  {worker_count(loader.workers, job.device)} loader workers ({why})")

@@ -107,7 +107,8 @@ class Processes:
         """
         if self.world == 1:
             return network
-        return DistributedDataParallel(network, broadcast_buffers=broadcast_buffers)
+        # Gradients live in the buckets that are sent while the backward pass still computes others.
+        return DistributedDataParallel(network, broadcast_buffers=broadcast_buffers, gradient_as_bucket_view=True)
 
     def exchange(self, network: nn.Module, now: bool) -> AbstractContextManager[None]:
         """The context of a backward pass of a wrapped network: gradients are averaged now, or with a later pass."""

@@ -13,7 +13,9 @@ from scenes.data.images import Images
 from scenes.files import make_folder, write_atomic
 from scenes.inference.predict import InParts, autocast
 from scenes.model.backbone import Classifier
+from scenes.model.device import synchronise
 from scenes.model.fusion import fuse_batch_norms
+from scenes.model.prefetch import prefetched
 
 
 def body_features(
@@ -80,12 +82,12 @@ def _compute(
     loader = eval_loader(EvalImages(images, np.arange(len(images)), [size]), batch_size, workers, device)
     meter = Meter(len(loader), "features of the frozen body", "img", batch_size)
     fused = fuse_batch_norms(model.body, size)
-    body = InParts(lambda canvas: fused(model.normalise(canvas)))
+    body = InParts(lambda canvas: fused(model.normalise(canvas.to(device, non_blocking=True))))
     done = []
     with torch.inference_mode(), autocast(device, precision):
-        for batch in loader:
-            canvas = batch.canvases[size].to(device, non_blocking=True)
-            done.append(body(canvas.permute(0, 3, 1, 2)).float().cpu())
+        for batch in prefetched(loader, device):
+            done.append(body(batch.canvases[size].permute(0, 3, 1, 2)).float().to("cpu", non_blocking=True))
             meter.advance()
+    synchronise(device)
     meter.close()
     return torch.cat(done).numpy()

@@ -10,21 +10,25 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from scenes.config import Config, TrainConfig
 from scenes.console import UserError, say
-from scenes.data.augment import compose
-from scenes.data.batches import Schedule
+from scenes.data.augment import AugmentedImages, compose
+from scenes.data.batches import EvalBatch, EvalImages, Schedule, eval_loader
 from scenes.data.dataset import Dataset, read_dataset
+from scenes.data.resident import ResidentImages, where_to_crop
 from scenes.inference.views import PLAIN, views_of
 from scenes.model.backbone import Classifier, has_depthwise
-from scenes.model.device import choose_device, choose_precision
+from scenes.model.device import choose_device, choose_precision, is_out_of_memory
 from scenes.model.pretrained import pretrained_state
 from scenes.runs import FULL, Run, fold_name, read_json
 from scenes.training import recipe
 from scenes.training.distributed import Processes
 from scenes.training.features import body_features
 from scenes.training.recipe import body_is_frozen
+
+CPU_CROPS = "the CPU makes them from here on; their pixels differ by a grey level, so the weights differ in some digits"
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,14 @@ class Job:
         data: The rows, images and folds.
         pretrained: The body's weights to start from, or None.
         device: Where to compute.
+        crops: Where training images are cropped and flipped, ``cpu`` or ``gpu``.
     """
 
     config: Config
     data: Dataset
     pretrained: dict[str, Tensor] | None
     device: torch.device
+    crops: str = "cpu"
 
     def new_model(self) -> Classifier:
         """A network with the pretrained body and a random head, on the device."""
@@ -92,8 +98,23 @@ class Job:
             self.predict_precision,
         )
 
+    @cached_property
+    def resident(self) -> ResidentImages | None:
+        """The training images on the GPU, if they are cropped there."""
+        if self.crops != "gpu":
+            return None
+        images = self.data.training_images
+        try:
+            return ResidentImages(images, images.shapes, self.device)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        torch.cuda.empty_cache()
+        say(f"the GPU has no room for the decoded images: {CPU_CROPS}")
+        return None
+
     def pinned(self, run: Run) -> "Job":
-        """The job in the precisions its run began in, whatever this machine would choose.
+        """The job in the precisions its run began in, and with its crops, whatever this machine would choose.
 
         Raises:
             UserError: If this machine cannot compute in them.
@@ -111,7 +132,11 @@ class Job:
             say(f"{began}: it resumes in {begun[part]}, so that all folds are trained alike")
         train = self.config.train.model_copy(update={"precision": begun["train"]})
         infer = self.config.infer.model_copy(update={"precision": begun["infer"]})
-        return replace(self, config=self.config.model_copy(update={"train": train, "infer": infer}))
+        crops = begun.get("crops", "cpu")
+        if crops == "gpu" and self.crops == "cpu" and self.device.type == "cpu":
+            say(f"{run.folder} began with crops made on a GPU, which this machine lacks: {CPU_CROPS}")
+            crops = "cpu"
+        return replace(self, config=self.config.model_copy(update={"train": train, "infer": infer}), crops=crops)
 
     def compute_features(self) -> None:
         """Computes and keeps the frozen body's features, if training needs them."""
@@ -158,11 +183,30 @@ class Fold:
         rows = self.job.data.rows(self.number)[1]
         return rows if self.step_limit is None else rows[: self.step_limit * self.job.config.infer.batch_size]
 
+    @property
+    def own_held_rows(self) -> np.ndarray:
+        """Those of them that this process predicts."""
+        return self.held_rows[self.processes.share(len(self.held_rows), self.job.config.infer.batch_size)]
+
+    @cached_property
+    def held_batches(self) -> DataLoader[EvalBatch]:
+        """Their batches at the size of prediction, for every epoch's validation; its workers live as long as this."""
+        config = self.job.config
+        images = EvalImages(self.job.data.images, self.own_held_rows, [config.predict_size])
+        return eval_loader(images, config.infer.batch_size, config.loader.workers, self.job.device, keep_workers=True)
+
     @cached_property
     def schedule(self) -> Schedule:
         """Which rows each step trains on."""
         config, rows = self.job.config, self.job.data.training_targets(self.number)[0]
         return Schedule(rows, config.train.epochs, config.train.batch_size, config.seed, self.number)
+
+    @cached_property
+    def augmented(self) -> AugmentedImages:
+        """The images it trains on, as the CPU augments them."""
+        config, images = self.job.config, self.job.data.training_images
+        sizes, symmetry = config.train.sizes, config.symmetry
+        return AugmentedImages(images, config.augment, config.image_size, config.seed, self.number, sizes, symmetry)
 
     @cached_property
     def targets(self) -> Tensor:
@@ -218,7 +262,9 @@ def prepare(config: Config, folds: Sequence[int]) -> Job:
     _check_folds(config, data, folds)
     job = Job(config, data, pretrained_state(config), choose_device())
     _check_model(job)
-    return job
+    if job.trains_on_features:
+        return job
+    return replace(job, crops=where_to_crop(data.training_images.shapes, config.augment, job.device)[0])
 
 
 def _check_options(config: Config, folds: Sequence[int]) -> None:

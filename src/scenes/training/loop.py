@@ -16,12 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from scenes.console import Meter, StoppedError, say
-from scenes.data.augment import AugmentedImages
 from scenes.data.batches import StepSampler, train_loader
+from scenes.data.resident import DRAWN, DrawnCrops
 from scenes.files import write_atomic
 from scenes.inference.predict import autocast
 from scenes.inference.views import PLAIN, views_of
 from scenes.model.device import is_out_of_memory, set_determinism, synchronise
+from scenes.model.prefetch import prefetched
 from scenes.model.weights import save_classifier
 from scenes.randomness import key, seed_all
 from scenes.runs import Run
@@ -96,8 +97,10 @@ def _start(fold: Fold) -> State:
         recipe.synchronise_batch_norms(model)
     processes.copy_main_(model.state_dict().values())
     averaged = recipe.make_average(model, train)
-    if train.compile:
-        model.compile()
+    if train.compile:  # the body, which training and predictions share; names in checkpoints stay the same
+        torch.compiler.reset()  # torch compiles only so many variants of one function, and earlier folds have theirs
+        for network in (model, averaged.module) if averaged else (model,):
+            network.body.compile()
     return State(
         model,
         recipe.make_optimizer(model, train),
@@ -117,7 +120,7 @@ def _train(fold: Fold, state: State, trackers: Trackers, deadline: float) -> flo
     meter = Meter(steps, fold.name, "img", train.batch_size, done=state.step)
     saved_at, network = time.monotonic(), None
     stop = StopRequest(deadline, processes.largest)
-    with closing(meter), closing(_batches(fold, state)) as batches, stop:
+    with closing(meter), closing(prefetched(_batches(fold, state), fold.job.device)) as batches, stop:
         while state.step < steps and not state.stops_early(train.early_stopping):
             if network is None:  # an epoch begins, and which parts train follows from its number
                 network = _network(fold, state)
@@ -145,7 +148,7 @@ def _train(fold: Fold, state: State, trackers: Trackers, deadline: float) -> flo
 
 
 def _batches(fold: Fold, state: State) -> Generator[tuple[Tensor, Tensor]]:
-    """Yields this process's inputs (images, or features of a frozen body) and their rows, from the next step on."""
+    """Yields this process's inputs (images, crops to be made of them, or features of a frozen body) and their rows."""
     job, config = fold.job, fold.job.config
     parts = fold.processes.micro_batches(config.train.batch_size, state.accumulate)
     sampler = StepSampler(fold.schedule, state.step, np.concatenate([*parts.values()]).tolist())
@@ -155,17 +158,12 @@ def _batches(fold: Fold, state: State) -> Generator[tuple[Tensor, Tensor]]:
             rows = torch.tensor([sample.row for sample in samples])
             yield features[rows], rows
         return
-    images = AugmentedImages(
-        job.data.training_images,
-        config.augment,
-        config.image_size,
-        config.seed,
-        fold.number,
-        config.train.sizes,
-        config.symmetry,
-    )
-    largest = max(images.sizes.values())
-    for batch in train_loader(images, sampler, config.loader.workers, job.device, largest):
+    if job.resident:
+        crops = DrawnCrops(fold.augmented, job.data.training_images.shapes)
+        yield from train_loader(crops, sampler, config.loader.workers, job.device, DRAWN * 8)
+        return
+    image_bytes = 3 * max(fold.augmented.sizes.values()) ** 2
+    for batch in train_loader(fold.augmented, sampler, config.loader.workers, job.device, image_bytes):
         yield batch.images.permute(0, 3, 1, 2), batch.rows
 
 
@@ -248,6 +246,8 @@ def _loss(fold: Fold, state: State, network: nn.Module, number: int, inputs: Ten
     job, train = fold.job, fold.train
     seed_all(key("step", job.config.seed, fold.number, state.step, number))  # for mixing, dropout and drop path
     inputs = inputs.to(job.device, non_blocking=True)
+    if job.resident:
+        inputs = job.resident.crops(inputs, fold.augmented.size(fold.schedule.epoch(state.step)))
     targets = fold.targets[rows.to(job.device, non_blocking=True)]
     if train.mixup or train.cutmix:
         inputs, targets = recipe.mix(inputs, targets, train)

@@ -33,12 +33,14 @@ def predict_held_rows(fold: Fold, model: Classifier, views: Sequence[View]) -> n
     job, processes = fold.job, fold.processes
     processes.copy_main_(model.buffers())  # running statistics that are learnt differ
     label = f"predicting {fold.name}" if len(views) > 1 else ""
-    rows = fold.held_rows[processes.share(len(fold.held_rows), job.config.infer.batch_size)]
+    rows, config, data = fold.own_held_rows, job.config, job.data
     own = None
     if len(rows):
-        data = job.data
-        names = data.table.names
-        own = predict_as_configured(job.config, [model], data.images, rows, views, job.device, label, names)[0]
+        is_plain = all(view.canvas(config.predict_size) == config.predict_size for view in views)
+        batches = fold.held_batches if is_plain else None
+        own = predict_as_configured(
+            config, [model], data.images, rows, views, job.device, label, data.table.names, batches
+        )[0]
     return np.concatenate([part for part in processes.gather(own) if part is not None], 1)
 
 
