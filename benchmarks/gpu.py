@@ -2,10 +2,10 @@
 
 - Speed: EfficientNet-B3 at 300 px, EfficientNet-Lite0 at 150, ViT-S and VGG16 at 224, in training and prediction from
   files, over (a) the same network on a resident random batch and (b) the loops of timm's train and validate scripts; in
-  fp32, bf16 and fp16, some compiled; with the GPU's utilisation, the part of its arithmetic that goes into the network,
-  and peak memory.
-- Checks: accuracy of one fold in each precision, kill and resume to the same bytes, batches that do not fit, one
-  process of a launcher, the Kaggle kernel, ONNX.
+  fp32, bf16 and fp16, some compiled; cropped on the GPU or the CPU; with the GPU's utilisation, the part of its
+  arithmetic that goes into the network, and peak memory.
+- Checks: accuracy of one fold in each precision, crops made on the GPU beside the CPU's, kill and resume to the same
+  bytes, batches that do not fit, one process of a launcher, the Kaggle kernel, ONNX.
 
 Needs no network. --images is a competition's folder (train.csv and images), of which some thousand images are enough;
 by default the drawn sample. Weights come from --weights or an installed package, else they are random. Prints a table
@@ -115,7 +115,8 @@ def table(result: dict[str, Any], command: str) -> str:
 def line(row: dict[str, Any]) -> str:
     """One row of the table; a ratio below its target is in bold."""
     cells = [f"{row['network']}, {row['size']}, {row['batch']}", row["task"]]
-    cells.append(row["precision"] + (", compiled" if row["compiled"] else ""))
+    crops = f", crops on the {row['crops'].upper()}" if row["crops"] else ""
+    cells.append(row["precision"] + (", compiled" if row["compiled"] else "") + crops)
     for rate, ratio in (("own", None), ("resident", "own_over_resident"), ("timm", "own_over_timm")):
         cells.append("" if row[rate] is None else f"{row[rate]:.0f}")
         if ratio:

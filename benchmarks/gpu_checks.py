@@ -3,6 +3,7 @@
 A check returns whether it passed and what was seen. Those that need what is not installed return None instead.
 """
 
+import json
 import os
 import re
 import shutil
@@ -22,7 +23,11 @@ from safetensors.numpy import load_file
 
 from scenes.competition.experiment import load_experiment
 from scenes.competition.metric import standard_error
+from scenes.data.augment import FLIPS, PRESETS, AugmentedImages
+from scenes.data.batches import Sample
 from scenes.data.dataset import read_dataset
+from scenes.data.resident import DrawnCrops, ResidentImages
+from scenes.model.device import choose_device
 from scenes.runs import Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -128,6 +133,29 @@ def precisions(trials: Trials) -> Result:
     return passed, ", ".join(parts)
 
 
+def crops(trials: Trials) -> Result:
+    """Images cropped on the device are those of the CPU, and networks trained on either are as accurate."""
+    config = load_experiment(CONFIG, [*trials.settings, "augment=light"])
+    data, device = read_dataset(config), choose_device()
+    augmented = AugmentedImages(data.images, config.augment, config.image_size, 0, 0, symmetry=config.symmetry)
+    samples = [Sample(row, 0) for row in range(min(64, len(data.table)))]
+    drawn = DrawnCrops(augmented, data.images.shapes).__getitems__(samples).images.to(device)
+    made = ResidentImages(data.images, data.images.shapes, device).crops(drawn, config.image_size)
+    difference = made.permute(0, 2, 3, 1).cpu().int() - augmented.__getitems__(samples).images.int()
+    shrinks = drawn[:, 3:5].cpu() - drawn[:, 1:3].cpu() > config.image_size
+    largest = int(difference[shrinks[:, 0] == shrinks[:, 1]].abs().max())  # OpenCV has rules of its own for a mixture
+    seen = f"pixels differ by {largest} at most"
+    if device.type == "cpu":
+        return largest <= 1, seen
+    own_steps = json.dumps([*PRESETS["light"], *FLIPS[config.symmetry]])  # a list of transforms is the CPU's work
+    here = trials.correct(trials.train("fp32", "train.precision=fp32", "infer.precision=fp32"))
+    there = trials.train("cpu_crops", "train.precision=fp32", "infer.precision=fp32", f"augment={own_steps}")
+    gain = here - trials.correct(there)
+    error = standard_error(gain)
+    passed = largest <= 1 and abs(gain.mean()) <= 2 * error
+    return bool(passed), f"{seen}; accuracy differs by {gain.mean():+.4f} ± {error:.4f}"
+
+
 def resume(trials: Trials) -> Result:
     """A killed run resumes to the same bytes with train.deterministic."""
     settings = ("train.deterministic=true",)
@@ -226,6 +254,7 @@ def onnx(trials: Trials) -> Result:
 
 CHECKS: dict[str, Callable[[Trials], Result]] = {
     "accuracy by precision": precisions,
+    "crops on the device": crops,
     "kill and resume": resume,
     "out of memory": out_of_memory,
     "a launcher's process": distributed,

@@ -4,7 +4,7 @@ Rows are printed as they come, the most telling first, so that a time limit cost
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from scenes.config import Config
 from scenes.inference.predict import autocast, predict_as_configured
 from scenes.inference.views import PLAIN
 from scenes.model.backbone import Classifier
+from scenes.model.device import choose_precision
 from scenes.model.fusion import fuse_batch_norms
 from scenes.runs import Run
 from scenes.training import recipe
@@ -47,24 +48,27 @@ SMALL = (Network("test_efficientnet", 32, 8, compiles=False), Network("test_vit"
 
 
 class Case(NamedTuple):
-    """One way to compute."""
+    """One way to compute; `crops` says where training images are cropped, as for a Job."""
 
     precision: str
     compiled: bool = False
+    crops: str = "gpu"
+    predicts: bool = True
 
 
 def cases(device: torch.device, network: Network) -> list[Case]:
-    """The precisions a device can compute in, the automatic choice first."""
+    """The precisions a device can compute in, the automatic choices first."""
     if device.type != "cuda":
-        return [Case("fp32"), Case("bf16")]
+        bf16 = [Case("bf16")] if choose_precision("auto", device) == "bf16" else []  # very slow where it is emulated
+        return [Case("fp32"), Case("fp32", crops="cpu", predicts=False), *bf16]
     compiled = [Case("bf16", compiled=True)] if network.compiles else []
-    return [Case("bf16"), Case("fp32"), *compiled, Case("fp16")]
+    return [Case("bf16"), Case("bf16", crops="cpu", predicts=False), Case("fp32"), *compiled, Case("fp16")]
 
 
 def measure(
     networks: tuple[Network, ...], settings: list[str], scratch: Path, seconds: float, deadline: float
 ) -> Iterator[dict[str, Any]]:
-    """Yields a row for each network, precision and task (training, prediction), until the deadline.
+    """Yields a row for each case, network and task (training, prediction), until the deadline.
 
     Args:
         networks: What to measure.
@@ -73,27 +77,37 @@ def measure(
         seconds: How long each measurement takes at least.
         deadline: When to stop, in seconds of the monotonic clock.
     """
-    for network in networks:
-        own = [
-            f"model.name={network.name}",
-            "model.weights=none",  # speed does not depend on what they are
-            f"image_size={network.size}",
-            "infer.image_size=null",
-            f"train.batch_size={network.batch}",
-            f"infer.batch_size={2 * network.batch}",
-            "train.trainable_stages=all",
-            "train.linear_probe=false",
-            "train.epochs=1000",  # more than enough steps
-            "infer.tta=none",
-            f"data.cache={scratch / 'cache'}",
-        ]
-        config = load_experiment(ROOT / "configs/effnet_lite0.yaml", [*settings, *own])
-        bench = Bench(prepare(config, [0]), scratch, seconds)
-        for case in cases(bench.device, network):
-            for row in bench.rows(case):
+    benches = [(network, _bench(network, settings, scratch, seconds)) for network in networks]
+    every = [(network, bench, cases(bench.device, network)) for network, bench in benches]
+    for turn in range(max(len(listed) for *_, listed in every)):
+        for network, bench, listed in every:
+            for row in bench.rows(listed[turn]) if turn < len(listed) else ():
                 yield {"network": network.name, "size": network.size, "batch": network.batch, **row}
             if time.monotonic() > deadline:
                 return
+
+
+def _bench(network: Network, settings: list[str], scratch: Path, seconds: float) -> "Bench":
+    own = [
+        f"model.name={network.name}",
+        "model.weights=none",  # speed does not depend on what they are
+        f"image_size={network.size}",
+        "infer.image_size=null",
+        f"train.batch_size={network.batch}",
+        f"infer.batch_size={2 * network.batch}",
+        "train.trainable_stages=all",
+        "train.linear_probe=false",
+        "train.epochs=1000",  # more than enough steps
+        "infer.tta=none",
+        f"data.cache={scratch / 'cache'}",
+    ]
+    return Bench(prepare(load_experiment(ROOT / "configs/effnet_lite0.yaml", [*settings, *own]), [0]), scratch, seconds)
+
+
+def _forget(case: Case) -> None:
+    """Makes room for new compilations: torch keeps only so many variants of one function."""
+    if case.compiled:
+        torch.compiler.reset()
 
 
 class Bench:
@@ -101,6 +115,7 @@ class Bench:
 
     def __init__(self, job: Job, scratch: Path, seconds: float) -> None:
         self.job, self.scratch, self.seconds, self.device = job, scratch, seconds, job.device
+        self.others: dict[Any, float] = {}  # what does not depend on where images are cropped is measured once
         model = job.new_model().eval()
         self.flops = forward_flops(model, job.config.image_size, self.device)
         paths = image_files(job.config.data.root)
@@ -118,19 +133,33 @@ class Bench:
 
     def rows(self, case: Case) -> Iterator[dict[str, Any]]:
         """Measures training, then prediction."""
-        config = self._config(case)
-        limit, memory = self._with_memory(lambda: self.train_limit(config, case))
+        config, way = self._config(case), (case.precision, case.compiled)
+        limit = self._once(("limit", *way), lambda: self.train_limit(config, case))
         steps = self._steps(limit, config.train.batch_size)
+        job = self._job(config, case.crops)
         with gpu_use() as busy:
-            own = train_fold(self._job(config), Run(self.scratch / "run"), 0, step_limit=steps).train
-        timm = None if case.compiled else self.timm.train(case.precision, steps)
-        yield self._row("training", case, own, limit, timm, 3 * self.flops, memory, busy)
-        limit, memory = self._with_memory(lambda: self.predict_limit(config, case))
+            own, memory = self._with_memory(
+                lambda: train_fold(job, Run(self.scratch / "run"), 0, step_limit=steps).train
+            )
+        _forget(case)
+        timm = self._once(("timm", *way), lambda: self.timm.train(*way, steps))
+        crops = "gpu" if job.resident else "cpu"
+        yield {"crops": crops, **self._row("training", case, own, limit, timm, 3 * self.flops, memory, busy)}
+        if not case.predicts:
+            return
+        limit = self.predict_limit(config, case)
         steps = self._steps(limit, config.infer.batch_size)
         with gpu_use() as busy:
-            own = self.predict(config, case, steps)
-        timm = None if case.compiled else self.timm.validate(case.precision, steps)
-        yield self._row("prediction", case, own, limit, timm, self.flops, memory, busy)
+            own, memory = self._with_memory(lambda: self.predict(config, case, steps))
+        _forget(case)
+        timm = self.timm.validate(*way, steps)
+        _forget(case)
+        yield {"crops": None, **self._row("prediction", case, own, limit, timm, self.flops, memory, busy)}
+
+    def _once(self, name: Any, measure: Callable[[], float]) -> float:
+        if name not in self.others:
+            self.others[name] = measure()
+        return self.others[name]
 
     def train_limit(self, config: Config, case: Case) -> float:
         """The recipe's steps on one resident batch."""
@@ -181,13 +210,13 @@ class Bench:
         infer = config.infer.model_copy(update={"precision": case.precision})
         return config.model_copy(update={"train": train, "infer": infer})
 
-    def _job(self, config: Config) -> Job:
-        return Job(config, self.job.data, self.job.pretrained, self.device)
+    def _job(self, config: Config, crops: str = "cpu") -> Job:
+        return Job(config, self.job.data, self.job.pretrained, self.device, crops)
 
     def _model(self, config: Config, case: Case) -> Classifier:
         model = self._job(config).new_model()
         if case.compiled:
-            model.compile()
+            model.body.compile()
         return model
 
     def _predictor(self, config: Config, case: Case) -> Classifier:
@@ -202,13 +231,14 @@ class Bench:
         steps = self.seconds * rate / batch
         return CHECK_STEPS * max(1, round(steps / CHECK_STEPS)) if self.device.type == "cuda" else max(2, round(steps))
 
-    def _with_memory(self, work: Any) -> tuple[float, float | None]:
-        """Runs work; its result and the GPU's peak memory in MiB."""
+    def _with_memory(self, work: Callable[[], float]) -> tuple[float, float | None]:
+        """Runs work; its result and the GPU's peak memory in MiB, beyond what was in use before."""
         if self.device.type != "cuda":
             return work(), None
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self.device)
-        return work(), torch.cuda.max_memory_allocated(self.device) / 2**20
+        before = torch.cuda.memory_allocated(self.device)
+        return work(), (torch.cuda.max_memory_allocated(self.device) - before) / 2**20
 
     def _row(
         self,
@@ -216,7 +246,7 @@ class Bench:
         case: Case,
         own: float,
         limit: float,
-        timm: float | None,
+        timm: float,
         flops: float,
         memory: float | None,
         busy: list[float],
@@ -229,7 +259,7 @@ class Bench:
             "resident": limit,
             "timm": timm,
             "own_over_resident": own / limit,
-            "own_over_timm": own / timm if timm else None,
+            "own_over_timm": own / timm,
             "flop_utilisation": own * flops / product_rate(case.precision, self.device),
             "gpu_busy_percent": float(np.mean(busy)) if busy else None,
             "peak_mib": memory,

@@ -4,6 +4,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -62,6 +63,7 @@ def forward_flops(model: nn.Module, size: int, device: torch.device) -> float:
     return float(counter.get_total_flops())
 
 
+@cache
 def product_rate(precision: str, device: torch.device) -> float:
     """Floating-point operations per second of a large matrix product, the best of several trials."""
     side, products = (8192, 20) if device.type == "cuda" else (1024, 2)

@@ -1,7 +1,8 @@
 """The loops of timm's train and validate scripts with the flags that make them fastest: called by benchmarks/gpu.py.
 
-Channels last, autocast, fused AdamW, pinned memory, persistent workers and, on a GPU, timm's prefetcher, which copies
-and normalises the next batch on a side stream. Images are read from files in every epoch, as the scripts do.
+Channels last, autocast, fused AdamW, torch.compile where asked, pinned memory, persistent workers and, on a GPU, timm's
+prefetcher, which copies and normalises the next batch on a side stream. Images are read from files in every epoch, as
+the scripts do.
 """
 
 import time
@@ -46,9 +47,10 @@ class TimmLoops:
         self.model = timm.create_model(model, num_classes=classes, **options)
         self.model.to(device, memory_format=torch.channels_last)
 
-    def train(self, precision: str, steps: int) -> float:
+    def train(self, precision: str, compiled: bool, steps: int) -> float:
         """Forward, backward and step, as in timm's train.py."""
         self.model.train()
+        network = torch.compile(self.model) if compiled else self.model
         criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
         fused = {"fused": True} if self.device.type == "cuda" else {}
         optimizer = create_optimizer_v2(self.model, opt="adamw", lr=1e-4, weight_decay=0.05, **fused)
@@ -56,7 +58,7 @@ class TimmLoops:
 
         def step(images: torch.Tensor, targets: torch.Tensor) -> None:
             with autocast(self.device, precision):
-                loss = criterion(self.model(images), targets)
+                loss = criterion(network(images), targets)
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
@@ -64,14 +66,15 @@ class TimmLoops:
 
         return self._rate(self._loader(training=True), step, steps)
 
-    def validate(self, precision: str, steps: int) -> float:
+    def validate(self, precision: str, compiled: bool, steps: int) -> float:
         """Forward and accuracy, as in timm's validate.py."""
         self.model.eval()
+        network = torch.compile(self.model) if compiled else self.model
         hits = torch.zeros((), device=self.device)
 
         def step(images: torch.Tensor, targets: torch.Tensor) -> None:
             with torch.inference_mode(), autocast(self.device, precision):
-                hits.add_((self.model(images).argmax(1) == targets).sum())
+                hits.add_((network(images).argmax(1) == targets).sum())
 
         return self._rate(self._loader(training=False), step, steps)
 

@@ -11,12 +11,11 @@ import pandas as pd
 import pytest
 import torch
 
-import train
 from scenes.data.augment import FLIPS, AugmentedImages, compose
 from scenes.data.batches import Sample
 from scenes.data.resident import WAYS, DrawnCrops, ResidentImages, where_to_crop
 from scenes.training import job, recipe
-from tiny import TINY
+from tiny import fit
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SHAPES = [(60, 60), (60, 80), (75, 60), (64, 64), (60, 61)]
@@ -72,17 +71,13 @@ def test_the_gpu_is_chosen_where_all_images_take_a_third_of_its_free_memory(monk
         assert where_to_crop(shapes, "light", CPU)[0] == "cpu"
 
 
-def fit(*settings: str) -> None:
-    train.main(["tiny.yaml", "--folds", "0", "--set", *TINY, *settings])
-
-
 def test_a_run_resumes_with_its_crops_to_the_same_bytes(
     workspace: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = Path("runs/tiny/fold0/weights.safetensors")
     with monkeypatch.context() as patch:
         patch.setattr(job, "where_to_crop", lambda *_: ("gpu", ""))
-        fit()
+        fit("--folds=0")
         straight = weights.read_bytes()
         loss, expected = (
             pd.read_csv(root / "runs/tiny/fold0/history.csv")["train_loss"] for root in (workspace, trained)
@@ -95,12 +90,12 @@ def test_a_run_resumes_with_its_crops_to_the_same_bytes(
     with monkeypatch.context() as patch:
         patch.setattr(job, "where_to_crop", lambda *_: ("gpu", ""))
         shutil.copytree(checkpoint, "runs/tiny")
-        fit()
+        fit("--folds=0")
         assert weights.read_bytes() == straight
     shutil.rmtree("runs/tiny")
     shutil.copytree(checkpoint, "runs/tiny")
     capsys.readouterr()
-    fit()
+    fit("--folds=0")
     assert "began with crops made on a GPU" in capsys.readouterr().out
     assert weights.exists()
 
@@ -117,7 +112,7 @@ def stop_at(patch: pytest.MonkeyPatch, step: int) -> None:
     with patch.context() as inner:
         inner.setattr(recipe, "learning_rate", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            fit("train.checkpoint_minutes=1e-9")
+            fit("--folds=0", "train.checkpoint_minutes=1e-9")
 
 
 def test_images_the_gpu_has_no_room_for_after_all_are_cropped_on_the_cpu(
@@ -128,7 +123,7 @@ def test_images_the_gpu_has_no_room_for_after_all_are_cropped_on_the_cpu(
 
     monkeypatch.setattr(job, "where_to_crop", lambda *_: ("gpu", ""))
     monkeypatch.setattr(job, "ResidentImages", full)
-    fit()
+    fit("--folds=0")
     assert "no room" in capsys.readouterr().out
     names = "runs/tiny/fold0/weights.safetensors"
     assert Path(names).read_bytes() == (trained / names).read_bytes()

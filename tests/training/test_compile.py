@@ -10,8 +10,7 @@ import torch
 from safetensors.numpy import load_file
 from torch import nn
 
-import train
-from tiny import TINY
+from tiny import fit
 
 
 def test_compiled_training_and_prediction_give_what_the_plain_ones_give(
@@ -28,17 +27,10 @@ def test_compiled_training_and_prediction_give_what_the_plain_ones_give(
 
     compile_module = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda module: compile_module(module, backend=backend))
-    settings = [
-        *TINY,
-        "model.name=simple_cnn",
-        "train.epochs=1",
-        "train.ema_decay=0.5",
-        "train.checkpoint_minutes=1e-9",
-    ]
+    settings = ["model.name=simple_cnn", "train.epochs=1", "train.ema_decay=0.5"]
     files = {}
     for name in ("plain", "compiled"):
-        compiled = f"train.compile={'true' if name == 'compiled' else 'false'}"
-        train.main(["tiny.yaml", "--folds", "0", "--set", *settings, compiled, f"name={name}"])
+        fit("--folds=0", *settings, f"name={name}", f"train.compile={str(name == 'compiled').lower()}")
         folder = Path("runs") / name / "fold0"
         files[name] = [load_file(folder / "weights.safetensors"), load_file(folder / "oof.safetensors")]
         checkpoint = torch.load(folder / "last.pt", weights_only=True)
