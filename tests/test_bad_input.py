@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -166,33 +166,21 @@ BAD_CSV = [
     Case("UTF-16", text(lambda t: t.encode("utf-16")), (*PLACE, "line 1", "UTF-8")),
     Case("latin-1", text(lambda t: t.replace(",0", ",é").encode("latin-1")), (*PLACE, "not UTF-8", "save it as")),
     Case("semicolons", text(lambda t: t.replace(",", ";")), (*PLACE, "commas")),
-    Case("tabs", text(lambda t: t.replace(",", "\t")), (*PLACE, "commas")),
     Case("NaN label", lines(line3="1.jpg,nan"), (*PLACE, "line 3", "'nan'", "→")),
     Case("no label", lines(line3="1.jpg,"), (*PLACE, "line 3", "empty label", "→")),
-    Case("spaces around a label", lines(line4="1.jpg, 3"), (*PLACE, "line 4", "spaces around the label", "→")),
-    Case("spaces around a name", lines(line4=" 1.jpg,3"), (*PLACE, "line 4", "not in", "'1.jpg'", "→")),
     Case("no name", lines(line4=",3"), (*PLACE, "line 4", "empty image name", "→")),
     Case("a row twice", text(lambda t: t + t.splitlines()[1] + "\n"), (*PLACE, "line 98", "duplicate image name", "→")),
-    Case(
-        "two labels",
-        text(lambda t: t + t.splitlines()[1][:-1] + "9\n"),
-        (*PLACE, "line 98", "duplicate image name", "→"),
-    ),
     Case("one class", all_labels(lambda _: "4"), (*PLACE, "'4'", "two classes")),
     Case("an empty file", text(lambda _: ""), (*PLACE, "empty", "header")),
-    Case("blank lines", text(lambda _: "\n\n"), (*PLACE, "empty", "header")),
     Case("no rows", text(lambda t: t.splitlines()[0]), (*PLACE, "no rows")),
     Case("no file", CSV.unlink, (*PLACE, "no such file", "quickstart")),
     Case("a folder", lambda: (CSV.unlink(), CSV.mkdir()), (*PLACE, "cannot be read")),
     Case(
         "columns that say nothing", lines(first="file,class,x"), (*PLACE, "'image_name'", "'file'", "data.image_column")
     ),
-    Case("a column twice", lines(first="label,label"), (*PLACE, "image_name")),
-    Case("no header", text(lambda t: t.partition("\n")[2]), (*PLACE, "no column", "data.image_column")),
     Case("a cell too many", lines(line5="1.jpg,2,3"), (*PLACE, "line 5", "number of cells", "→")),
     Case("an open quote", lines(line5='"1.jpg,2'), (*PLACE, "line 5", "not a comma-separated table")),
     Case("path traversal", lines(line2="../../../etc/passwd,1"), (*PLACE, "line 2", "leaves", "→")),
-    Case("traversal inside", lines(line2="a/../../x.jpg,1"), (*PLACE, "line 2", "leaves", "→")),
     Case("an absolute path", lines(line2="/etc/passwd,1"), (*PLACE, "line 2", "leaves", "→")),
     Case("NUL bytes", lines(line2="a\0.jpg,1"), PLACE),
     Case("a missing image", lambda: (IMAGES / name_of(5)).unlink(), (*PLACE, "line 7", "not in", "→")),
@@ -200,15 +188,10 @@ BAD_CSV = [
     Case("a name too long", lines(line2="x" * 300 + ".jpg,1"), (*PLACE, "line 2", "→")),
     Case("no image folder", lambda: shutil.rmtree(IMAGES), ("input/SceneImages", "data.image_dir")),
     Case("a test image in training", lambda: shutil.copy(CSV, TEST), ("input/test.csv", "also a training image", "→")),
-    Case("semicolons in test.csv", text(lambda t: "a;b\n1;2\n", TEST), ("input/test.csv", "commas")),
     Case("an empty test.csv", text(lambda _: "", TEST), ("input/test.csv", "empty")),
 ]
 GOOD_CSV = [
-    Case("BOM", text(lambda t: t.encode("utf-8-sig"))),
-    Case("CRLF", text(lambda t: t.replace("\n", "\r\n"))),
     Case("BOM and CRLF", text(lambda t: t.replace("\n", "\r\n").encode("utf-8-sig"))),
-    Case("quoted names", text(lambda t: "".join(f'"{a}",{b}\n' for a, b in (r.split(",") for r in t.splitlines())))),
-    Case("no newline at the end", text(lambda t: t.rstrip())),
     Case("more columns", text(lambda t: "\n".join(f"x,{row}" for row in t.splitlines()))),
     Case("words as labels", all_labels(lambda label: f"klass é {label}")),
     Case("non-ASCII names", rename(0, "日本 é.jpg")),
@@ -216,12 +199,10 @@ GOOD_CSV = [
     Case("sub-folders", rename(0, "a/b/c.jpg")),
     Case("a linked image folder", link_root),
     Case("names that differ in case", case_twins),
-    Case("floats as labels", all_labels(lambda label: label + ".0")),
     Case("a link to an image elsewhere", rename(0, "link.jpg", link_out)),
     Case("no test.csv, but a sample", TEST.unlink),
     Case("no test rows", no_test_rows),
     Case("other columns", lines(first="file,class")),
-    Case("spaces in the header", lines(first="image_name, label")),
     Case("images in another folder", lambda: IMAGES.rename("input/gone")),
     Case(
         "a test image damaged, to get the prior",
@@ -279,7 +260,6 @@ def image(content: bytes, file: Path = CSV, row: int = 3) -> Callable[[], None]:
 
 
 JPEG, PNG = picture("JPEG"), picture("PNG")
-AT_ROW = ("input/train.csv", "line 5", "→", "unreadable image")
 AT_TEST_ROW = ("input/test.csv", "line 5", "→", "unreadable image")
 DAMAGED = {
     "0 bytes": b"",
@@ -290,11 +270,6 @@ DAMAGED = {
     **{f"a JPEG cut at {at}": JPEG[:at] for at in (3, 20, 300, len(JPEG) // 2, len(JPEG) - 2)},
     **{f"a PNG cut at {at}": PNG[:at] for at in (8, 40, len(PNG) // 2, len(PNG) - 12)},
 }
-BAD_IMAGES = [Case(name, image(content), AT_ROW) for name, content in DAMAGED.items()]
-BAD_IMAGES += [
-    Case(f"{name} in test", image(DAMAGED[name], TEST), AT_TEST_ROW)
-    for name in ("0 bytes", "HTML", "a JPEG cut at 300")
-]
 GOOD_IMAGES = {
     "PNG named .jpg": PNG,
     "CMYK": picture("JPEG", mode="CMYK"),
@@ -328,35 +303,17 @@ BAD_CONFIGS = [
     Case(f"config {content[:40]!r}", config(content), ("tiny.yaml", *says), PLAIN_RUN)
     for content, *says in (
         ("sed: 1", "line 1", "'sed'", "did you mean 'seed'"),
-        ("train:\n  epoch: 1", "line 2", "did you mean 'train.epochs'"),
         ("train:\n  epochs: many", "line 2", "train.epochs", "integer"),
-        ("train:\n  lr: [1]", "line 2", "train.lr", "number"),
-        ("train: 3", "line 1", "train", "section"),
-        ("train:\n  epochs: -1", "train.epochs", "greater than or equal to 0"),
-        ("train:\n  epochs: 99999999999999999999", "train.epochs", "less than or equal"),
-        ("train:\n  lr: 0", "train.lr", "greater than 0"),
         ("train:\n  lr: .nan", "line 2", "finite"),
-        ("train:\n  lr: .inf", "line 2", "finite"),
-        ("train:\n  batch_size: 0", "train.batch_size", "greater than or equal to 1"),
-        ("image_size: 1000000", "line 1", "image_size", "4096"),
-        ("image_size: true", "line 1", "image_size"),
-        ("data:\n  folds: 1", "data.folds", "greater than or equal to 2"),
         ("data:\n  folds: 1e9", "data.folds", "1000"),
-        ("data:\n  on_bad_image: ignore", "data.on_bad_image", "'error' or 'skip'"),
         ("infer:\n  on_bad_image: skip", "infer.on_bad_image", "'error' or 'prior'"),
         ("infer:\n  tta: vflip", "infer.tta", "'hflip'"),
         ("seed: 1\nseed: 2", "line 2", "duplicate"),
-        ("seed: &a 1\nimage_size: *a", "line 2", "aliases"),
         ("seed: !!python/object/apply:os.system [touch owned]", "line 1", "tag"),
         ("name: ../x", "line 1", "name", "letters, digits"),
-        ("seed: [1", "not valid YAML"),
         ("\tseed: 1", "line 1", "not valid YAML"),
-        ("just words", "key: value"),
         ("- 1\n- 2", "key: value"),
         (b"\xff\xfes\0", "UTF-8"),
-        (b"seed: \x00", "line 1", "#x0000"),
-        ("augment: extreme", "augment", "'light'"),
-        ("train: {linear_probe: false, epochs: 0}", "train.epochs"),
     )
 ]
 BAD_COMMANDS = [
@@ -364,17 +321,11 @@ BAD_COMMANDS = [
         Case(f"--folds {given}", lambda: None, says, (*PLAIN_RUN, f"--folds={given}"))
         for given, says in (
             ("9", ("--folds 9", "0 to 4")),
-            ("0-", ("--folds", "0-4")),
             ("a", ("--folds", "0-4")),
-            ("3-1", ("--folds", "0-4")),
-            ("-1", ("--folds", "0-4")),
-            ("0,,1", ("--folds", "0-4")),
-            ("99999999999999999999", ("--folds", "0-4")),
         )
     ),
     Case("--set x", lambda: None, ("--set", "key=value", "'x'"), (*PLAIN_RUN, "--set", "x")),
     Case("--set unknown", lambda: None, ("--set trian.lr=1", "did you mean"), (*PLAIN_RUN, "--set", "trian.lr=1")),
-    Case("--set below a value", lambda: None, ("--set seed.x=1", "seed"), (*PLAIN_RUN, "--set", "seed.x=1")),
     Case("--set [", lambda: None, ("--set seed=[", "not valid YAML"), (*PLAIN_RUN, "--set", "seed=[")),
     Case("a config that is missing", lambda: None, ("no config at", "tiny.yaml"), ("train", "tinny.yaml")),
     Case("a folder as a config", lambda: None, ("input", "cannot be read"), ("train", "input")),
@@ -421,13 +372,10 @@ def weights(file: str, spoil: Callable[[], object], *says: str) -> Case:
 
 
 BAD_PRETRAINED = [
-    weights("pickle.pth", write("pickle.pth", pickle.dumps(Evil())), "not readable as weights"),
     weights("zip.pth", zipped_evil("zip.pth"), "not readable as weights"),
     weights("evil.safetensors", write("evil.safetensors", pickle.dumps(Evil())), "not readable as weights"),
     weights("shapes.safetensors", tensors("shapes.safetensors"), "does not fit", "check model.name"),
-    weights("page.pth", write("page.pth", DAMAGED["HTML"]), "not readable as weights"),
     weights("page.safetensors", write("page.safetensors", DAMAGED["HTML"]), "not readable as weights"),
-    weights("empty.pth", write("empty.pth", b""), "not readable as weights"),
     weights("list.pth", lambda: torch.save([torch.zeros(1)], "list.pth"), "no plain table of tensors"),
     weights("gone.pth", lambda: None, "no file", "hub, local and none"),
     weights("input", lambda: None, "no file", "hub, local and none"),
@@ -479,22 +427,16 @@ OTHER_NET = edit_state(identity="tiny fold1 test_vit 6 classes", model={})
 BAD_CHECKPOINTS = [
     Case(f"checkpoint: {name}", unfinish(spoil), (*LAST, *says), RESUME)
     for name, spoil, *says in (
-        ("code", lambda path: path.write_bytes(pickle.dumps(Evil())), "damaged, or no checkpoint"),
         ("code in a zip", lambda path: torch.save({"format": Evil()}, path), "damaged, or no checkpoint"),
         ("cut in half", cut(0.5), "damaged"),
-        ("cut at the end", cut(0.99), "damaged"),
-        ("empty", cut(0), "damaged"),
-        ("text", lambda path: path.write_text("hello"), "damaged"),
-        ("another program's", lambda path: torch.save({"model": {}}, path), "not a checkpoint"),
         ("another run's", OTHER_RUN, "belongs to 'other fold1"),
-        ("another fold's", lambda path: shutil.copy("runs/tiny/fold0/last.pt", path), "belongs to 'tiny fold0"),
         ("another network's", OTHER_NET, "belongs to 'tiny fold1 test_vit"),
     )
 ]
-TAMPERED = [
-    Case("other tensors", unfinish(edit_state(model={"x": torch.zeros(1)})), LAST, RESUME),
-    Case("another optimiser", unfinish(edit_state(optimizer={})), LAST, RESUME),
-    Case("no step", unfinish(edit_state(step=None)), LAST, RESUME),
+BAD_CHECKPOINTS += [
+    Case("checkpoint: other tensors", unfinish(edit_state(model={"x": torch.zeros(1)})), LAST, RESUME),
+    Case("checkpoint: another optimiser", unfinish(edit_state(optimizer={})), LAST, RESUME),
+    Case("checkpoint: no step", unfinish(edit_state(step=None)), LAST, RESUME),
 ]
 
 
@@ -530,12 +472,9 @@ BAD_INFERENCE = [
         Case(f"inference: {name}", spoil, (WEIGHTS, *says), INFER)
         for name, spoil, *says in (
             ("wrong shapes", resave(**{"head.1.bias": torch.zeros(2)}), "does not fit"),
-            ("another network", lambda: save_file({"x": torch.zeros(1)}, WEIGHTS, {"scenes": json.dumps(META)})),
             ("no metadata", lambda: save_file({"x": torch.zeros(1)}, WEIGHTS), "not the weights of a trained fold"),
-            ("other metadata", resave("{"), "not the weights of a trained fold"),
             ("no classes", resave({"format": 1}), "not the weights of a trained fold"),
             ("cut", lambda: cut(0.5)(Path(WEIGHTS)), "not a whole safetensors file"),
-            ("HTML", write(WEIGHTS, DAMAGED["HTML"]), "not a whole safetensors file"),
             ("code", write(WEIGHTS, pickle.dumps(Evil())), "not a whole safetensors file"),
         )
     ),
@@ -604,58 +543,49 @@ BAD_INFERENCE = [
 
 # ------------------------------------------------------------------------------------------------------ tests
 
-REFUSED_NEW = [*BAD_CSV, *BAD_GROUPS, *BAD_IMAGES, *BAD_CONFIGS, *BAD_COMMANDS, *BAD_PLACES, *BAD_PRETRAINED]
+REFUSED_NEW = [*BAD_CSV, *BAD_GROUPS, *BAD_CONFIGS, *BAD_COMMANDS, *BAD_PLACES, *BAD_PRETRAINED]
 REFUSED_RUN = [*BAD_CHECKPOINTS, *BAD_RUNS, *BAD_INFERENCE]
 by_name = {"ids": lambda case: case.name}
 
 
 @pytest.mark.parametrize("case", REFUSED_NEW, **by_name)
-def test_refused_before_training(
-    case: Case, workspace: Path, capsys: pytest.CaptureFixture[str], record_case: Callable[[int], None]
-) -> None:
+def test_refused_before_training(case: Case, workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check_refusal(case, capsys)
-    record_case(1)
 
 
 @pytest.mark.parametrize("case", REFUSED_RUN, **by_name)
-def test_refused_in_a_run(
-    case: Case, finished: Path, capsys: pytest.CaptureFixture[str], record_case: Callable[[int], None]
-) -> None:
+def test_refused_in_a_run(case: Case, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check_refusal(case, capsys)
-    record_case(1)
-
-
-@pytest.mark.parametrize("case", TAMPERED, **by_name)
-def test_a_tampered_checkpoint_is_refused(
-    case: Case, finished: Path, capsys: pytest.CaptureFixture[str], record_case: Callable[[int], None]
-) -> None:
-    check_refusal(case, capsys)
-    record_case(1)
 
 
 @pytest.mark.parametrize("case", GOOD_CSV, **by_name)
-def test_accepted(
-    case: Case, workspace: Path, capsys: pytest.CaptureFixture[str], record_case: Callable[[int], None]
-) -> None:
+def test_accepted(case: Case, workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     case.spoil()
     assert run(case.command, capsys) == (0, "")
-    record_case(1)
 
 
-def test_every_kind_of_image_is_accepted(
-    workspace: Path, capsys: pytest.CaptureFixture[str], record_case: Callable[[int], None]
+@pytest.mark.parametrize("table", [CSV, TEST], ids=["training", "test"])
+def test_every_kind_of_damage_is_refused_with_its_row(
+    table: Path, workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def spoil() -> None:
+        for row, content in enumerate(DAMAGED.values()):
+            image(content, table, row)()
+
+    rows = [f"line {row + 2} ('{name_of(row, table)}')" for row in range(len(DAMAGED))]
+    check_refusal(Case("", spoil, (str(table), "unreadable image", "→", *rows)), capsys)
+
+
+def test_every_kind_of_image_is_accepted(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for row, content in enumerate(GOOD_IMAGES.values()):
         image(content, row=row)()
     assert run(TRAIN, capsys) == (0, "")
-    record_case(len(GOOD_IMAGES))
 
 
 def test_the_network_is_not_touched(
     workspace: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    record_case: Callable[[int], None],
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError("there is no network")
@@ -668,10 +598,9 @@ def test_the_network_is_not_touched(
     assert run((*TRAIN, "--submit"), capsys) == (0, "")
     hub = (*TRAIN, "name=hub", "model.weights=hub", "model.name=resnet10t.c3_in1k")
     check_refusal(Case("", lambda: None, ("no weights for resnet10t", "Looked at", "→"), hub), capsys)
-    record_case(2)
 
 
-def test_a_bare_environment(workspace: Path, record_case: Callable[[int], None]) -> None:
+def test_a_bare_environment(workspace: Path) -> None:
     """No HOME, the C locale, no UTF-8 mode, and names that ASCII lacks."""
     rename(0, "日本 é.jpg")()
     environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "LANG", "PYTHONPATH")}
@@ -684,19 +613,15 @@ def test_a_bare_environment(workspace: Path, record_case: Callable[[int], None])
     assert b"no config at" in done.stderr
     assert b"tiny.yaml" in done.stderr
     assert b"Traceback" not in done.stderr
-    record_case(2)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_may_not_be_written_to(
-    workspace: Path, capsys: pytest.CaptureFixture[str], record_case: Callable[[int], None]
-) -> None:
+def test_a_folder_that_may_not_be_written_to(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("runs").mkdir()
     Path("runs").chmod(0o555)
     with contextlib.ExitStack() as stack:
         stack.callback(Path("runs").chmod, 0o755)
         check_refusal(Case("", lambda: None, ("runs", "allow writing")), capsys)
-    record_case(1)
 
 
 # -------------------------------------------------------------------------------------- what on_bad_image does
@@ -785,13 +710,3 @@ def test_a_test_image_that_cannot_be_read_gets_the_class_shares(
     np.testing.assert_allclose(probabilities[others], first[list("012345")].to_numpy()[others], atol=1e-5)
     labels = pd.read_csv("submissions/tiny.csv")["label"]
     assert labels[2] == labels[5] == 2
-
-
-@pytest.fixture
-def record_case(request: pytest.FixtureRequest) -> Iterator[Callable[[int], None]]:
-    """Adds to the number of bad and odd inputs that the suite says it tried."""
-
-    def record(count: int) -> None:
-        request.node.user_properties.append(("inputs tried", count))
-
-    yield record

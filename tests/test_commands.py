@@ -33,26 +33,20 @@ def command(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def test_train_sh_then_infer_py_on_the_big_config(clone: Path) -> None:
-    settings = ["model.weights=none", "image_size=64", "train.epochs=1", "train.batch_size=16"]
+def test_train_sh_then_infer_py(clone: Path) -> None:
+    settings = ["model.name=test_efficientnet", "model.weights=none", "image_size=32", "train.epochs=1", "data.folds=2"]
     printed = command(clone, "bash", "train.sh", "configs/effnet_b3.yaml", "--set", *settings)
     assert "CV accuracy" in printed
     assert "n = 96" in printed
     assert not (clone / ".venv").exists()
     run = clone / "runs/effnet_b3"
-    assert len(list(run.glob("fold?/weights.safetensors"))) == 5
+    assert len(list(run.glob("fold?/weights.safetensors"))) == 2
     submission = clone / "submissions/effnet_b3.csv"
     first = submission.read_bytes()
     submission.unlink()
-    printed = command(clone, "python", "src/infer.py", "--folds", "0-4")
+    printed = command(clone, "python", "src/infer.py", "--folds", "0-1")
     assert "runs/effnet_b3" in printed
     assert submission.read_bytes() == first
     assert (
         pd.read_csv(submission)["image_name"].tolist() == pd.read_csv(clone / "input/test.csv")["image_name"].tolist()
     )
-
-
-def test_train_sh_without_a_config_says_how(clone: Path) -> None:
-    done = subprocess.run(["bash", "train.sh"], cwd=clone, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "usage" in done.stderr

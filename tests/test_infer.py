@@ -108,21 +108,6 @@ def test_a_broken_test_image_is_refused_and_nothing_is_written(finished: Path) -
     assert not list(Path().glob("submissions/*"))
 
 
-def test_weights_of_another_competition_are_refused(finished: Path) -> None:
-    path = "runs/tiny/fold1/weights.safetensors"
-    metadata = {"format": 1, "classes": list("abcdef"), "run": "x"}
-    save_file(load_file(path), path, {"scenes": json.dumps(metadata)})
-    with pytest.raises(UserError, match="other classes"):
-        infer.main([])
-
-
-def test_a_truncated_weights_file_is_refused_by_name(finished: Path) -> None:
-    path = Path("runs/tiny/fold0/weights.safetensors")
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"fold0/weights\.safetensors"):
-        infer.main([])
-
-
 def test_a_prediction_that_is_not_finite_is_refused_and_nothing_is_written(finished: Path) -> None:
     spoil_head("runs/tiny/fold1/weights.safetensors")
     first = read("input/test.csv")["image_name"][0]

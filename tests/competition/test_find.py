@@ -7,13 +7,7 @@ from pathlib import Path
 import pytest
 
 from scenes.competition.find import Finder, image_files
-
-
-def folder(root: Path, *files: str) -> Path:
-    for file in files:
-        (root / file).parent.mkdir(parents=True, exist_ok=True)
-        (root / file).touch()
-    return root
+from small import images
 
 
 @pytest.mark.parametrize(
@@ -36,32 +30,32 @@ def folder(root: Path, *files: str) -> Path:
     ],
 )
 def test_names_and_files(tmp_path: Path, name: str, files: list[str], expected: list[str]) -> None:
-    found = Finder(folder(tmp_path, *files)).find(name)
+    found = Finder(images(tmp_path, *files)).find(name)
     assert found.files == expected
     if len(expected) == 1:
         assert found.path == tmp_path / expected[0]
 
 
 def test_a_suffix_chooses_among_several_files(tmp_path: Path) -> None:
-    folder(tmp_path, "a_red.png", "a_green.png", "a.jpg", "a.png")
+    images(tmp_path, "a_red.png", "a_green.png", "a.jpg", "a.png")
     assert Finder(tmp_path, ".png").find("a").path == tmp_path / "a.png"
     assert Finder(tmp_path, ".png").find("a.png").path == tmp_path / "a.png"
     assert Finder(tmp_path, "_green").find("a").path == tmp_path / "a_green.png"
 
 
 def test_unicode_forms_are_one_name(tmp_path: Path) -> None:
-    folder(tmp_path, unicodedata.normalize("NFD", "éléphant.jpg"))
+    images(tmp_path, unicodedata.normalize("NFD", "éléphant.jpg"))
     assert len(Finder(tmp_path).find(unicodedata.normalize("NFC", "éléphant.jpg")).files) == 1
 
 
 def test_the_nearest_file_is_named(tmp_path: Path) -> None:
-    folder(tmp_path, "x/IMG_0012.png", "x/other.png")
+    images(tmp_path, "x/IMG_0012.png", "x/other.png")
     assert Finder(tmp_path).nearest("IMG-0012") == "x/IMG_0012.png"
     assert Finder(tmp_path).nearest("zzz") is None
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
-    folder(tmp_path, "big/a.png", "images/b.png")
+    images(tmp_path, "big/a.png", "images/b.png")
     (tmp_path / "images/more").symlink_to(tmp_path / "big", target_is_directory=True)
     (tmp_path / "images/back").symlink_to(tmp_path / "images", target_is_directory=True)
     assert list(image_files(tmp_path / "images")) == ["b.png", "more/a.png"]
@@ -74,9 +68,7 @@ def test_names_that_leave_the_folder(tmp_path: Path, name: str) -> None:
 
 
 def test_a_folder_is_walked_once_and_in_order_whatever_is_in_it(tmp_path: Path) -> None:
-    for name in ("b/2.jpg", "b/10.JPG", "a/deep/1.png", "c.jpeg", "a.txt", ".hidden.jpg"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
+    images(tmp_path, "b/2.jpg", "b/10.JPG", "a/deep/1.png", "c.jpeg", "a.txt", ".hidden.jpg")
     (tmp_path / "b/circle.jpg").symlink_to(tmp_path)
     (tmp_path / "b/gone.jpg").symlink_to("nowhere.jpg")
     (tmp_path / "b/loop.jpg").symlink_to("loop.jpg")

@@ -102,7 +102,7 @@ every_case = pytest.mark.parametrize(
 
 
 @every_case
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(rows=st.integers(2, 60), seed=st.integers(0, 10_000), coarse=st.booleans())
 def test_values_are_scikit_learns(
     task: Task, name: str, reference: Reference, rows: int, seed: int, coarse: bool
@@ -153,7 +153,7 @@ def test_rows_of_one_class_have_a_score(name: str) -> None:
     assert np.isfinite(value) and np.isfinite(error)
 
 
-def test_a_label_nobody_has_leaves_the_others_their_auc() -> None:
+def test_a_label_without_rows_leaves_the_others_their_auc() -> None:
     targets = np.array([[0, 1, 0], [0, 0, 1], [0, 1, 1], [0, 0, 0]], np.float32)
     predictions = np.stack([np.linspace(0, 1, 4), targets[:, 1], targets[:, 2]], 1).astype(np.float32)
     assert metric_named("roc_auc", LABELS).score(predictions, targets)[0] == 1

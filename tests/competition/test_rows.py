@@ -13,6 +13,7 @@ from scenes.competition.rows import Table, overlap, read_test, read_train
 from scenes.competition.targets import Targets
 from scenes.config import Config, DataConfig
 from scenes.console import UserError
+from small import images
 
 GOOD = "image_name,label\na.jpg,0\nb.jpg,0\nc.jpg,1\nd.jpg,1\n"
 
@@ -25,9 +26,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def add(root: Path, *names: str) -> None:
-    for name in names:
-        (root / "SceneImages" / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / "SceneImages" / name).touch()
+    images(root / "SceneImages", *names)
 
 
 def config(root: Path, **values: object) -> Config:

@@ -42,11 +42,11 @@ def vectors(seed: int, rows: int, width: int = 32) -> np.ndarray:
         lambda image: np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, 2),
     ],
 )
-def test_a_hash_survives_what_leaves_the_picture_the_same(change) -> None:  # type: ignore[no-untyped-def]
+def test_a_hash_survives_what_leaves_the_image_the_same(change) -> None:  # type: ignore[no-untyped-def]
     assert all(apart(picture(seed), change(picture(seed))) <= duplicates.SAME_HASH for seed in range(20))
 
 
-def test_hashes_of_other_pictures_are_far_apart() -> None:
+def test_hashes_of_other_images_are_far_apart() -> None:
     assert min(apart(picture(2 * seed), picture(2 * seed + 1)) for seed in range(50)) > duplicates.ALIKE_HASH
 
 
@@ -84,7 +84,7 @@ def test_copies_are_paired_with_the_first_and_near_duplicates_found_once() -> No
     assert group_pairs(pairs, 5).tolist() == [1, 0, 1, 1, 1]
 
 
-def test_embeddings_decide_where_hashes_are_only_alike() -> None:
+def test_embeddings_decide_where_hashes_are_only_similar() -> None:
     pixels, hashes = np.array(list("abcdefgh")), vectors(2, 8, 63)
     signs = np.where(hashes > 0, 1, -1).astype(np.float32)
     signs[1], signs[3], signs[5] = signs[0], signs[2], signs[4]

@@ -40,7 +40,7 @@ def test_a_page_asks_for_nothing_from_outside(show: Any) -> None:
     assert "prefers-color-scheme: dark" in text
 
 
-def test_text_stays_text_wherever_it_stands(show: Any) -> None:
+def test_text_stays_text_everywhere(show: Any) -> None:
     text = show(
         "{% call section(x, x) %}{% endcall %}{{ numbers([(x, x)]) }}{{ table([x], [[x]]) }}"
         "{{ gallery([{'src': x, 'large': x, 'caption': x}]) }}{{ figure }}",
@@ -79,7 +79,7 @@ def test_names_that_utf_8_cannot_hold_are_shown_somehow(show: Any) -> None:
         *((cell, False) for cell in ("", "a", "3.jpg", "fold 1", "0.1 to 0.2", "2 ↔ 3", "±")),
     ],
 )
-def test_numbers_are_told_from_words(cell: object, numeric: bool, show: Any) -> None:
+def test_numbers_are_distinguished_from_words(cell: object, numeric: bool, show: Any) -> None:
     assert ('<td class="number">' in show("{{ table(['a'], [[x]]) }}", x=cell)) == numeric
 
 

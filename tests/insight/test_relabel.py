@@ -1,6 +1,8 @@
 """relabel.py: the review sheet, the decisions in it, and what they change in a run and what not."""
 
 import json
+import shutil
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +40,20 @@ def decide(*decisions: str) -> pd.DataFrame:
     return sheet
 
 
+@pytest.fixture(scope="module")
+def with_sheet(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the finished run with a sheet to review. Not to be written to."""
+    root = shutil.copytree(trained, tmp_path_factory.mktemp("reviewed") / "root")
+    with chdir(root):
+        relabel.main(["runs/tiny"])
+    return root
+
+
 @pytest.fixture
-def reviewed(finished: Path) -> Path:
-    relabel.main(["runs/tiny"])
-    return finished
+def reviewed(with_sheet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of `with_sheet` as the current folder."""
+    monkeypatch.chdir(shutil.copytree(with_sheet, tmp_path / "reviewed"))
+    return Path.cwd()
 
 
 def test_the_sheet_lists_doubted_rows_worst_first_and_a_page_shows_them(reviewed: Path) -> None:

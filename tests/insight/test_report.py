@@ -1,4 +1,4 @@
-"""report.html end to end on a tiny trained run: its numbers, its pictures, hostile names, and what is missing."""
+"""report.html end to end on a tiny trained run: its numbers, its images, hostile names, and what is missing."""
 
 import errno
 import json
@@ -43,7 +43,7 @@ def written(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def text_of(page: str) -> str:
-    """What a page says, its tags and pictures left out."""
+    """What a page says, without its tags."""
     return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page))
 
 
@@ -64,11 +64,11 @@ def test_the_report_has_all_sections_and_the_scores_of_metrics_json(written: tup
     assert {"fold0", "training", "prediction", "peak memory (MiB)"} <= set(re.findall(r"[\w ()]*[\w)]", html))
 
 
-def test_pictures_have_grad_cam_and_captions(written: tuple[Path, str]) -> None:
+def test_images_have_grad_cam_and_captions(written: tuple[Path, str]) -> None:
     _, html = written
-    pictures = re.findall(r"<figcaption>(<b>.*?)</figcaption>", html)
-    assert len(pictures) >= 24
-    assert all(re.search(r"\d+\.jpg, fold [01]$", caption) for caption in pictures)
+    captions = re.findall(r"<figcaption>(<b>.*?)</figcaption>", html)
+    assert len(captions) >= 24
+    assert all(re.search(r"\d+\.jpg, fold [01]$", caption) for caption in captions)
     assert html.count('class="gallery wide"') == 2
 
 
@@ -149,7 +149,7 @@ def test_what_is_not_installed_is_named_with_the_way_to_get_it(finished: Path, m
 
 
 def test_a_run_of_all_rows_has_a_report_without_scores(workspace: Path) -> None:
-    train.main(["tiny.yaml", "--folds", "full", "--set", *TINY, "report=true"])
+    train.main(["tiny.yaml", "--folds", "full", "--set", *TINY, "train.epochs=1", "report=true"])
     html = Path("runs/tiny/report.html").read_text()
     assert "none were held out" in html and "Cross-validation" not in html
     assert "Training loss" in html
@@ -287,7 +287,7 @@ def test_planted_errors_among_several_labels_are_found() -> None:
 
 
 class Bright(torch.nn.Module):
-    """A network whose first class is what its map's brightest place says."""
+    """A network whose first class is decided by the brightest place of its map."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ SETTINGS = [*TINY, "train.epochs=1", "train.batch_size=48"]
 SPACE = "train.lr: {low: 1e-3, high: 1e-1, log: true}\naugment: [light, medium]\ntrain.accumulate: {low: 1, high: 3}\n"
 
 
-def run(*arguments: str, trials: int = 3) -> None:
+def run(*arguments: str, trials: int = 2) -> None:
     sweep.main(["tiny.yaml", "--space", "space.yaml", "--trials", str(trials), *arguments, "--set", *SETTINGS])
 
 
@@ -73,21 +73,21 @@ def slots(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[HereSlot]:
 
 
 def test_the_best_trial_becomes_a_config_and_the_sweep_resumes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run()
+    run("--folds=0")
     first = capsys.readouterr().out
-    assert [first.count(f"trial {number}: train.lr") for number in range(3)] == [1, 1, 1]
+    assert [first.count(f"trial {number}: train.lr") for number in range(3)] == [1, 1, 0]
     best = load_config(Path("runs/tiny.sweep/best.yaml"))
     assert best.name == "tiny_best"
     assert 1e-3 <= best.train.lr <= 1e-1
     assert best.augment in ("light", "medium")
     assert best.selected_on == ["runs/tiny.sweep"]
     assert sorted(path.name for path in Path("runs").iterdir()) == ["tiny.sweep"]  # trials leave no networks behind
-    run(trials=4)
+    run("--folds=0", trials=3)
     second = capsys.readouterr().out
     assert "1 trials to go" in second
-    assert "trial 3: train.lr" in second
+    assert "trial 2: train.lr" in second
     assert len(re.findall(r"trial \d+: train", second)) == 1
-    run(trials=4)
+    run("--folds=0", trials=3)
     assert not re.findall(r"trial \d+: train", capsys.readouterr().out)
 
 
@@ -109,15 +109,6 @@ def test_a_trial_that_was_cut_off_comes_first(
     after = capsys.readouterr().out
     assert begun in after  # the same values
     assert "trial 1 fold1" in after
-
-
-def test_a_trial_that_diverges_does_not_end_the_sweep(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("space.yaml").write_text("train.lr: [1e-3, 1e30]\n")
-    settings = [*SETTINGS, "train.optimizer=sgd", "train.clip_norm=null", "train.epochs=4"]
-    sweep.main(["tiny.yaml", "--space", "space.yaml", "--trials", "5", "--folds", "0", "--set", *settings])
-    printed = capsys.readouterr().out
-    assert "is given up" in printed
-    assert load_config(Path("runs/tiny.sweep/best.yaml")).train.lr == 1e-3
 
 
 def test_a_sweep_at_work_is_left_alone(here: Path) -> None:
@@ -152,10 +143,10 @@ def test_a_space_that_makes_no_sense_is_refused(space: str, says: str, here: Pat
 
 
 def test_another_space_needs_another_name(here: Path) -> None:
-    run(trials=1)
+    run("--folds=0", trials=1)
     Path("space.yaml").write_text("train.lr: [1e-3, 1e-2]\n")
     with pytest.raises(UserError, match="began with another space"):
-        run(trials=1)
+        run("--folds=0", trials=1)
 
 
 @pytest.mark.parametrize(
@@ -172,11 +163,11 @@ def test_slots_share_the_trials_and_the_sweep_resumes(
     run("--parallel=2")
     assert slots[0].started[:2] == ["trial 0 fold0", "trial 0 fold1"]
     assert slots[1].started[:2] == ["trial 1 fold0", "trial 1 fold1"]
-    assert sum(len(slot.started) for slot in slots) == 6
+    assert sum(len(slot.started) for slot in slots) == 4
     assert load_config(Path("runs/tiny.sweep/best.yaml")).name == "tiny_best"
     assert [path.name for path in Path("runs").iterdir()] == ["tiny.sweep"]
-    assert "3 trials were completed, 0 stopped early" in capsys.readouterr().out
-    run("--parallel=2", trials=4)
+    assert "2 trials were completed, 0 stopped early" in capsys.readouterr().out
+    run("--parallel=2", trials=3)
     assert "1 trials to go" in capsys.readouterr().out
 
 
@@ -213,15 +204,13 @@ def test_a_full_disk_is_no_bad_trial_and_stops_the_sweep(
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left on device"):
         patch.setattr(crossval, "cross_validate", disk_is_full)
-        run("--parallel=2")
+        run("--parallel=2", "--folds=0")
     assert "given up" not in capsys.readouterr().out
-    run("--parallel=2", trials=1)
+    run("--parallel=2", "--folds=0", trials=1)
     assert "1 trials were completed" in capsys.readouterr().out
 
 
-def test_trials_differ_in_model_and_precision_and_run_in_processes_of_their_own(
-    workspace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Path("space.yaml").write_text("model.name: [test_efficientnet, test_vit]\ntrain.precision: [fp32, bf16]\n")
-    run("--folds=0", trials=2)
-    assert "2 trials were completed" in capsys.readouterr().out
+def test_a_trial_runs_in_a_process_of_its_own(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("space.yaml").write_text("train.lr: [1e-3, 1e-2]\n")
+    run("--folds=0", trials=1)
+    assert "1 trials were completed" in capsys.readouterr().out
