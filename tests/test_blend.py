@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,26 +78,31 @@ def test_class_shares_are_asked_for_where_an_image_lacks_only(two_runs: Path) ->
         blend.main(["runs/tiny", "runs/other", "--out", "submissions"])
 
 
-def test_weights_are_taken_where_they_win(two_runs: Path) -> None:
-    def knowing(oof: pd.DataFrame) -> pd.DataFrame:
-        """Nearly always right, and sure of it."""
-        truth = np.eye(6)[oof["label"].astype(int)]
-        oof.iloc[:, 3:] = 0.94 * truth + 0.01
+def wrong_at(is_wrong: Callable[[np.ndarray], np.ndarray]) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """Makes predictions sure of the true class, or of the one after it in rows for whose numbers `is_wrong` holds."""
+
+    def change(oof: pd.DataFrame) -> pd.DataFrame:
+        truth = oof["label"].astype(int).to_numpy()
+        chosen = np.where(is_wrong(np.arange(len(oof))), (truth + 1) % 6, truth)
+        oof.iloc[:, 3:] = 0.94 * np.eye(6)[chosen] + 0.01
         return oof
 
-    change_oof("other", knowing)
+    return change
+
+
+def test_weights_are_taken_where_they_win(two_runs: Path) -> None:
+    change_oof("tiny", wrong_at(lambda row: row % 3 > 0))
+    change_oof("other", wrong_at(lambda row: row % 12 == 0))
     members = read_members([Run(Path("runs/tiny")), Run(Path("runs/other"))])
     assert evaluate_blend(members).weights[1] > 0.9
 
 
 def test_a_blend_that_is_worse_than_a_member_says_so(two_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def wrong(oof: pd.DataFrame) -> pd.DataFrame:
-        """Sure of the class after the true one."""
-        oof.iloc[:, 3:] = 0.94 * np.eye(6)[(oof["label"].astype(int) + 1) % 6] + 0.01
-        return oof
-
-    change_oof("other", wrong)
-    evaluate_blend(read_members([Run(Path("runs/tiny")), Run(Path("runs/other"))]))
+    change_oof("tiny", wrong_at(lambda row: row % 12 == 0))
+    change_oof("other", wrong_at(lambda row: row % 12 != 0))
+    members = read_members([Run(Path("runs/tiny")), Run(Path("runs/other"))])
+    one_fold = replace(members, fold_of=np.zeros_like(members.fold_of))  # nothing to choose weights on
+    evaluate_blend(one_fold)
     assert "no gain: tiny alone" in capsys.readouterr().out
 
 

@@ -37,7 +37,7 @@ def test_speed_has_each_rate_beside_its_limit_and_timms(gpu: Any, monkeypatch: p
     for row in rows:
         assert row["own_over_resident"] == pytest.approx(row["own"] / row["resident"])
         assert row["own_over_timm"] == pytest.approx(row["own"] / row["timm"])
-        assert 0 < row["flop_utilisation"] < 1
+        assert row["flop_utilisation"] > 0  # of a matrix product timed at another moment, so it may exceed 1
 
 
 def free_port() -> int:
