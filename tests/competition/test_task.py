@@ -3,8 +3,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch.nn import functional
 
+from scenes.competition import linear_head
 from scenes.competition.task import Classes, Labels, Number, Task, class_task, predictions_of, task_from_dict
 
 CLASSES = class_task(["a", "b", "c"])
@@ -73,6 +77,27 @@ def test_a_linear_head_finds_what_features_say(task: Task) -> None:
         assert np.abs(predicted - wanted).mean() < 0.3 * np.abs(wanted - wanted.mean()).mean()
     else:
         assert ((predicted > 0.5) == (wanted > 0.5)).mean() > 0.97
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_head_is_the_logistic_regression_of_scikit_learn(classes: int) -> None:
+    targets = RNG.integers(0, classes, 300)
+    features = (np.eye(classes)[targets] @ RNG.normal(size=(classes, 30)) + 2 * RNG.normal(size=(300, 30))) * 5 + 7
+    head = linear_head.fit_classes(features.astype(np.float32), targets, classes, 0)
+    strength = float(head.chosen.removeprefix("C = "))
+    reference = make_pipeline(StandardScaler(), LogisticRegression(C=strength, tol=1e-8)).fit(features, targets)
+    expected = reference.predict_proba(features)
+    found = predictions_of(class_task(["a", "b", "c"][:classes]), head.logits(features))
+    assert found == pytest.approx(expected, abs=2e-3)
+
+
+def test_a_head_is_the_ridge_regression_of_scikit_learn() -> None:
+    features = RNG.normal(size=(300, 30)) * 5 + 7
+    targets = features @ RNG.normal(size=(30, 1)) + RNG.normal(size=(300, 1))
+    head = linear_head.fit_number(features.astype(np.float32), targets.astype(np.float32), 0)
+    reference = make_pipeline(StandardScaler(), Ridge(float(head.chosen.removeprefix("penalty = "))))
+    expected = reference.fit(features, targets).predict(features)
+    assert head.logits(features).ravel() == pytest.approx(expected.ravel(), abs=1e-2)
 
 
 def test_a_class_without_rows_is_never_predicted() -> None:

@@ -1,17 +1,18 @@
 """Linear models on a frozen body's features, their regularisation chosen on a fifth of the rows."""
 
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
+from scenes.competition.strata import stratified_folds
 from scenes.randomness import key
 
 # Inverse regularisation, from strong to weak; standardised features of a good body want it strong.
 STRENGTHS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 DEFAULT_STRENGTH = 3e-3
 MAX_STEPS = 300
+ROUGH, FINE = 1e-4, 1e-7  # when fitting ends: to choose the regularisation, and for the result
 MIN_ROWS_TO_CHOOSE = 5  # of each class, else the fifth would lack some
 RIDGE_PENALTIES = (1e1, 1e2, 1e3, 1e4, 1e5)  # from weak to strong
 ABSENT = 10.0  # how much lower than all others the logit of a class without training rows is
@@ -44,30 +45,21 @@ def fit_classes(features: np.ndarray, targets: np.ndarray, classes: int, seed: i
         classes: How many; one without a row is never predicted.
         seed: Of the fifth's choice.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-
-    counts = np.bincount(targets, minlength=classes)
-    strength = DEFAULT_STRENGTH
-    if counts.min() >= MIN_ROWS_TO_CHOOSE:
-        kept, held = _parts(len(targets), targets, seed)
-        scaler, regression = StandardScaler(), LogisticRegression(max_iter=MAX_STEPS, warm_start=True)
-        rows, held_rows = scaler.fit_transform(features[kept]), scaler.transform(features[held])
-
-        def loss(candidate: float) -> float:  # each candidate starts from the one before
-            _quietly(regression.set_params(C=candidate).fit, rows, targets[kept])
-            return _log_loss(regression.predict_proba(held_rows)[np.arange(len(held)), targets[held]])
-
-        strength = min(STRENGTHS, key=loss)
-    scaler, regression = StandardScaler(), LogisticRegression(C=strength, max_iter=MAX_STEPS)
-    _quietly(regression.fit, scaler.fit_transform(features), targets)
-    weights, biases = regression.coef_, regression.intercept_
-    if len(regression.classes_) == 2:  # scikit-learn keeps one row for two classes
-        weights, biases = np.concatenate([-weights, weights]) / 2, np.concatenate([-biases, biases]) / 2
-    all_weights = np.zeros((classes, features.shape[1]))
-    all_biases = np.full(classes, biases.min() - ABSENT)
-    all_weights[regression.classes_], all_biases[regression.classes_] = weights, biases
-    return _unscaled(all_weights, all_biases, scaler.mean_, scaler.scale_, f"C = {strength:g}")
+    present, places = np.unique(targets, return_inverse=True)
+    wanted = np.eye(len(present), dtype=np.float32)[places]
+    parts = None
+    if np.bincount(targets, minlength=classes).min() >= MIN_ROWS_TO_CHOOSE:
+        parts = _parts(targets, seed)
+    if len(present) == 2:  # one regression, whose penalty is not that of two
+        found = _logistic(features, wanted[:, 1:], parts, exclusive=False)
+        weights, biases = np.concatenate([-found.weights, found.weights]), np.concatenate([-found.biases, found.biases])
+        found = LinearHead(weights / 2, biases / 2, found.chosen)
+    else:
+        found = _logistic(features, wanted, parts, exclusive=True)
+    weights = np.zeros((classes, features.shape[1]), np.float32)
+    biases = np.full(classes, found.biases.min() - ABSENT, np.float32)
+    weights[present], biases[present] = found.weights, found.biases
+    return LinearHead(weights, biases, found.chosen)
 
 
 def fit_labels(features: np.ndarray, targets: np.ndarray, seed: int) -> LinearHead:
@@ -78,21 +70,8 @@ def fit_labels(features: np.ndarray, targets: np.ndarray, seed: int) -> LinearHe
         targets: float32, shape (n, labels), of 0 and 1; a label that is always the same gets its share as it is.
         seed: Of the fifth's choice.
     """
-    from sklearn.preprocessing import StandardScaler
-
-    kept, held = _parts(len(targets), None, seed)
-    scaler = StandardScaler()
-    rows, held_rows = scaler.fit_transform(features[kept]), scaler.transform(features[held])
-
-    def loss(candidate: float) -> float:
-        weights, biases = _regressions(rows, targets[kept], candidate)
-        chances = 1 / (1 + np.exp(-(held_rows @ weights.T + biases)))
-        return _log_loss(np.where(targets[held] > 0.5, chances, 1 - chances))
-
-    strength = min(STRENGTHS, key=loss) if len(kept) >= 2 * MIN_ROWS_TO_CHOOSE else DEFAULT_STRENGTH
-    scaler = StandardScaler()
-    weights, biases = _regressions(scaler.fit_transform(features), targets, strength)
-    return _unscaled(weights, biases, scaler.mean_, scaler.scale_, f"C = {strength:g}")
+    parts = _parts(np.zeros(len(targets), np.int64), seed)
+    return _logistic(features, targets, parts if len(parts[0]) >= 2 * MIN_ROWS_TO_CHOOSE else None, exclusive=False)
 
 
 def fit_number(features: np.ndarray, targets: np.ndarray, seed: int) -> LinearHead:
@@ -103,62 +82,146 @@ def fit_number(features: np.ndarray, targets: np.ndarray, seed: int) -> LinearHe
         targets: float32, shape (n, 1).
         seed: Of the fifth's choice.
     """
-    from sklearn.linear_model import Ridge
-    from sklearn.preprocessing import StandardScaler
-
-    numbers = targets[:, 0]
-    kept, held = _parts(len(numbers), None, seed)
-    scaler = StandardScaler()
-    rows, held_rows = scaler.fit_transform(features[kept]), scaler.transform(features[held])
-
-    def loss(penalty: float) -> float:
-        return float(((Ridge(penalty).fit(rows, numbers[kept]).predict(held_rows) - numbers[held]) ** 2).mean())
-
-    penalty = min(RIDGE_PENALTIES, key=loss)
-    scaler = StandardScaler()
-    regression = Ridge(penalty).fit(scaler.fit_transform(features), numbers)
-    weights, biases = regression.coef_[None], np.array([regression.intercept_])
-    return _unscaled(weights, biases, scaler.mean_, scaler.scale_, f"penalty = {penalty:g}")
+    rows, mean, scale = _standardised(features)
+    kept, held = _parts(np.zeros(len(rows), np.int64), seed)
+    solve = _ridge(rows[kept], targets[kept])
+    penalty = min(RIDGE_PENALTIES, key=lambda each: float(((rows[held] @ solve(each) - targets[held]) ** 2).mean()))
+    return _unscaled(_ridge(rows, targets)(penalty).T, mean, scale, f"penalty = {penalty:g}")
 
 
-def _parts(count: int, strata: np.ndarray | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Splits rows into four fifths to fit and one fifth to choose by."""
-    from sklearn.model_selection import train_test_split
-
-    state = key("probe", seed) % 2**32
-    return train_test_split(np.arange(count), test_size=1 / 5, stratify=strata, random_state=state)
+def _parts(strata: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Splits rows into four fifths to fit and one fifth to choose by, each with its share of every stratum."""
+    is_held = stratified_folds(strata, 5, key("probe", seed) % 2**32) == 0
+    return np.flatnonzero(~is_held), np.flatnonzero(is_held)
 
 
-def _regressions(rows: np.ndarray, targets: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
-    """A binary logistic regression a column of `targets`: weights (labels, f) and biases (labels,)."""
-    from sklearn.linear_model import LogisticRegression
-
-    weights, biases = np.zeros((targets.shape[1], rows.shape[1])), np.zeros(targets.shape[1])
-    for label, column in enumerate(targets.T):
-        share = np.clip(column.mean(), 1 / (len(column) + 2), 1 - 1 / (len(column) + 2))
-        if column.min() == column.max():  # nothing to learn but the share
-            biases[label] = np.log(share / (1 - share))
-            continue
-        regression = LogisticRegression(C=strength, max_iter=MAX_STEPS)
-        _quietly(regression.fit, rows, column > 0.5)
-        weights[label], biases[label] = regression.coef_[0], regression.intercept_[0]
-    return weights, biases
+def _standardised(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features of mean 0 and variance 1, and a last column of ones for the biases; their means and scales."""
+    mean, scale = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
+    scale[scale <= 1e-6 * np.abs(mean)] = 1  # features that do not vary but for rounding
+    rows = np.ones((len(features), features.shape[1] + 1), np.float32)
+    np.divide(features - mean.astype(np.float32), scale.astype(np.float32), out=rows[:, :-1])
+    return rows, mean, scale
 
 
-def _unscaled(weights: np.ndarray, biases: np.ndarray, mean: np.ndarray, scale: np.ndarray, chosen: str) -> LinearHead:
-    """Turns a layer for standardised features into one for features as they are."""
-    scaled = weights / scale
-    return LinearHead(scaled.astype(np.float32), (biases - scaled @ mean).astype(np.float32), chosen)
+def _unscaled(solution: np.ndarray, mean: np.ndarray, scale: np.ndarray, chosen: str) -> LinearHead:
+    """Turns weights for standardised features, biases last, into a layer for features as they are."""
+    weights = solution[:, :-1] / scale
+    return LinearHead(weights.astype(np.float32), (solution[:, -1] - weights @ mean).astype(np.float32), chosen)
 
 
-def _log_loss(chances: np.ndarray) -> float:
-    return float(-np.log(np.clip(chances.astype(np.float64), np.finfo(np.float32).tiny, 1.0)).mean())
+def _ridge(rows: np.ndarray, numbers: np.ndarray) -> Callable[[float], np.ndarray]:
+    """Least squares with a penalty, the argument of the function returned."""
+    moments, projected = (rows.T @ rows).astype(np.float64), rows.T @ numbers
+
+    def solve(penalty: float) -> np.ndarray:
+        return np.linalg.solve(moments + np.diag(_penalties(len(moments), penalty)), projected)
+
+    return solve
 
 
-def _quietly(fit: Callable[..., object], rows: np.ndarray, targets: np.ndarray) -> None:
-    """Fits without a warning of steps that ran out: after so many the rest does not matter."""
-    from sklearn.exceptions import ConvergenceWarning
+def _penalties(count: int, penalty: float) -> np.ndarray:
+    """The penalty of each weight; the bias, the last one, has none."""
+    return np.append(np.full(count - 1, penalty, np.float32), np.float32(0))
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        fit(rows, targets)
+
+def _logistic(
+    features: np.ndarray, targets: np.ndarray, parts: tuple[np.ndarray, np.ndarray] | None, exclusive: bool
+) -> LinearHead:
+    """Fits logistic regressions that share rows and regularisation.
+
+    Args:
+        features: float32, shape (n, f).
+        targets: float32, shape (n, outputs), of 0 and 1.
+        parts: Rows to fit and rows to choose the regularisation by; None for the default one.
+        exclusive: Whether each row has exactly one 1, and the outputs are one softmax.
+    """
+    rows, mean, scale = _standardised(features)
+    rarest = 1 / (len(rows) + 2)
+    share = targets.mean(0).clip(rarest, 1 - rarest)
+    # Of an output that never changes, the share is all there is to learn.
+    wanted = np.where(targets.min(0) == targets.max(0), share, targets).astype(np.float32).T
+    solution = np.zeros((len(wanted), rows.shape[1]), np.float32)
+    solution[:, -1] = np.log(share) if exclusive else np.log(share / (1 - share))
+    strength = DEFAULT_STRENGTH
+    if parts is not None:
+        kept, held = parts
+        problem = rows[kept], wanted[:, kept], exclusive
+        curvature = _curvature(*problem, solution)
+        tried, losses = [solution], []
+        for candidate in STRENGTHS:  # each starts from the one before
+            tried.append(_minimise(*problem, tried[-1], curvature, candidate, ROUGH))
+            losses.append(_loss(tried[-1] @ rows[held].T, wanted[:, held], exclusive)[0])
+            if losses[-1] > min(losses):
+                break  # weaker ones follow the fitted rows yet more closely
+        best = int(np.argmin(losses))
+        strength, solution = STRENGTHS[best], tried[best + 1]
+    curvature = _curvature(rows, wanted, exclusive, solution)
+    solution = _minimise(rows, wanted, exclusive, solution, curvature, strength, FINE)
+    return _unscaled(solution, mean, scale, f"C = {strength:g}")
+
+
+def _minimise(
+    rows: np.ndarray,
+    wanted: np.ndarray,
+    exclusive: bool,
+    start: np.ndarray,
+    curvature: np.ndarray,
+    strength: float,
+    tolerance: float,
+) -> np.ndarray:
+    """Minimises the mean loss and the penalty; returns the solution, float32, shape (outputs, f + 1).
+
+    L-BFGS needs few steps where the curvature is the same in all directions, so it works on the solution times a root
+    of the curvature.
+
+    Args:
+        rows: float32, shape (n, f + 1), the last column of ones.
+        wanted: float32, shape (outputs, n).
+        exclusive: See `_logistic`.
+        start: float32, shape (outputs, f + 1).
+        curvature: From `_curvature`.
+        strength: Inverse regularisation, scikit-learn's C.
+        tolerance: Ends when a step lowers the result by less than this share.
+    """
+    from scipy.linalg import cholesky, solve_triangular  # slow to import, and only needed here
+    from scipy.optimize import minimize
+
+    penalties = _penalties(len(curvature), 1 / (strength * len(rows)))
+    floor = 1e-5 * curvature.diagonal().mean()  # where features depend on each other, there is none
+    root = cholesky(curvature + np.diag(penalties + floor), lower=True, check_finite=False)
+
+    def solution(point: np.ndarray) -> np.ndarray:
+        scaled = point.reshape(start.shape).astype(np.float32)
+        return solve_triangular(root, scaled.T, trans="T", lower=True, check_finite=False).T
+
+    def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
+        weights = solution(point)
+        loss, excess = _loss(weights @ rows.T, wanted, exclusive)
+        slope = excess @ rows / len(rows) + penalties * weights
+        slope = solve_triangular(root, slope.T, lower=True, check_finite=False).T
+        return loss + float((penalties * weights**2).sum(dtype=np.float64)) / 2, slope.ravel().astype(np.float64)
+
+    options = {"maxiter": MAX_STEPS, "ftol": tolerance, "gtol": 1e-5}
+    found = minimize(objective, (start @ root).ravel(), jac=True, method="L-BFGS-B", options=options)
+    return solution(found.x)
+
+
+def _curvature(rows: np.ndarray, wanted: np.ndarray, exclusive: bool, solution: np.ndarray) -> np.ndarray:
+    """The curvature of the mean loss at a solution, the mean over outputs: float32, shape (f + 1, f + 1)."""
+    chances = _loss(solution @ rows.T, wanted, exclusive)[1] + wanted
+    scaled = rows * np.sqrt((chances * (1 - chances)).mean(0).clip(0))[:, None]
+    return scaled.T @ scaled / len(rows)
+
+
+def _loss(logits: np.ndarray, wanted: np.ndarray, exclusive: bool) -> tuple[float, np.ndarray]:
+    """The mean over rows of the outputs' summed losses; and by how much each chance is too high, (outputs, n)."""
+    if exclusive:
+        logits = logits - logits.max(0)
+        chances = np.exp(logits)
+        sums = chances.sum(0)
+        losses = np.log(sums) - (logits * wanted).sum(0)
+        return float(losses.mean(dtype=np.float64)), chances / sums - wanted
+    power = np.exp(-np.abs(logits))  # never overflows
+    losses = np.log(1 + power) + np.maximum(logits, 0) - logits * wanted
+    return float(losses.mean(1, dtype=np.float64).sum()), np.where(logits > 0, 1, power) / (1 + power) - wanted
