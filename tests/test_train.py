@@ -227,6 +227,16 @@ def test_a_frozen_body_without_augmentation_trains_its_head_on_features(
     assert changed == {"head.0.weight", "head.0.bias"} or changed == {"head.1.weight", "head.1.bias"}
 
 
+def test_a_frozen_body_is_the_one_of_the_features_in_every_fold(workspace: Path) -> None:
+    frozen = ["augment=none", "train.trainable_stages=0", "train.linear_probe=false", "train.epochs=1"]
+    fit(*frozen)
+    fit("--folds=1", "name=alone", *frozen)
+    weights = [load_file(f"runs/{fold}/weights.safetensors") for fold in ("tiny/fold0", "tiny/fold1", "alone/fold1")]
+    body = [name for name in weights[0] if name.startswith("body.")]
+    assert all(np.array_equal(weights[0][name], weights[1][name]) for name in body)
+    assert all(np.array_equal(weights[1][name], weights[2][name]) for name in weights[1])
+
+
 @pytest.mark.parametrize("name", ["train", "infer", "prepare"])
 def test_help_needs_no_heavy_module(name: str) -> None:
     code = (

@@ -109,6 +109,12 @@ class Classifier(nn.Module):
         layers = [nn.Dropout(config.dropout), nn.Linear(width, hidden), nn.ReLU()] if hidden else []
         self.head = nn.Sequential(*layers, nn.Dropout(config.dropout), nn.Linear(hidden or width, self.task.outputs))
 
+    def reset_head(self) -> None:
+        """Gives the head new random weights."""
+        for layer in self.head:
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
+
     def normalise(self, images: Tensor) -> Tensor:
         """Maps uint8 RGB images (n, 3, s, s) to the body's input."""
         return (images.float() - self.mean) / self.std

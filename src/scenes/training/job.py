@@ -1,5 +1,6 @@
 """What all folds of a run share (data, device, pretrained weights, features of a frozen body), and one of the folds."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,6 +23,7 @@ from scenes.inference.views import PLAIN, views_of
 from scenes.model.backbone import Classifier, has_depthwise
 from scenes.model.device import choose_device, choose_precision, is_out_of_memory
 from scenes.model.pretrained import pretrained_state
+from scenes.randomness import key
 from scenes.runs import FULL, Run, fold_name, read_json
 from scenes.training import recipe
 from scenes.training.distributed import Processes
@@ -50,11 +52,26 @@ class Job:
     crops: str = "cpu"
 
     def new_model(self) -> Classifier:
-        """A network with the pretrained body and a random head, on the device."""
-        model = Classifier(self.config.model, self.config.image_size, self.data.task)
-        if self.pretrained:
-            model.body.load_state_dict(self.pretrained)
+        """A network with the pretrained body and a random head, on the device.
+
+        Without pretrained weights the body is random too; if it stays frozen, it is the same in every network.
+        """
+        if self.pretrained is None and not self.trains_on_features:
+            model = Classifier(self.config.model, self.config.image_size, self.data.task)
+        else:
+            model = copy.deepcopy(self._template)
+            model.reset_head()
         return model.to(self.device, memory_format=torch.channels_last)
+
+    @cached_property
+    def _template(self) -> Classifier:
+        """A network to be copied, which is quicker than making random weights and replacing them."""
+        with torch.random.fork_rng(devices=[]):  # what is random later does not depend on when this is made
+            torch.manual_seed(key("body", self.config.seed))
+            model = Classifier(self.config.model, self.config.image_size, self.data.task)
+        if self.pretrained:
+            model.body.load_state_dict(self.pretrained, assign=True)  # no second copy in memory
+        return model
 
     @property
     def starts_with_probe(self) -> bool:
@@ -257,7 +274,8 @@ def prepare(config: Config, folds: Sequence[int]) -> Job:
         UserError: With the list of all that is wrong.
     """
     _check_options(config, folds)
-    compose(config.augment, config.image_size, config.symmetry)  # a wrong transform is found here, not in a worker
+    if config.train.epochs or not isinstance(config.augment, str):  # a wrong transform is found here, not in a worker
+        compose(config.augment, config.image_size, config.symmetry)
     data = read_dataset(config)
     _check_folds(config, data, folds)
     job = Job(config, data, pretrained_state(config), choose_device())
@@ -311,12 +329,12 @@ def _check_model(job: Job) -> None:
     model = job.new_model()
     asked = [(size, "train.sizes") for size in (config.train.sizes or {}).values()]
     asked += [(view.canvas(config.predict_size), "infer") for view in views_of(config) if not view.crop]
-    for size, key in sorted(set(asked)):
+    for size, where in sorted(set(asked)):
         try:
             with torch.no_grad():
                 model.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=job.device))
         except (AssertionError, RuntimeError) as error:
-            raise UserError(f"{key}: {config.model.name} does not take {size} px: {error}") from None
+            raise UserError(f"{where}: {config.model.name} does not take {size} px: {error}") from None
     if config.train.linear_probe and job.pretrained is None:
         say("no pretrained weights: the head starts at random, without a linear probe")
     if job.trains_on_features:

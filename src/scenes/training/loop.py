@@ -84,10 +84,10 @@ def train_fold(
 def _start(fold: Fold) -> State:
     """Makes the network and the optimiser as they are before the first step."""
     job, train, processes = fold.job, fold.train, fold.processes
-    seed_all(key("init", job.config.seed, fold.number))
     watch = Stopwatch(job.device)
     with watch.stage("features"), processes.main_first():
         job.compute_features()
+    seed_all(key("init", job.config.seed, fold.number))
     model, history = job.new_model(), []
     model.name = fold.name
     if job.starts_with_probe:
