@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.model_selection import StratifiedKFold
 
 from scenes.competition.decisions import read_near_duplicates
 from scenes.competition.table import Table
@@ -161,6 +162,8 @@ def test_without_groups_each_class_is_spread_evenly(surplus: list[int], folds: i
     for label in np.unique(y):
         counts = np.bincount(fold_of[y == label], minlength=folds)
         assert abs(counts - (y == label).sum() / folds).max() < 1
+    splits = StratifiedKFold(folds, shuffle=True, random_state=seed).split(y, y)  # those of runs that began with it
+    assert all((np.flatnonzero(fold_of == fold) == held).all() for fold, (_, held) in enumerate(splits))
 
 
 @given(st.data(), surplus, counts, seeds)

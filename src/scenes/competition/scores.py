@@ -40,30 +40,26 @@ def class_scores(probabilities: np.ndarray, targets: np.ndarray, classes: Sequen
         and support, top-5 accuracy where there are more than five classes, and the confusion matrix without its
         zeros: true class → predicted class → number of rows.
     """
-    from sklearn.metrics import precision_recall_fscore_support  # slow to import, and only needed here
-
     hit_rate, hit_error = accuracy(probabilities, targets)
     losses = log_losses(probabilities, targets)
     predicted = probabilities.argmax(1)
-    numbers = list(range(len(classes)))
-    per_class = precision_recall_fscore_support(targets, predicted, labels=numbers, zero_division=0.0)
+    hits = predicted[predicted == targets]
+    right, given, true = (np.bincount(of, minlength=len(classes)) for of in (hits, predicted, targets))
+    per_class = _precision_recall_f1(right, given, true)
     scores: dict[str, Any] = {
         "n": len(targets),
         "accuracy": hit_rate,
         "accuracy_se": hit_error,
         "log_loss": float(losses.mean()),
         "log_loss_se": standard_error(losses),
-        "macro_precision": float(per_class[0].mean()),
-        "macro_recall": float(per_class[1].mean()),
-        "macro_f1": float(per_class[2].mean()),
+        **{f"macro_{name}": float(values.mean()) for name, values in per_class.items()},
     }
     if len(classes) > TOP_K:
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP_K]  # ties go to the first class, as in argmax
         scores[f"top_{TOP_K}_accuracy"] = float((best == targets[:, None]).any(1).mean())
     scores["per_class"] = {
-        label: {name: float(per_class[i][c]) for i, name in enumerate(("precision", "recall", "f1"))}
-        | {"support": int(per_class[3][c])}
-        for c, label in enumerate(classes)
+        label: {name: float(values[at]) for name, values in per_class.items()} | {"support": int(true[at])}
+        for at, label in enumerate(classes)
     }
     cells, counts = confusion(predicted, targets)
     scores["confusion"] = {}
@@ -99,18 +95,26 @@ def label_scores(task: Task, predictions: np.ndarray, targets: np.ndarray) -> di
         scores[name], scores[f"{name}_se"] = metric_named(name, task).score(predictions, targets)
     predicted, actual = predictions >= 0.5, targets >= 0.5
     right, given, true = (both.sum(0) for both in (predicted & actual, predicted, actual))
+    per_label = _precision_recall_f1(right, given, true)
     auc = metric_named("roc_auc", task).function
     scores["per_label"] = {
         label: {
             "auc": auc(predictions[:, at, None], targets[:, at, None])[0] if 0 < true[at] < len(targets) else None,
-            "precision": float(right[at] / max(1, given[at])),
-            "recall": float(right[at] / max(1, true[at])),
-            "f1": float(2 * right[at] / max(1, given[at] + true[at])),
+            **{name: float(values[at]) for name, values in per_label.items()},
             "support": int(true[at]),
         }
         for at, label in enumerate(task.columns)
     }
     return scores
+
+
+def _precision_recall_f1(right: np.ndarray, given: np.ndarray, true: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores from the rows that are predicted rightly, predicted and true, by class; 0 where there are none."""
+    return {
+        "precision": right / np.maximum(1, given),
+        "recall": right / np.maximum(1, true),
+        "f1": 2 * right / np.maximum(1, given + true),
+    }
 
 
 def number_scores(task: Task, predictions: np.ndarray, targets: np.ndarray) -> dict[str, Any]:

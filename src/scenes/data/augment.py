@@ -6,7 +6,8 @@ import os
 import random
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -18,8 +19,8 @@ from scenes.data.batches import Sample, TrainBatch
 from scenes.data.images import ImageSource
 from scenes.randomness import key
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the package index for news
-import albumentations as A
+if TYPE_CHECKING:
+    import albumentations as A
 
 Step = str | dict[str, dict[str, Any]]  # an albumentations transform: Name or {Name: {argument: value}}
 
@@ -99,7 +100,7 @@ class AugmentedImages(Dataset[TrainBatch]):
         first = samples[0]
         return self.size(first.epoch if first.begun is None else first.begun)
 
-    def about_to_draw(self, sample: Sample, size: int) -> A.Compose:
+    def about_to_draw(self, sample: Sample, size: int) -> "A.Compose":
         """The transforms, with the random state from which they draw what they do to a sample."""
         seed = key("augment", self.seed, self.fold, sample.epoch, sample.row)
         if size not in self._transforms:
@@ -135,7 +136,15 @@ class AugmentedImages(Dataset[TrainBatch]):
         return TrainBatch(torch.from_numpy(images), torch.tensor([sample.row for sample in samples]))
 
 
-def compose(augment: str | Sequence[Step], size: int, symmetry: str = "mirror") -> A.Compose:
+def _albumentations() -> ModuleType:
+    """Imports albumentations, for which prediction and a probe do not wait."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the package index for news
+    import albumentations
+
+    return albumentations
+
+
+def compose(augment: str | Sequence[Step], size: int, symmetry: str = "mirror") -> "A.Compose":
     """Builds an augmentation that ends in size × size pixels.
 
     Args:
@@ -146,6 +155,7 @@ def compose(augment: str | Sequence[Step], size: int, symmetry: str = "mirror") 
     Raises:
         UserError: If a transform or an argument does not exist.
     """
+    A = _albumentations()
     steps = augment
     if isinstance(augment, str):
         preset = PRESETS[augment]
@@ -154,8 +164,9 @@ def compose(augment: str | Sequence[Step], size: int, symmetry: str = "mirror") 
     return A.Compose([*transforms, A.Resize(size, size, area_for_downscale="image")])
 
 
-def _transform(step: Any, size: int) -> A.BasicTransform | A.BaseCompose:
+def _transform(step: Any, size: int) -> "A.BasicTransform | A.BaseCompose":
     """Makes one transform; albumentations only warns of unknown arguments, which are errors here."""
+    A = _albumentations()
     name, arguments = next(iter(step.items())) if isinstance(step, dict) and len(step) == 1 else (step, {})
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise UserError(f"augment: each entry is one transform, Name or {{Name: {{argument: value}}}}; got {step}")
@@ -184,11 +195,11 @@ def _transform(step: Any, size: int) -> A.BasicTransform | A.BaseCompose:
     return transform
 
 
-def _try(transform: A.BasicTransform, size: int) -> None:
+def _try(transform: "A.BasicTransform", size: int) -> None:
     """Raises if a transform makes anything but a uint8 RGB image of one, or wants more than the image."""
     image = np.zeros((3 * size // 2, 3 * size // 2, 3), np.uint8)  # as large as the image cache keeps them
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = A.Compose([transform])(image=image)["image"]
+        result = _albumentations().Compose([transform])(image=image)["image"]
     if not isinstance(result, np.ndarray) or result.dtype != np.uint8 or result.shape[2:] != (3,):
         raise TypeError("does not make a uint8 RGB image; the network normalises, and makes tensors, itself")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from scenes.competition.strata import stratified_folds
 from scenes.competition.table import Table, problem_for_rows
 from scenes.console import Problem, UserError, raise_problems
 from scenes.files import write_text
@@ -23,7 +24,9 @@ def group_rows(*groupings: Sequence[str] | np.ndarray) -> np.ndarray:
     Returns:
         int64, shape (n,): group numbers from 0, in the order of their first rows.
     """
-    codes = [pd.factorize(np.asarray(values, object))[0] for values in groupings]
+    codes = [pd.factorize(np.asarray(values, object))[0].astype(np.int64) for values in groupings]
+    if len(codes) == 1:
+        return codes[0]
     firsts = np.concatenate([np.unique(code, return_index=True)[1][code] for code in codes])
     rows = np.tile(np.arange(len(codes[0])), len(codes))
     return connected_rows(rows, firsts, len(codes[0]))  # each row and the first one with the same value
@@ -65,15 +68,16 @@ def make_folds(strata: np.ndarray, groups: np.ndarray, folds: int, seed: int) ->
         return group_of.astype(np.int64)
     if strata.ndim == 2:
         return _iterative_folds(strata, group_of, folds, seed)
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
     if np.unique(strata, return_counts=True)[1].max() < folds:
         strata = np.zeros(len(strata), np.int64)  # nothing that could be shared out
-    has_groups = len(members) < len(groups)
-    splitter = (StratifiedGroupKFold if has_groups else StratifiedKFold)(folds, shuffle=True, random_state=seed)
+    if len(members) == len(groups):
+        return stratified_folds(strata, folds, seed)
+    from sklearn.model_selection import StratifiedGroupKFold  # slow to import, and only needed here
+
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of strata with fewer rows than folds
-        return _fold_of(splitter.split(strata, strata, groups if has_groups else None), len(strata))
+        return _fold_of(splitter.split(strata, strata, groups), len(strata))
 
 
 def _iterative_folds(labels: np.ndarray, group_of: np.ndarray, folds: int, seed: int) -> np.ndarray:

@@ -6,7 +6,6 @@ What is drawn is what `AugmentedImages` draws, and the pixels are those that Ope
 from collections.abc import Sequence
 from typing import Literal
 
-import albumentations as A
 import numpy as np
 import torch
 from torch import Tensor
@@ -73,6 +72,8 @@ class DrawnCrops(Dataset[TrainBatch]):
         return TrainBatch(drawn, torch.tensor([sample.row for sample in samples]))
 
     def _draw(self, sample: Sample, size: int) -> tuple[int, ...]:
+        import albumentations as A  # slow, and only needed here
+
         height, width = map(int, self.shapes[sample.row])
         left, top, right, bottom, way = 0, 0, width, height, "e"
         transform = self.augmented.about_to_draw(sample, size)

@@ -280,9 +280,9 @@ def prepare(config: Config, folds: Sequence[int]) -> Job:
     _check_folds(config, data, folds)
     job = Job(config, data, pretrained_state(config), choose_device())
     _check_model(job)
-    if job.trains_on_features:
+    if job.trains_on_features or where_to_crop(data.training_images.shapes, config.augment, job.device)[0] == "cpu":
         return job
-    return replace(job, crops=where_to_crop(data.training_images.shapes, config.augment, job.device)[0])
+    return replace(job, crops="gpu")
 
 
 def _check_options(config: Config, folds: Sequence[int]) -> None:
