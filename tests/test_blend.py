@@ -94,7 +94,7 @@ def test_weights_are_taken_where_they_win(two_runs: Path) -> None:
     change_oof("tiny", wrong_at(lambda row: row % 3 > 0))
     change_oof("other", wrong_at(lambda row: row % 12 == 0))
     members = read_members([Run(Path("runs/tiny")), Run(Path("runs/other"))])
-    assert evaluate_blend(members).weights[1] > 0.9
+    assert evaluate_blend(members).weights[1] > 0.75
 
 
 def test_a_blend_that_is_worse_than_a_member_says_so(two_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

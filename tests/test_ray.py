@@ -111,7 +111,7 @@ def test_ray_replaces_a_killed_process_and_a_killed_worker_and_passes_a_signal_o
         until(logged("begun", "one", "two"))
         os.kill(find_process("-c", STEADY, "one"), signal.SIGKILL)
         os.kill(parent_of(find_process("-c", STEADY, "two")), signal.SIGKILL)
-        until(lambda: all(Path(name, "log.txt").read_text().count("begun") == 2 for name in ("one", "two")))
+        until(lambda: all(Path(name, "log.txt").read_text().count("begun") == 2 for name in ("one", "two")), 90)
         os.kill(os.getpid(), signal.SIGTERM)
 
     slots = make_slots("ray", 2)

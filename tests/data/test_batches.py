@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 from collections import namedtuple
 from pathlib import Path
@@ -123,6 +124,15 @@ def test_eval_batches_keep_the_order_at_every_size(workers: int) -> None:
     for size in (SIZE, 30):
         together = torch.cat([canvases[size] for canvases in batches]).numpy()
         np.testing.assert_array_equal(together, np.stack([resize(IMAGES[row], size) for row in rows]))
+
+
+def test_a_signal_does_not_reach_a_worker_while_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def first_thing() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(torch.utils.data._utils.signal_handling, "_set_worker_signal_handlers", first_thing)
+    loader = eval_loader(EvalImages(IMAGES, np.arange(4), [SIZE]), 2, 1, CPU)  # type: ignore[arg-type]
+    assert sum(len(batch.canvases[SIZE]) for batch in loader) == 4
 
 
 def test_worker_count(monkeypatch: pytest.MonkeyPatch) -> None:

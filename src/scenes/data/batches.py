@@ -22,6 +22,7 @@ from scenes.environment import usable_cores
 from scenes.randomness import key
 
 PREFETCHED = 2  # batches a worker prepares ahead
+LEFT_TO_MAIN = (signal.SIGINT, signal.SIGTERM)  # signals that only the main process acts on
 SHARED_MEMORY = Path("/dev/shm")
 SHARED_MEMORY_SHARE = 0.8  # the rest is for other processes
 
@@ -181,7 +182,7 @@ def _loader(
     keep_workers: bool = False,
 ) -> DataLoader[Any]:
     count = fit_shared_memory(worker_count(workers, device), batch_bytes)
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_sampler=batches,
         num_workers=count,
@@ -192,6 +193,17 @@ def _loader(
         worker_init_fn=_start_worker if count else None,
         generator=torch.Generator(),  # otherwise starting a loader would draw from the global one
     )
+
+
+class _Loader(DataLoader[Any]):
+    """A loader whose workers no signal can reach before they ignore it, not even while they start."""
+
+    def __iter__(self) -> Any:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_MAIN)  # workers inherit this
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def worker_count(workers: int | str, device: torch.device) -> int:
@@ -233,6 +245,7 @@ def _as_it_is(batch: Any) -> Any:
 
 def _start_worker(_: int) -> None:
     """Leaves signals to the main process, which saves and then ends its workers; they reach whole process groups."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in LEFT_TO_MAIN:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_MAIN)
     cv2.setNumThreads(0)
