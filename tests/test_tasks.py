@@ -97,7 +97,7 @@ def test_a_run_becomes_an_onnx_file(settings: list[str], workspace: Path, monkey
 
     _rewrite(Path("input"))
     Path("input/sample_submission.csv").unlink()
-    train.main(["tiny.yaml", "--set", *TINY, *settings, "--submit"])
+    train.main(["tiny.yaml", "--folds", "0", "--set", *TINY, *settings, "--submit"])
     monkeypatch.setattr(onnx_export, "CHECKED", 6)
     monkeypatch.setattr(int8, "CALIBRATED_ON", 6)
     export.main(["runs/tiny", "--to", "onnx", "--int8"])
@@ -107,7 +107,8 @@ def test_a_run_becomes_an_onnx_file(settings: list[str], workspace: Path, monkey
     (made,) = session.run(None, {session.get_inputs()[0].name: image[None]})
     np.testing.assert_allclose(made[0], table.iloc[0, 1:].to_numpy(float), rtol=0.02, atol=0.02)
     measured = json.loads(Path("runs/tiny/tiny.int8.json").read_text())
-    assert (measured["metric"], measured["n"]) == (settings[2].partition("=")[2], 96 - 6)
+    assert measured["metric"] == settings[2].partition("=")[2]
+    assert 48 - 6 <= measured["n"] < 48  # the fold's held-out rows without those that calibrated
     assert np.isfinite([*measured["scores"]["int8"], measured["change"], measured["change_se"]]).all()
     (made,) = onnxruntime.InferenceSession("runs/tiny/tiny.int8.onnx").run(None, {"images": image[None]})
     np.testing.assert_allclose(made[0], table.iloc[0, 1:].to_numpy(float), rtol=0.3, atol=0.3)
