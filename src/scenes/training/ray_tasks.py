@@ -1,6 +1,7 @@
 """Tasks on a Ray cluster: each starts the same child process, on whichever machine has a GPU or cores free."""
 
 import os
+import signal
 import socket
 import time
 from collections.abc import Mapping
@@ -101,6 +102,8 @@ def _run_child(task: Task, folder: Path, mark: str, environment: Mapping[str, st
         raise UserError(f"{folder} on {here} is not the folder that the command runs in; {NEEDS}")
     with FileLock(log_file.with_name(".lock"), timeout=LOCK_SECONDS):
         pass
+    # Ray cancels by SIGINT, which is ignored in all that a script's shell starts in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     child = Child(task, environment, here, folder)
     try:
         while (code := child.poll()) is None:
