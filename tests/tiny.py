@@ -1,6 +1,8 @@
 """A tiny competition to train in, and settings that train in a second and end in the same bytes on a GPU too."""
 
 import shutil
+from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 
 import train
@@ -25,6 +27,14 @@ def make_workspace(root: Path, sample: Path) -> Path:
     """Makes a folder with a sample competition as input/ and an all-default config, tiny.yaml; returns the folder."""
     shutil.copytree(sample, root / "input")
     (root / "tiny.yaml").write_text("")
+    return root
+
+
+def copy_after(work: Callable[[], object], source: Path, folder: Path) -> Path:
+    """Copies a workspace into a folder and does some work in the copy; returns the copy."""
+    root = shutil.copytree(source, folder / "root")
+    with chdir(root):
+        work()
     return root
 
 

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+from processes import fork
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
@@ -50,33 +52,23 @@ def forked(self: Any, command: list[str], until: str = "", **environment: str) -
     """Stands in for Trials.call: a forked process need not import torch again."""
     log = self.folder / "log"
     log.write_bytes(b"")
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
-            out = os.open(log, os.O_WRONLY | os.O_APPEND)
-            os.dup2(out, 1)
-            os.dup2(out, 2)
-            sys.stdout = sys.stderr = os.fdopen(out, "w", buffering=1)
-            os.chdir(self.folder)
-            os.environ.update(environment)
-            if command[1] == "-c":
-                sys.argv = ["-c", *command[3:]]
-                exec(command[2], {"__name__": "__main__"})
-            else:
-                if command[1] == "-m":  # a launcher: its own start would take longer than the rest
-                    command = command[command.index("1") :]
-                    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
-                    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-                sys.argv = command[1:]
-                runpy.run_path(command[1], run_name="__main__")
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        except BaseException as error:
-            print(repr(error))
-        finally:
-            os._exit(code)
+
+    def work() -> None:
+        os.chdir(self.folder)
+        os.environ.update(environment)
+        if command[1] == "-c":
+            sys.argv = ["-c", *command[3:]]
+            exec(command[2], {"__name__": "__main__"})
+            return
+        arguments = command[1:]
+        if arguments[0] == "-m":  # a launcher: its own start would take longer than the rest
+            arguments = command[command.index("1") + 1 :]
+            os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+        sys.argv = arguments
+        runpy.run_path(arguments[0], run_name="__main__")
+
+    child = fork(work, log)
     killed = False
     while not (ended := os.waitpid(child, os.WNOHANG))[0]:
         if until and not killed and re.search(until, log.read_text()):

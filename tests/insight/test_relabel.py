@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from scenes.config import Config, DataConfig
 from scenes.config_file import load_config
 from scenes.console import UserError
 from scenes.data.dataset import Dataset, read_dataset
-from tiny import TINY
+from tiny import TINY, copy_after
 
 pytest.importorskip("cleanlab")
 SHEET = Path("runs/tiny/review.csv")
@@ -43,10 +42,7 @@ def decide(*decisions: str) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def with_sheet(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the finished run with a sheet to review. Not to be written to."""
-    root = shutil.copytree(trained, tmp_path_factory.mktemp("reviewed") / "root")
-    with chdir(root):
-        relabel.main(["runs/tiny"])
-    return root
+    return copy_after(lambda: relabel.main(["runs/tiny"]), trained, tmp_path_factory.mktemp("reviewed"))
 
 
 @pytest.fixture

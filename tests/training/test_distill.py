@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable
-from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import train
 from scenes.config_file import load_config
 from scenes.console import UserError
 from scenes.data.dataset import read_dataset
-from tiny import TINY
+from tiny import TINY, copy_after
 
 SOFT = Path("runs/tiny/soft_targets.csv")
 STUDENT = ["name=student", "data.soft_targets=../runs/tiny/soft_targets.csv"]
@@ -31,10 +30,7 @@ def fit(*settings: str) -> None:
 @pytest.fixture(scope="module")
 def with_targets(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the finished run with its soft targets. Not to be written to."""
-    root = shutil.copytree(trained, tmp_path_factory.mktemp("taught") / "root")
-    with chdir(root):
-        distill.main(["runs/tiny"])
-    return root
+    return copy_after(lambda: distill.main(["runs/tiny"]), trained, tmp_path_factory.mktemp("taught"))
 
 
 @pytest.fixture

@@ -63,12 +63,13 @@ def _data(config: Config, fold: int, task: Task, metrics: Mapping[str, Any]) -> 
     used = "all training images" if fold == FULL else f"{config.data.folds - 1} of {config.data.folds} folds"
     counted = f" {metrics['n']:,} training images have held-out predictions." if metrics else ""
     parts = [f"Trained on {used} of the competition's labelled images.{counted}"]
-    columns = {"classes": ("per_class", "class", ("precision", "recall", "f1")), "labels": ("per_label", "label", ())}
     if task.kind == "number":
         parts.append(f"The number is `{_cell(task.names[0])}`.")
         return parts
-    key, what, shown = columns[task.kind]
-    shown = shown or ("auc", "precision", "recall", "f1")
+    shown = ["precision", "recall", "f1"]
+    key, what = ("per_class", "class") if task.kind == "classes" else ("per_label", "label")
+    if task.kind == "labels":
+        shown = ["auc", *shown]
     lines = [
         f"| {what} | in the data | images | {' | '.join(shown)} |",
         f"|---|---|---|{'---|' * len(shown)}",
