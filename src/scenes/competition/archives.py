@@ -84,4 +84,6 @@ def _untar(archive: Path, folder: Path) -> None:
                 raise UserError(
                     f"{archive}: the entry {entry.name!r} is a link or would leave the folder; not unpacked"
                 )
-        opened.extractall(folder, entries, filter="data")
+        # Permissions as for one's own files; Python before 3.11.4 knows no filters.
+        opened.extraction_filter = getattr(tarfile, "data_filter", lambda entry, _: entry)
+        opened.extractall(folder, entries)
