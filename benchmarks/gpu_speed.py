@@ -18,6 +18,7 @@ from scenes.config import Config
 from scenes.inference.predict import autocast, predict_as_configured
 from scenes.inference.views import PLAIN
 from scenes.model.backbone import Classifier
+from scenes.model.depthwise import fast_gradients
 from scenes.model.device import choose_precision
 from scenes.model.fusion import fuse_batch_norms
 from scenes.runs import Run
@@ -172,7 +173,7 @@ class Bench:
         targets = torch.from_numpy(job.data.task.as_outputs(job.data.targets[rows])).to(self.device)
 
         def step() -> None:
-            with autocast(self.device, case.precision):
+            with autocast(self.device, case.precision), fast_gradients(self.device):
                 logits = model(images)
             loss = job.data.task.loss(logits, targets, train.label_smoothing, None).mean()
             scaler.scale(loss).backward()

@@ -30,7 +30,8 @@ from scenes.config import Config  # noqa: E402
 from scenes.config_file import load_config  # noqa: E402
 from scenes.console import say  # noqa: E402
 from scenes.inference.predict import autocast  # noqa: E402
-from scenes.model.backbone import Classifier, has_depthwise  # noqa: E402
+from scenes.model.backbone import Classifier  # noqa: E402
+from scenes.model.depthwise import fast_gradients  # noqa: E402
 from scenes.model.device import choose_device, choose_precision  # noqa: E402
 from scenes.model.fusion import fuse_batch_norms  # noqa: E402
 from scenes.script import run  # noqa: E402
@@ -97,10 +98,10 @@ def training_rate(config: Config, way: Way, batch: int, seconds: float) -> float
     recipe.set_modes(model, recipe.trainable_stages(config.train, 0), frozen_batch_norm=True)
     optimizer = recipe.make_optimizer(model, config.train)
     targets = torch.zeros(batch, dtype=torch.long, device=device)
-    precision = choose_precision(way.precision, device, not has_depthwise(model))
+    precision = choose_precision(way.precision, device)
 
     def step() -> None:
-        with autocast(device, precision):
+        with autocast(device, precision), fast_gradients(device):
             logits = model(images)
         functional.cross_entropy(logits.float(), targets).backward()
         optimizer.step()

@@ -46,6 +46,7 @@ from scenes.data.images import Images, cache_key, open_images  # noqa: E402
 from scenes.inference.predict import autocast, predict_as_configured  # noqa: E402
 from scenes.inference.views import PLAIN  # noqa: E402
 from scenes.model.backbone import Classifier  # noqa: E402
+from scenes.model.depthwise import fast_gradients  # noqa: E402
 from scenes.model.device import choose_precision  # noqa: E402
 from scenes.model.fusion import fuse_batch_norms  # noqa: E402
 from scenes.runs import Run, read_json  # noqa: E402
@@ -114,7 +115,7 @@ class Bench:
         targets = torch.randint(0, classes, (config.batch_size,), device=self.device)
 
         def step() -> None:
-            with autocast(self.device, self.job.precision):
+            with autocast(self.device, self.job.precision), fast_gradients(self.device):
                 logits = model(images)
             functional.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing).backward()
 

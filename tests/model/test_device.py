@@ -9,15 +9,12 @@ from scenes.model.device import choose_precision, explain_precision, is_out_of_m
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.mark.parametrize(("bf16_pays", "chosen"), [(True, "bf16"), (False, "fp32")])
 @pytest.mark.parametrize("instructions", ["_is_avx512_bf16_supported", "_is_amx_tile_supported"])
-def test_a_cpu_that_computes_in_bf16_does_so_where_it_pays(
-    instructions: str, bf16_pays: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cpu_that_computes_in_bf16_does_so(instructions: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda name=name: name == instructions)
-    assert choose_precision("auto", CPU, bf16_pays) == chosen
-    assert choose_precision("fp32", CPU, bf16_pays) == "fp32"
+    assert choose_precision("auto", CPU) == "bf16"
+    assert choose_precision("fp32", CPU) == "fp32"
 
 
 def test_other_cpus_compute_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +34,6 @@ def test_the_reason_goes_with_the_choice(monkeypatch: pytest.MonkeyPatch) -> Non
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: True)
     assert explain_precision("auto", CPU) == "bf16 (auto: this CPU computes in it)"
-    assert explain_precision("auto", CPU, bf16_pays=False) == "fp32 (auto: bf16 would be slower here)"
     assert explain_precision("fp32", CPU) == "fp32 (as set)"
 
 

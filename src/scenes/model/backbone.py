@@ -159,11 +159,6 @@ class Classifier(nn.Module):
         return stages
 
 
-def has_depthwise(model: nn.Module) -> bool:
-    """Whether a network has convolutions whose channels do not mix."""
-    return any(isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels for module in model.modules())
-
-
 def parameter_count(model: nn.Module) -> int:
     """Counts a network's weights."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -88,28 +88,26 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
-def choose_precision(wanted: str, device: torch.device, bf16_pays: bool = True) -> str:
+def choose_precision(wanted: str, device: torch.device) -> str:
     """Resolves ``auto``: bf16 where the device computes in it, else fp16 on a GPU and fp32 on a CPU.
 
     Args:
         wanted: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         device: Where to compute.
-        bf16_pays: Whether bf16 is faster on a CPU for this work: it is for all predictions (1.4 to 1.8 times, see
-            benchmarks/settings.py), but not for training networks with depthwise convolutions.
 
     Raises:
         UserError: If the device cannot compute in the precision wanted.
     """
-    return _choose_precision(wanted, device, bf16_pays)[0]
+    return _choose_precision(wanted, device)[0]
 
 
-def explain_precision(wanted: str, device: torch.device, bf16_pays: bool = True) -> str:
+def explain_precision(wanted: str, device: torch.device) -> str:
     """Says what `choose_precision` chooses and why, e.g. ``fp32 (auto: this CPU has no bf16)``."""
-    precision, reason = _choose_precision(wanted, device, bf16_pays)
+    precision, reason = _choose_precision(wanted, device)
     return f"{precision} ({reason})"
 
 
-def _choose_precision(wanted: str, device: torch.device, bf16_pays: bool) -> tuple[str, str]:
+def _choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
     if wanted == "fp16" and device.type == "cpu":
         raise UserError("train.precision, infer.precision: fp16 needs a GPU; on a CPU use fp32 or auto")
     if wanted != "auto":
@@ -119,4 +117,4 @@ def _choose_precision(wanted: str, device: torch.device, bf16_pays: bool) -> tup
         return ("bf16", "auto: this GPU computes in it") if has_bf16 else ("fp16", "auto: this GPU has no bf16")
     if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return "fp32", "auto: this CPU has no bf16"
-    return ("bf16", "auto: this CPU computes in it") if bf16_pays else ("fp32", "auto: bf16 would be slower here")
+    return "bf16", "auto: this CPU computes in it"

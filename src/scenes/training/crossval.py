@@ -134,7 +134,7 @@ def _introduce(config: Config, job: Job, run: Run, processes: int) -> None:
     several = f"{processes} processes, " if processes > 1 else ""
     say(f"  {several}{device[0] if isinstance(device, list) else device}")
     train, infer, loader = config.train, config.infer, config.loader
-    chosen = explain_precision(train.precision, job.device, job.bf16_pays)
+    chosen = explain_precision(train.precision, job.device)
     training = _explained(job.precision, chosen) if not job.trains_on_features else "fp32 (only the head trains)"
     predicting = _explained(job.predict_precision, explain_precision(infer.precision, job.device))
     say(f"  training in {training}, predicting in {predicting}")

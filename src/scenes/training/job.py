@@ -20,7 +20,7 @@ from scenes.data.batches import EvalBatch, EvalImages, Schedule, eval_loader
 from scenes.data.dataset import Dataset, read_dataset
 from scenes.data.resident import ResidentImages, where_to_crop
 from scenes.inference.views import PLAIN, views_of
-from scenes.model.backbone import Classifier, has_depthwise
+from scenes.model.backbone import Classifier
 from scenes.model.device import choose_device, choose_precision, is_out_of_memory
 from scenes.model.pretrained import pretrained_state
 from scenes.randomness import key
@@ -83,17 +83,12 @@ class Job:
         """Whether the body's output for a row never changes, so that only the head is trained."""
         return body_is_frozen(self.config.train) and self.config.augment == "none"
 
-    @cached_property
-    def bf16_pays(self) -> bool:
-        """Whether training is faster in bf16 on a CPU that has it."""
-        return not self.trains_on_features and not has_depthwise(self.new_model())
-
     @property
     def precision(self) -> str:
         """What training computes in: ``fp32``, ``bf16`` or ``fp16``; a head alone always trains in fp32."""
         if self.trains_on_features:
             return "fp32"
-        return choose_precision(self.config.train.precision, self.device, self.bf16_pays)
+        return choose_precision(self.config.train.precision, self.device)
 
     @property
     def predict_precision(self) -> str:

@@ -21,6 +21,7 @@ from scenes.data.resident import DRAWN, DrawnCrops
 from scenes.files import write_atomic
 from scenes.inference.predict import autocast
 from scenes.inference.views import PLAIN, views_of
+from scenes.model.depthwise import fast_gradients
 from scenes.model.device import is_out_of_memory, set_determinism, synchronise
 from scenes.model.prefetch import prefetched
 from scenes.model.weights import save_classifier
@@ -251,7 +252,7 @@ def _loss(fold: Fold, state: State, network: nn.Module, number: int, inputs: Ten
     targets = fold.targets[rows.to(job.device, non_blocking=True)]
     if train.mixup or train.cutmix:
         inputs, targets = recipe.mix(inputs, targets, train)
-    with autocast(job.device, job.precision):
+    with autocast(job.device, job.precision), fast_gradients(job.device, train.compile):
         logits = network(inputs)
     losses = job.data.task.loss(logits, targets, train.label_smoothing, fold.class_weights)
     return losses.sum() / train.batch_size  # of the whole batch: the split does not change the gradient
