@@ -1,6 +1,10 @@
-"""Trains configs as they ship and writes their scores into README.md: python benchmarks/accuracy.py configs/….
+"""Trains configs as they ship and writes their scores into README.md.
 
-A finished run is not trained again. The table has a row for each run in runs/ that is named like a shipped config.
+    python benchmarks/accuracy.py [configs/NAME.yaml …] [--competition scenes] [--parallel auto] [--set KEY=VALUE …]
+
+--set gives what belongs to the competition, such as data.root and metric; all else is as the config ships. The run is
+runs/NAME, or runs/COMPETITION.NAME of another competition than scenes. A finished run is not trained again. The table
+has a row for each such run that is there.
 """
 
 import argparse
@@ -13,17 +17,26 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- scores -->", "<!-- /scores -->"
+FIRST = "scenes"
+HEADER = """\
+| competition | config | accuracy ± s.e. | log loss | ECE | n | folds | minutes a fold | commit | hardware |
+|---|---|---|---|---|---|---|---|---|---|"""
 
 
 def main() -> None:
     """Trains what is asked for, then writes the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="*", type=Path, help="experiments to train first; none: only the table")
-    parser.add_argument("--folds", help="as in train.py")
+    parser.add_argument("--competition", default=FIRST, help="its name in the table (default: %(default)s)")
+    parser.add_argument("--parallel", help="as in train.py")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="what belongs to the competition")
     arguments = parser.parse_args()
+    options = ["--parallel", arguments.parallel] if arguments.parallel else []
     for config in arguments.configs:
-        folds = ["--folds", arguments.folds] if arguments.folds else []
-        subprocess.run([sys.executable, ROOT / "src/train.py", config.resolve(), *folds], cwd=ROOT, check=True)
+        name = config.stem if arguments.competition == FIRST else f"{arguments.competition}.{config.stem}"
+        settings = ["--set", f"name={name}", *arguments.set]
+        train = [sys.executable, ROOT / "src/train.py", config.resolve()]
+        subprocess.run([*train, *options, *settings], cwd=ROOT, check=True)
     readme = ROOT / "README.md"
     before, _, rest = readme.read_text(encoding="utf-8").partition(START)
     after = rest.partition(END)[2]
@@ -32,37 +45,38 @@ def main() -> None:
 
 
 def table() -> str:
-    """The Markdown table: measured configs by score, then those that wait for a machine or for weights."""
-    measured, waiting = [], []
-    for config in sorted((ROOT / "configs").glob("*.yaml")):
-        metrics = ROOT / "runs" / config.stem / "metrics.json"
-        if metrics.exists():
-            measured.append((config.stem, json.loads(metrics.read_text())))
-        else:
-            waiting.append(config.stem)
-    measured.sort(key=lambda pair: pair[1]["accuracy"])
-    lines = [
-        "| config | accuracy ± s.e. | log loss | n | folds | minutes a fold | hardware |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += [row(name, metrics) for name, metrics in measured]
+    """The Markdown table: runs by competition and score, then the configs that wait for a machine or for weights."""
+    configs = {file.stem for file in (ROOT / "configs").glob("*.yaml")}
+    measured: list[tuple[str, float, str]] = []
+    for file in (ROOT / "runs").glob("*/metrics.json"):
+        *competition, config = file.parent.name.split(".", 1)
+        if config in configs:
+            metrics = json.loads(file.read_text())
+            environment = json.loads((file.parent / "environment.json").read_text())
+            name = competition[0] if competition else FIRST
+            measured.append((name, metrics["accuracy"], row(name, config, metrics, environment)))
+    waiting = sorted(configs - {line.split("`")[1] for _, _, line in measured})
     note = "Not measured yet: " + ", ".join(f"`{name}`" for name in waiting) + "." if waiting else ""
-    return "\n".join([*lines, "", note]).rstrip()
+    return "\n".join([HEADER, *(line for _, _, line in sorted(measured)), "", note]).rstrip()
 
 
-def row(name: str, metrics: dict[str, Any]) -> str:
-    """One config's line."""
-    environment = json.loads((ROOT / "runs" / name / "environment.json").read_text())
+def row(competition: str, config: str, metrics: dict[str, Any], environment: dict[str, Any]) -> str:
+    """One run's line."""
     minutes = [fold["seconds"] / 60 for fold in metrics["per_fold"].values() if fold["seconds"]]
-    folds = f"{len(metrics['folds'])} of {metrics['of']}"
-    mark = " (optimistic)" if metrics["optimistic"] else ""
-    device = re.sub(r"\s+", " ", environment["devices"][0])
-    threads = environment["cpu_threads"]
-    cores = f"{threads} core{'s' * (threads > 1)}, "
-    hardware = device if "GPU" in device or "NVIDIA" in device else cores + device
-    score = f"{metrics['accuracy']:.4f} ± {metrics['accuracy_se']:.4f}{mark}"
-    average = sum(minutes) / len(minutes)
-    return f"| `{name}` | {score} | {metrics['log_loss']:.4f} | {metrics['n']} | {folds} | {average:.1f} | {hardware} |"
+    device, threads = re.sub(r"\s+", " ", environment["devices"][0]), environment["cpu_threads"]
+    cells = (
+        competition,
+        f"`{config}`",
+        f"{metrics['accuracy']:.4f} ± {metrics['accuracy_se']:.4f}{' (optimistic)' * bool(metrics['optimistic'])}",
+        f"{metrics['log_loss']:.4f}",
+        f"{metrics['calibration']['ece_after']:.4f}",
+        metrics["n"],
+        f"{len(metrics['folds'])} of {metrics['of']}",
+        f"{sum(minutes) / len(minutes):.1f}",
+        (environment["commit"] or "")[:7],
+        device if "NVIDIA" in device else f"{threads} core{'s' * (threads > 1)}, {device}",
+    )
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Gradients of depthwise convolutions in bf16 on a CPU, from operations that oneDNN has fast kernels for.
 
-torch's own take two thirds of a training step of EfficientNet-Lite0: those of the inputs where the stride is 2, and those
-of kernels larger than 3 x 3.
+torch's own take two thirds of a training step of EfficientNet-Lite0: those with respect to the inputs where the stride
+is 2, and those with respect to kernels larger than 3 x 3.
 """
 
 from collections.abc import Callable, Sequence
