@@ -17,6 +17,7 @@ TINY = [
     "train.warmup_epochs=0",
     "train.label_smoothing=0",
     "train.deterministic=true",
+    "train.precision=fp32",
     "infer.precision=fp32",
     "data.folds=2",
     "report=false",

@@ -111,7 +111,7 @@ class TrainConfig(Section):
     cutmix: Annotated[float, Field(ge=0)] = 0.0  # likewise; with both on, each micro-batch gets one of them
     sizes: dict[Annotated[int, Field(ge=0)], Pixels] | None = None  # {epoch: image size}; from there on, till the next
     class_weights: Literal["balanced"] | list[Annotated[float, Field(gt=0)]] | None = None
-    ema_decay: Fraction = 0.0  # 0: off; else validation, OOF and inference use the averaged weights
+    average_epochs: Annotated[int, Field(ge=1)] = 1  # the mean of the weights after each of the last epochs counts
     early_stopping: Annotated[int, Field(ge=1)] | None = None  # patience in epochs; the CV is then optimistic
     monitor: Literal["loss", "metric"] = "loss"  # what early stopping and plateau look at on the held-out rows
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where that is fast, fp16 on older GPUs
@@ -147,6 +147,9 @@ class Config(Section):
     symmetry: Literal["mirror", "none", "all"] = "mirror"  # what keeps an image's label; all: quarter turns too
     submission: Literal["labels", "probabilities", "ranking", "sets", "number"] | None = None  # by default the metric's
     seed: int = 0
+    recipe: Literal["auto", "near", "far"] = "auto"  # which of the next two; auto: as far as a linear probe gets
+    near: dict[str, Any] = {}  # settings, {train.lr: 4e-4}, for images like those of the pretrained weights
+    far: dict[str, Any] = {}  # settings for images of another world; --set wins over both
     image_size: Pixels = 150  # square
     augment: Literal["none", "light", "medium", "strong"] | list[str | dict[str, dict[str, Any]]] = "light"
     data: DataConfig = DataConfig()
@@ -186,6 +189,8 @@ class Config(Section):
             raise ValueError("train.epochs: 0 trains nothing without train.linear_probe: true")
         if train.accumulate > train.batch_size:
             raise ValueError("train.accumulate is larger than train.batch_size")
+        if train.average_epochs > 1 and train.early_stopping:
+            raise ValueError("train.average_epochs needs to know the last epoch: leave out train.early_stopping")
         return self
 
 

@@ -11,6 +11,8 @@ from scenes import plain_yaml
 from scenes.config import Config, Section
 from scenes.console import Problem, UserError, raise_problems
 
+RECIPES = ("near", "far")
+
 # A run may resume with other values of these: they do not change what it computes (train.accumulate: beyond rounding,
 # and which rows share a random draw).
 # Where the training data is may change because folds.csv notices when the data itself does.
@@ -77,6 +79,9 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, An
     places = {key: f"{path}, line {line}" for key, line in lines.items()}
     for pair in overrides:
         key = _apply(values, pair)
+        for recipe in RECIPES:
+            if isinstance(settings := values.get(recipe), dict) and key != recipe:
+                values[recipe] = {other: value for other, value in settings.items() if not _overlap(key, str(other))}
         below = [place for place in places if place.startswith(f"{key}.")]
         for place in [key, *below]:
             places[place] = f"--set {pair}"
@@ -95,7 +100,10 @@ def validate(values: Mapping[str, Any], source: str, places: Mapping[str, str] |
         UserError: With every mistake, each with its place and the nearest valid name.
     """
     try:
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
+        for recipe in RECIPES if config.near or config.far else ():
+            with_recipe(config, recipe)
+        return config
     except ValidationError as error:
         problems: dict[str, list[Problem]] = {}
         for detail in error.errors():
@@ -118,6 +126,22 @@ def validate(values: Mapping[str, Any], source: str, places: Mapping[str, str] |
     raise AssertionError
 
 
+def with_recipe(config: Config, recipe: str) -> Config:
+    """The config with one of its two recipes in place of both.
+
+    Raises:
+        UserError: If the recipe has a key or a value that no config has.
+    """
+    values = config.model_dump(mode="json")
+    settings = values[recipe]
+    for key, value in settings.items():
+        section, _, field = key.rpartition(".")
+        (values.get(section, {}) if section else values)[field] = value
+        if key not in valid_keys() or key in ("recipe", *RECIPES):
+            raise UserError(f"{config.name}.yaml, {recipe}: unknown key {key!r}: {_nearest(key)}")
+    return validate(values | {"recipe": recipe, "near": {}, "far": {}}, f"{config.name}.yaml, {recipe}")
+
+
 def dump(config: Config) -> str:
     """Writes a resolved config as YAML that `load_config` reads back."""
     return plain_yaml.dump(config.model_dump(mode="json"))
@@ -127,6 +151,11 @@ def differences(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
     """Lists (key, old value, new value) for each knob that differs and can change a result."""
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
     return [(key, before[key], after[key]) for key in after if key not in FREE_KEYS and before[key] != after[key]]
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two dotted keys are the same, or one is the section of the other."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def _apply(values: dict[str, Any], pair: str) -> str:

@@ -267,6 +267,17 @@ def test_views_follow_from_the_symmetry(symmetry: str, count: int) -> None:
     assert any(view.flip for view in views_of(scales)) == (symmetry != "none")
 
 
+@pytest.mark.parametrize(("symmetry", "count"), [("none", 1), ("mirror", 2), ("all", 8)])
+def test_every_other_view_is_of_the_size_of_training(symmetry: str, count: int) -> None:
+    values = {"name": "t", "symmetry": symmetry, "image_size": 40, "infer": {"image_size": 48}}
+    views = views_of(Config.model_validate(values))
+    assert views[0] == PLAIN
+    assert [view.canvas(48) for view in views] == [48, 40] * (count // 2) + [48] * (count % 2)
+    assert len({view.name for view in views}) == count
+    images = torch.zeros(1, 40, 40, 3)
+    assert all(view.apply(images, 48).shape == images.shape for view in views if view.canvas(48) == 40)
+
+
 # ---------------------------------------------------------------------------------------------- shared bodies
 
 

@@ -27,7 +27,7 @@ def test_compiled_training_and_prediction_give_what_the_plain_ones_give(
 
     compile_module = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda module: compile_module(module, backend=backend))
-    settings = ["model.name=simple_cnn", "train.epochs=1", "train.ema_decay=0.5"]
+    settings = ["model.name=simple_cnn", "train.epochs=2", "train.average_epochs=2"]
     files = {}
     for name in ("plain", "compiled"):
         fit("--folds=0", *settings, f"name={name}", f"train.compile={str(name == 'compiled').lower()}")

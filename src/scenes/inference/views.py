@@ -62,6 +62,15 @@ BY_SYMMETRY = {"none": "none", "mirror": "hflip", "all": "all"}  # what infer.tt
 
 
 def views_of(config: Config) -> list[View]:
-    """The views of ``infer.tta``, as far as the competition's symmetry allows them."""
+    """The views of ``infer.tta``, as far as the competition's symmetry allows them.
+
+    With ``auto`` every other one is of the size of training, if predictions are made at another.
+    """
     views = VIEWS[BY_SYMMETRY[config.symmetry] if config.infer.tta == "auto" else config.infer.tta]
+    size, trained = config.predict_size, config.image_size
+    if config.infer.tta == "auto" and size != trained:  # two sizes see more, and the smaller one costs less
+        views = [
+            view._replace(name=f"{view.name} at {trained} px", scale=trained / size) if number % 2 else view
+            for number, view in enumerate(views)
+        ]
     return [view for view in views if not view.flip] if config.symmetry == "none" else views

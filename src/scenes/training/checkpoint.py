@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from scenes.console import UserError, say
 from scenes.files import write_atomic, write_text
@@ -26,7 +27,7 @@ class State:
         model: The network.
         optimizer: Its optimiser.
         scaler: The loss scaling of fp16; does nothing in other precisions.
-        averaged: The moving average of the weights, or None.
+        averaged: The mean of the weights after the last epochs so far, or None.
         watch: Time and memory.
         loss_sum: The sum of this process's parts of the mean losses of the epoch's steps so far, a scalar.
         accumulate: How many micro-batches a batch is split into.
@@ -38,7 +39,7 @@ class State:
     model: Classifier
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    averaged: Any
+    averaged: AveragedModel | None
     watch: Stopwatch
     loss_sum: Tensor
     accumulate: int
@@ -48,8 +49,11 @@ class State:
 
     @property
     def validated(self) -> Classifier:
-        """The network whose predictions count: the averaged one if there is one."""
-        return self.averaged.module if self.averaged else self.model
+        """The network whose predictions count: the mean, once it has begun."""
+        if self.averaged is None or not self.averaged.n_averaged:
+            return self.model
+        mean: Classifier = self.averaged.module
+        return mean
 
     @property
     def steps_of_epoch(self) -> int:
@@ -74,7 +78,7 @@ class State:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "averaged": self.averaged.module.state_dict() if self.averaged else None,
+            "averaged": self.averaged.state_dict() if self.averaged else None,
             "watch": self.watch.state(),
             "loss_sum": self.loss_sum,
             "accumulate": self.accumulate,
@@ -93,7 +97,7 @@ class State:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
         if self.averaged:
-            self.averaged.module.load_state_dict(saved["averaged"])
+            self.averaged.load_state_dict(saved["averaged"])
         self.watch.resume(saved["watch"])
         self.loss_sum.copy_(saved["loss_sum"])
         self.accumulate = int(saved["accumulate"])

@@ -50,7 +50,7 @@ def cross_validate(config: Config, folds: Sequence[int], scores: bool = True) ->
             else:
                 run = Run(RUNS / config.name)
                 job = prepare(config, folds).pinned(run)
-        _introduce(config, job, run, processes.world)
+        _introduce(job, run, processes.world)
         for fold in folds:
             if processes.from_main(lambda: run.is_finished(fold)):  # noqa: B023 - called at once
                 say(f"{fold_name(fold)}: finished before")
@@ -76,7 +76,7 @@ def open_run(config: Config, folds: Sequence[int]) -> tuple[Job, Run]:
     job, run = prepare(config, folds), Run(RUNS / config.name)
     make_folder(run.folder)
     with FileLock(run.folder / ".lock"):  # processes of several machines may be here at once, to train a fold each
-        begin(config)
+        begin(job.config)
         if not run.folds_file.exists():  # later sessions find all in the cache
             write_json(run.folder / "time.json", {"preparing": round(time.monotonic() - start, 1)})
         write_or_compare(run.folds_file, job.data.fold_table())
@@ -104,7 +104,7 @@ def dry_run(config: Config, folds: Sequence[int]) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             speed = train_fold(job, Run(Path(scratch)), folds[0], step_limit=2, processes=processes)
     rows, held = (len(part) for part in job.data.rows(folds[0]))
-    train, views = config.train, len(views_of(config))
+    train, views = job.config.train, len(views_of(job.config))
     seconds = {"features, once (kept)": features} if features >= 1 else {}
     if train.epochs:
         seconds["training a fold"] = train.epochs * rows / speed.train
@@ -121,9 +121,9 @@ def summarise(job: Job, run: Run) -> dict[str, Any]:
     return evaluate_run(run, job.config, data.task, data.table.names, data.targets, data.fold_of)
 
 
-def _introduce(config: Config, job: Job, run: Run, processes: int) -> None:
+def _introduce(job: Job, run: Run, processes: int) -> None:
     """Says what is trained on what, and each automatic choice with its reason."""
-    model = job.new_model()
+    config, model = job.config, job.new_model()
     device = describe()["devices"]
     say(
         f"{run.folder}: {config.model.name}, {parameter_count(model) / 1e6:.1f} million weights, {config.image_size} px"

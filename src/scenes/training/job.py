@@ -29,6 +29,7 @@ from scenes.training import recipe
 from scenes.training.distributed import Processes
 from scenes.training.features import body_features
 from scenes.training.recipe import body_is_frozen
+from scenes.training.transfer import choose_recipe, recipes_of
 
 CPU_CROPS = "the CPU makes them from here on; their pixels differ by a grey level, so the weights differ in some digits"
 
@@ -268,14 +269,16 @@ def prepare(config: Config, folds: Sequence[int]) -> Job:
     Raises:
         UserError: With the list of all that is wrong.
     """
-    _check_options(config, folds)
-    if config.train.epochs or not isinstance(config.augment, str):  # a wrong transform is found here, not in a worker
-        compose(config.augment, config.image_size, config.symmetry)
+    for each in recipes_of(config):
+        _check_options(each, folds)
+        if each.train.epochs or not isinstance(each.augment, str):  # a wrong transform is found here, not in a worker
+            compose(each.augment, each.image_size, each.symmetry)
     data = read_dataset(config)
     _check_folds(config, data, folds)
     job = Job(config, data, pretrained_state(config), choose_device())
+    job = replace(job, config=choose_recipe(config, data, (lambda: job.features) if job.pretrained else None))
     _check_model(job)
-    if job.trains_on_features or where_to_crop(data.training_images.shapes, config.augment, job.device)[0] == "cpu":
+    if job.trains_on_features or where_to_crop(data.training_images.shapes, job.config.augment, job.device)[0] == "cpu":
         return job
     return replace(job, crops="gpu")
 

@@ -211,8 +211,6 @@ def _step(fold: Fold, state: State, network: nn.Module, inputs: Tensor, rows: Te
         raise out_of_memory(fold, state, "in the optimiser's step") from None
     scaler.update()
     optimizer.zero_grad()
-    if state.averaged:
-        state.averaged.update(state.model, step=state.step)
     state.step += 1
     if state.step % CHECK_STEPS == 0:
         check_finite(fold, state)
@@ -271,6 +269,8 @@ def _end_epoch(fold: Fold, state: State, epoch: int, rate: float, trackers: Trac
         "images_per_second": round(speed, 1),
     }
     state.loss_sum.zero_()
+    if state.averaged and epoch > fold.train.epochs - fold.train.average_epochs:
+        state.averaged.update_parameters(state.model)
     is_last = state.step == fold.schedule.steps
     if len(fold.held_rows) and not (is_last and fold.predicts_plain_view and not fold.train.early_stopping):
         with state.watch.stage("validation"):

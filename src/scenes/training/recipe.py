@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from scenes.config import Stages, TrainConfig
 from scenes.data.batches import Schedule
@@ -152,13 +153,9 @@ def make_optimizer(model: Classifier, train: TrainConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, lr=train.lr, fused=is_on_gpu or None)  # one kernel instead of hundreds
 
 
-def make_average(model: Classifier, train: TrainConfig) -> Any:
-    """Makes timm's moving average of the weights, whose decay rises over the first steps; None if it is off."""
-    from timm.utils import (
-        ModelEmaV3,  # not above: timm needs the torchvision that scenes.model.backbone makes importable
-    )
-
-    return ModelEmaV3(model, decay=train.ema_decay, use_warmup=True) if train.ema_decay else None
+def make_average(model: Classifier, train: TrainConfig) -> AveragedModel | None:
+    """Makes the mean of the weights after the last epochs (LAWA, arXiv:2209.14981); None if the last one's count."""
+    return AveragedModel(model, use_buffers=True) if train.average_epochs > 1 else None
 
 
 def class_weights(train: TrainConfig, targets: np.ndarray, classes: int) -> torch.Tensor | None:

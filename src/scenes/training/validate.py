@@ -22,7 +22,7 @@ def validate(fold: Fold, state: State) -> dict[str, float]:
             features = torch.from_numpy(job.features[fold.held_rows]).to(job.device)
             return scores(fold, model.eval().predictions(features).cpu().numpy())
     found = scores(fold, predict_held_rows(fold, model, [PLAIN])[0])
-    if state.averaged:  # to show, epoch by epoch, whether averaging pays
+    if state.validated is not state.model:  # to show, epoch by epoch, whether averaging pays
         raw = scores(fold, predict_held_rows(fold, state.model, [PLAIN])[0])
         found |= {f"raw_{name}": value for name, value in raw.items()}
     return found

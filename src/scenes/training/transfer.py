@@ -1,0 +1,72 @@
+"""Which of a config's two recipes is used: that for images near to what the pretrained weights know, or far from it.
+
+A linear probe tells: where it explains most of what the labels differ in, large steps would only spoil the body.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from scenes.competition.metric import metric_named
+from scenes.competition.task import predictions_of
+from scenes.config import Config
+from scenes.config_file import RECIPES, with_recipe
+from scenes.console import say
+from scenes.data.dataset import Dataset
+from scenes.inference.calibration import FITS
+from scenes.randomness import key
+from scenes.runs import RUNS, Run
+
+NEAR = 0.8  # the share that is explained: scenes 0.85, plant seedlings 0.75
+
+
+def recipes_of(config: Config) -> list[Config]:
+    """The configs that a config may become: itself, or one for each recipe."""
+    return [with_recipe(config, recipe) for recipe in RECIPES] if config.near or config.far else [config]
+
+
+def choose_recipe(config: Config, data: Dataset, features: Callable[[], np.ndarray] | None) -> Config:
+    """Puts one of the two recipes, if the config has any, in place of both.
+
+    The choice is the config's or that of the run which it resumes; else it follows from the share of the log loss (of
+    numbers: the variance) that a linear probe explains (McFadden 1974, Frontiers in Econometrics). It is measured on
+    one fold's held-out rows, and holds for all folds.
+
+    Args:
+        config: The experiment.
+        data: Its rows.
+        features: Gives the pretrained body's features of all rows, float32, shape (n, f); None without such a body.
+    """
+    if not (config.near or config.far):
+        return config
+    recipe = config.recipe
+    run = Run(RUNS / config.name)
+    if recipe == "auto" and run.config_file.exists():
+        recipe = run.load_config().recipe
+    if recipe == "auto" and features is None:
+        recipe = "far"
+        say("recipe: far (without pretrained weights)")
+    elif recipe == "auto" and features:
+        share = _explained(config, data, features())
+        recipe = "near" if share >= NEAR else "far"
+        say(f"recipe: {recipe} (a linear probe explains {share:.2f} of the labels; from {NEAR} on they are near)")
+    else:
+        say(f"recipe: {recipe}")
+    return with_recipe(config, recipe)
+
+
+def _explained(config: Config, data: Dataset, features: np.ndarray) -> float:
+    """The share of the first fold's held-out loss that a linear probe takes away from that of constant predictions."""
+    task = data.task
+    fitted, held = next(rows for rows in map(data.rows, range(config.data.folds)) if len(rows[1]))
+    head = task.fit_head(features[fitted], data.targets[fitted], key("recipe", config.seed))
+    metric = metric_named("rmse" if task.kind == "number" else "log_loss", task)
+
+    def loss(predictions: np.ndarray) -> float:
+        return metric.score(predictions, data.targets[held])[0] ** (2 if task.kind == "number" else 1)
+
+    predictions = predictions_of(task, head.logits(features[held]))
+    for fit in FITS[task.kind][:1]:  # a probe of few rows is regularised so much that it is unsure of what it knows
+        predictions = fit(predictions, data.targets[held]).apply(predictions)
+    constant = task.prior(data.targets[fitted])[None].repeat(len(held), 0)
+    return 1 - loss(predictions) / loss(constant)

@@ -1,0 +1,84 @@
+"""The recipe follows from how much a linear probe explains, holds for the whole run, and --set wins over it."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from scenes.config import Config
+from scenes.config_file import load_config, with_recipe
+from scenes.console import UserError
+from scenes.runs import Run
+from tiny import fit
+
+RECIPES = ["near={train.epochs: 1, train.lr: 1e-3}", "far={train.epochs: 2, augment: medium}"]
+WEIGHTS = ["model.name=tf_efficientnet_lite0.in1k", "model.weights=local", "--folds=0"]
+TINY_EPOCHS = 2
+COLOURS = [(0, 0, 0), (200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0), (200, 200, 200)]  # by label
+
+
+def chosen(name: str = "tiny") -> Config:
+    return Run(Path("runs") / name).load_config()
+
+
+@pytest.fixture
+def experiment(workspace: Path) -> Path:
+    """tiny.yaml with both recipes."""
+    (workspace / "tiny.yaml").write_text("\n".join(line.replace("=", ": ", 1) for line in RECIPES))
+    return workspace
+
+
+@pytest.mark.parametrize(("recipe", "augment"), [("near", "light"), ("far", "medium")])
+def test_colours_are_near_and_noise_is_far(recipe: str, augment: str, experiment: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, label in pd.read_csv("input/train.csv").itertuples(index=False):
+        pixels = rng.integers(0, 256, (48, 48, 3), np.uint8)
+        if recipe == "near":
+            pixels = pixels // 8 + np.uint8(COLOURS[label])
+        Image.fromarray(pixels).save(Path("input/SceneImages") / name)
+    fit(*WEIGHTS)
+    assert (chosen().recipe, chosen().augment) == (recipe, augment)
+    assert chosen().near == chosen().far == {}
+
+
+def test_settings_of_the_command_line_win(experiment: Path) -> None:
+    fit("--folds=0", "recipe=far", "augment=none")
+    assert chosen().augment == "none"
+    assert chosen().train.epochs == TINY_EPOCHS  # by TINY, which is given with --set
+
+
+def test_a_run_keeps_its_recipe(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit("--folds=0")
+    assert chosen().recipe == "far"  # without pretrained weights nothing is near
+    run = Run(Path("runs/tiny"))
+    text = run.config_file.read_text()
+    run.config_file.write_text(text.replace("recipe: far", "recipe: near").replace("augment: medium", "augment: light"))
+    capsys.readouterr()
+    fit("--folds=0")
+    assert "recipe: near" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("{train.epoch: 3}", "train.epochs"),
+        ("{train: {epochs: 3}}", "train"),
+        ("{train.epochs: many}", "train.epochs"),
+        ("{far: 3}", "far"),
+    ],
+)
+def test_a_recipe_with_a_mistake_is_refused(settings: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(f"near: {settings}\n")
+    with pytest.raises(UserError, match=message):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_a_recipe_replaces_both(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("near: {train.lr: 1e-3, train.trainable_stages: 2}\nfar: {train.lr: 2e-3}\n")
+    config = load_config(tmp_path / "a.yaml", ["train.trainable_stages=3"])
+    near = with_recipe(config, "near")
+    assert (near.train.lr, near.train.trainable_stages) == (1e-3, 3)
+    assert with_recipe(config, "far").train.lr == 2e-3
+    assert load_config(tmp_path / "a.yaml", ["near={}", "far={}"]).near == {}
