@@ -315,7 +315,7 @@ def test_other_errors_of_torch_are_not_taken_for_a_lack_of_memory(workspace: Pat
 def test_runs_of_different_precision_train_in_one_process(workspace: Path) -> None:
     Path("a.yaml").write_text("train: {precision: fp32}\nmodel: {name: test_efficientnet}")
     Path("b.yaml").write_text("train: {precision: bf16}\nmodel: {name: simple_cnn}")
-    settings = [pair for pair in TINY if not pair.startswith("model.name")]
+    settings = [pair for pair in TINY if not pair.startswith(("model.name", "train.precision"))]
     train.main(["a.yaml", "b.yaml", "--folds=0", "--set", *settings, "train.epochs=1"])
     saved = {run: json.loads(Path(f"runs/{run}/precision.json").read_text())["train"] for run in "ab"}
     assert saved == {"a": "fp32", "b": "bf16"}
@@ -327,7 +327,7 @@ def test_runs_of_different_precision_train_in_one_process(workspace: Path) -> No
 def test_a_run_resumes_in_the_precision_it_began_in(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = ["--folds=0", "model.name=simple_cnn", "infer.precision=auto"]
+    settings = ["--folds=0", "model.name=simple_cnn", "train.precision=auto", "infer.precision=auto"]
 
     def machine(has_bf16: bool) -> None:
         for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
