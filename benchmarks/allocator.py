@@ -1,10 +1,12 @@
-"""Measures what keeping freed memory gains on a CPU (src/scenes/model/device.py): python benchmarks/allocator.py.
+"""What settings of glibc's memory gain on a CPU: python benchmarks/allocator.py.
 
-Trains EfficientNet-Lite0 on resident random images in fresh processes, with and without the setting in turn, because a
-machine's speed drifts. Prints images per second, median and range, and the ratio of the medians.
+Freed memory is kept (src/scenes/model/device.py), and comes in large pages (train.sh). Trains EfficientNet-Lite0 in fp32
+on resident random images in fresh processes, each side in turn, because a machine's speed drifts. Prints images per
+second, median and range, and the ratio of the medians.
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 BATCH, SIZE, STEPS = 64, 150, 6
+SIDES = {"plain": {}, "kept": {}, "kept, in large pages": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}}
 
 
 def measure(keeps_memory: bool) -> float:
@@ -47,19 +50,25 @@ def main() -> None:
     """Runs the comparison, or one side of it in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--side", choices=("plain", "kept"), help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
-        print(measure(arguments.side == "kept"))
+        print(measure(arguments.side != "plain"))
         return
-    speeds: dict[str, list[float]] = {"plain": [], "kept": []}
+    speeds: dict[str, list[float]] = {side: [] for side in SIDES}
     for _ in range(arguments.repeats):
         for side, found in speeds.items():
             command = [sys.executable, __file__, "--side", side]
-            found.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+            environment = os.environ | SIDES[side]
+            done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+            found.append(float(done.stdout))
+    plain = statistics.median(speeds["plain"])
     for side, found in speeds.items():
-        print(f"{side}: {statistics.median(found):.1f} img/s ({min(found):.1f} to {max(found):.1f}, n = {len(found)})")
-    print(f"ratio: {statistics.median(speeds['kept']) / statistics.median(speeds['plain']):.2f}")
+        middle = statistics.median(found)
+        print(
+            f"{side}: {middle:.1f} img/s ({min(found):.1f} to {max(found):.1f}, n = {len(found)}), "
+            f"{middle / plain:.2f} x plain"
+        )
 
 
 if __name__ == "__main__":

@@ -21,11 +21,7 @@ def validate(fold: Fold, state: State) -> dict[str, float]:
         with torch.inference_mode():
             features = torch.from_numpy(job.features[fold.held_rows]).to(job.device)
             return scores(fold, model.eval().predictions(features).cpu().numpy())
-    found = scores(fold, predict_held_rows(fold, model, [PLAIN])[0])
-    if state.validated is not state.model:  # to show, epoch by epoch, whether averaging pays
-        raw = scores(fold, predict_held_rows(fold, state.model, [PLAIN])[0])
-        found |= {f"raw_{name}": value for name, value in raw.items()}
-    return found
+    return scores(fold, predict_held_rows(fold, model, [PLAIN])[0])
 
 
 def predict_held_rows(fold: Fold, model: Classifier, views: Sequence[View]) -> np.ndarray:
