@@ -1,8 +1,8 @@
 """What settings of glibc's memory gain on a CPU: python benchmarks/allocator.py.
 
-Freed memory is kept (src/scenes/model/device.py), and comes in large pages (train.sh). Trains EfficientNet-Lite0 in fp32
-on resident random images in fresh processes, each side in turn, because a machine's speed drifts. Prints images per
-second, median and range, and the ratio of the medians.
+Freed memory is kept (src/scenes/model/device.py) and comes in large pages (train.sh). Trains EfficientNet-Lite0 in fp32 on
+resident random images in fresh processes, each side in turn, because a machine's speed drifts. Prints images per second,
+median and range, and the ratio of the medians.
 """
 
 import argparse
@@ -15,7 +15,11 @@ from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 BATCH, SIZE, STEPS = 64, 150, 6
-SIDES = {"plain": {}, "kept": {}, "kept, in large pages": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}}
+SIDES: dict[str, dict[str, str]] = {
+    "plain": {},
+    "kept": {},
+    "kept, in large pages": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
+}
 
 
 def measure(keeps_memory: bool) -> float:
