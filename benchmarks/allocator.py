@@ -1,8 +1,8 @@
 """What settings of glibc's memory gain on a CPU: python benchmarks/allocator.py.
 
-Freed memory is kept (src/scenes/model/device.py) and comes in large pages (train.sh). Trains EfficientNet-Lite0 in fp32 on
-resident random images in fresh processes, each side in turn, because a machine's speed drifts. Prints images per second,
-median and range, and the ratio of the medians.
+Freed memory is kept (src/scenes/model/device.py) and comes in large pages (train.sh). EfficientNet-Lite0 trains in fp32
+on resident random images in fresh processes, each side in turn, because a machine's speed drifts. Prints images per
+second, median and range, and the ratio of the medians.
 """
 
 import argparse
