@@ -18,6 +18,6 @@ done
 
 cd -- "$root"
 source ./setup.sh
-# glibc takes memory in large pages: training on a CPU is faster, most of all its first steps (benchmarks/allocator.py).
+# glibc takes memory in large pages: training on a CPU is faster (benchmarks/allocator.py).
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 exec "$PYTHON" src/train.py "${configs[@]}" "$@" --submit

@@ -49,7 +49,7 @@ def table() -> str:
     configs = {file.stem for file in (ROOT / "configs").glob("*.yaml")}
     measured: list[tuple[str, float, str]] = []
     for file in (ROOT / "runs").glob("*/metrics.json"):
-        *competition, config = file.parent.name.split(".", 1)
+        *competition, config = file.parent.name.rsplit(".", 1)
         if config in configs:
             metrics = json.loads(file.read_text())
             environment = json.loads((file.parent / "environment.json").read_text())

@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for count in arguments.sizes:
         with tempfile.TemporaryDirectory() as folder:
             settings = ["model.name=test_efficientnet", "model.weights=none", f"image_size={arguments.pixels}"]
-            settings += ["infer.image_size=null", "train.linear_probe=false", *arguments.set]
+            settings += ["infer.image_size=null", "train.linear_probe=false", "recipe=near", *arguments.set]
             settings += [f"data.root={folder}/input", f"data.cache={folder}/cache"]
             config = load_config(ROOT / "configs/effnet_lite0.yaml", settings)
             draw_many(config.data.root, count, arguments.pixels)

@@ -27,7 +27,7 @@ from results import hardware, in_turn, ratios, spread, write_section  # noqa: E4
 from torch.nn import functional  # noqa: E402
 
 from scenes.config import Config  # noqa: E402
-from scenes.config_file import load_config  # noqa: E402
+from scenes.config_file import load_config, recipes_of  # noqa: E402
 from scenes.console import say  # noqa: E402
 from scenes.inference.predict import autocast  # noqa: E402
 from scenes.model.backbone import Classifier  # noqa: E402
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "|" + "---|" * 10,
     ]
     for file in arguments.configs:
-        config = load_config(file, ["model.weights=none"])
+        config = recipes_of(load_config(file, ["model.weights=none"]))[0]
         cells = [config.name]
         for ways, rate in ((TRAINING, training_rate), (PREDICTING, predicting_rate)):
             measures = {

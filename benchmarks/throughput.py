@@ -240,6 +240,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         scratch = Path(folder)
         # The probe is measured apart; only so many images are predicted and made features of.
         own = [f"data.cache={scratch / 'cache'}", "train.linear_probe=false", "infer.tta=none", "report=false"]
+        own += ["recipe=near"]
         config = load_config(arguments.config, [*arguments.set, *own])
         job = prepare(config, [0])
         lines = measure(Bench(job, arguments.steps, scratch), arguments.repeats)

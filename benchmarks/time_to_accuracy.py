@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     root = load_config(ROOT / "configs/effnet_lite0.yaml", arguments.set).data.root.resolve()
     settings = [*arguments.set, f"data.root={root}"]  # trials run in folders of their own
-    config = load_config(ROOT / "configs/effnet_lite0.yaml", settings)
+    config = load_config(ROOT / "configs/effnet_lite0.yaml", ["recipe=near", *settings])
     folds = parse_folds(arguments.folds, config.data.folds)
     peer_folds = parse_folds(arguments.peer_folds or arguments.folds, config.data.folds)
     results: dict[str, list[list[Point]]] = {}

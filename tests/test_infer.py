@@ -12,6 +12,9 @@ from safetensors.torch import load_file, save_file
 
 import infer
 from scenes.console import UserError
+from scenes.inference.models import chosen_ensemble
+from scenes.inference.views import views_of
+from scenes.runs import Run
 
 
 def read(path: str) -> pd.DataFrame:
@@ -55,6 +58,16 @@ def test_another_order_of_test_rows_gives_the_same_predictions_in_that_order(fin
     first, second = read("a.csv").set_index("image_name"), read("b.csv").set_index("image_name")
     assert second.index.tolist() == test["image_name"].tolist()
     assert second["label"].tolist() == first.loc[second.index, "label"].tolist()
+
+
+def test_a_run_keeps_the_views_that_it_was_scored_under(finished: Path) -> None:
+    run = Run(Path("runs/tiny"))
+    run.metrics_file.write_text(run.metrics_file.read_text().replace('"kept": false', '"kept": true'))
+    larger = run.load_config(["infer.image_size=40"])
+    assert [view.name for view in views_of(larger)] == ["plain", "hflip at 32 px"]
+    assert [view.name for view in chosen_ensemble(run, larger).views] == ["plain", "hflip"]
+    other = run.load_config(["infer.image_size=40", "infer.tta=none"])
+    assert [view.name for view in chosen_ensemble(run, other).views] == ["plain"]
 
 
 @pytest.mark.parametrize("views", ["multiscale", "five_crop"])

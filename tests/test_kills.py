@@ -22,7 +22,7 @@ from processes import exit_code, fork
 from tiny import TINY, make_workspace, results
 
 KILLS = int(os.environ.get("SCENES_KILLS", "16"))
-COMMAND = ["tiny.yaml", "--submit", "--set", *TINY, "train.epochs=1", "train.batch_size=24"]
+COMMAND = ["tiny.yaml", "--submit", "--set", *TINY, "train.batch_size=24", "train.average_epochs=2"]
 # A checkpoint after every step, so that there is much to be killed in.
 COMMAND += ["train.checkpoint_minutes=1e-9"]
 OPERATIONS = ((os, "fsync"), (os, "replace"), (os, "rename"), (os, "unlink"), (os, "mkdir"), (np, "savez"))

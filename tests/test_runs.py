@@ -176,3 +176,11 @@ def test_the_newest_run_may_have_trained_on_every_row() -> None:
         last.touch()
         os.utime(last, (10**9 - age, 10**9 - age))
     assert newest().name == "full"
+
+
+def test_a_run_of_a_former_version_is_read() -> None:
+    run = begin(config(train={"lr": 0.5}))
+    text = run.config_file.read_text()
+    assert "train:\n" in text
+    run.config_file.write_text(text.replace("train:\n", "train:\n  ema_decay: 0.9\n", 1))
+    assert run.load_config() == config(train={"lr": 0.5})

@@ -111,7 +111,7 @@ class TrainConfig(Section):
     cutmix: Annotated[float, Field(ge=0)] = 0.0  # likewise; with both on, each micro-batch gets one of them
     sizes: dict[Annotated[int, Field(ge=0)], Pixels] | None = None  # {epoch: image size}; from there on, till the next
     class_weights: Literal["balanced"] | list[Annotated[float, Field(gt=0)]] | None = None
-    average_epochs: Annotated[int, Field(ge=1)] = 1  # the mean of the weights after each of the last epochs counts
+    average_epochs: Annotated[int, Field(ge=1)] = 1  # the mean of the weights after so many last epochs counts
     early_stopping: Annotated[int, Field(ge=1)] | None = None  # patience in epochs; the CV is then optimistic
     monitor: Literal["loss", "metric"] = "loss"  # what early stopping and plateau look at on the held-out rows
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where that is fast, fp16 on older GPUs
@@ -147,9 +147,9 @@ class Config(Section):
     symmetry: Literal["mirror", "none", "all"] = "mirror"  # what keeps an image's label; all: quarter turns too
     submission: Literal["labels", "probabilities", "ranking", "sets", "number"] | None = None  # by default the metric's
     seed: int = 0
-    recipe: Literal["auto", "near", "far"] = "auto"  # which of the next two; auto: as far as a linear probe gets
+    recipe: Literal["auto", "near", "far"] = "auto"  # which of the next two; auto: a linear probe chooses
     near: dict[str, Any] = {}  # settings, {train.lr: 4e-4}, for images like those of the pretrained weights
-    far: dict[str, Any] = {}  # settings for images of another world; --set wins over both
+    far: dict[str, Any] = {}  # settings for images of another world; single keys of --set win over both
     image_size: Pixels = 150  # square
     augment: Literal["none", "light", "medium", "strong"] | list[str | dict[str, dict[str, Any]]] = "light"
     data: DataConfig = DataConfig()
@@ -190,7 +190,7 @@ class Config(Section):
         if train.accumulate > train.batch_size:
             raise ValueError("train.accumulate is larger than train.batch_size")
         if train.average_epochs > 1 and train.early_stopping:
-            raise ValueError("train.average_epochs needs to know the last epoch: leave out train.early_stopping")
+            raise ValueError("train.early_stopping needs train.average_epochs: 1, as it does not know the last epochs")
         return self
 
 

@@ -102,7 +102,7 @@ def validate(values: Mapping[str, Any], source: str, places: Mapping[str, str] |
     try:
         config = Config.model_validate(values)
         for recipe in RECIPES if config.near or config.far else ():
-            with_recipe(config, recipe)
+            with_recipe(config, recipe, places)
         return config
     except ValidationError as error:
         problems: dict[str, list[Problem]] = {}
@@ -126,20 +126,43 @@ def validate(values: Mapping[str, Any], source: str, places: Mapping[str, str] |
     raise AssertionError
 
 
-def with_recipe(config: Config, recipe: str) -> Config:
+def with_recipe(config: Config, recipe: str, places: Mapping[str, str] | None = None) -> Config:
     """The config with one of its two recipes in place of both.
 
+    Args:
+        config: The config.
+        recipe: ``near`` or ``far``.
+        places: Where each dotted key is from, for messages.
+
     Raises:
-        UserError: If the recipe has a key or a value that no config has.
+        UserError: If the recipe has a key that no recipe may change, or a wrong value.
     """
     values = config.model_dump(mode="json")
-    settings = values[recipe]
-    for key, value in settings.items():
-        section, _, field = key.rpartition(".")
-        (values.get(section, {}) if section else values)[field] = value
-        if key not in valid_keys() or key in ("recipe", *RECIPES):
-            raise UserError(f"{config.name}.yaml, {recipe}: unknown key {key!r}: {_nearest(key)}")
-    return validate(values | {"recipe": recipe, "near": {}, "far": {}}, f"{config.name}.yaml, {recipe}")
+    settings, allowed = values[recipe], [key for key in valid_keys() if key == "augment" or _is_of_a_recipe(key)]
+    problems = []
+    for key in settings:
+        if key not in allowed:
+            where = _place(f"{recipe}.{key}", places or {}) or f"{config.name}: {recipe}"
+            near = difflib.get_close_matches(key, allowed, 1, 0.6)
+            remedy = "a recipe has augment and keys of train, in one word: `train.lr: 1e-3`"
+            if near and not isinstance(settings[key], dict):
+                remedy = f"did you mean {near[0]!r}?"
+            problems.append(Problem(where, f"{recipe}: {key!r} is nothing that a recipe may change", remedy))
+    raise_problems(problems, "The config cannot be used")
+    values["train"] |= {key.removeprefix("train."): value for key, value in settings.items() if key != "augment"}
+    values |= {"augment": settings.get("augment", values["augment"]), "recipe": recipe, "near": {}, "far": {}}
+    inner = {key.removeprefix(f"{recipe}."): where for key, where in (places or {}).items() if key.startswith(recipe)}
+    return validate(values, f"{config.name}: {recipe}", inner)
+
+
+def recipes_of(config: Config) -> list[Config]:
+    """The configs that a config may become: itself, or one for each recipe."""
+    return [with_recipe(config, recipe) for recipe in RECIPES] if config.near or config.far else [config]
+
+
+def _is_of_a_recipe(key: str) -> bool:
+    """Whether a recipe may set a key of train: what is prepared before the choice is the same for both."""
+    return key.startswith("train.") and key not in ("train.batch_size", "train.sizes", "train.time_budget_minutes")
 
 
 def dump(config: Config) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scenes.config import Config
-from scenes.config_file import differences, dump, load_config
+from scenes.config_file import differences, dump, read_values, validate
 from scenes.console import UserError
 from scenes.files import only_process, write_text
 
@@ -126,7 +126,10 @@ class Run:
         """
         if not self.config_file.exists():
             raise UserError(f"{self.folder}: not a run (no config.yaml in it); there are: {_listed(RUNS)}")
-        return load_config(self.config_file, overrides or [])
+        values, places = read_values(self.config_file, overrides or [])
+        if isinstance(train := values.get("train"), dict):
+            train.pop("ema_decay", None)  # a setting of former versions; the weights that it averaged are those saved
+        return validate(values, str(self.config_file), places)
 
     def chosen_folds(self, text: str | None, folds: int) -> list[int]:
         """Resolves ``--folds`` for inference; by default all finished folds, else the full model.

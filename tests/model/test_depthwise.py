@@ -46,6 +46,7 @@ def test_a_network_trains_to_the_same_gradients() -> None:
         wanted = [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
         network.zero_grad()
         with fast_gradients(torch.device("cpu")):
+            assert "DepthwiseConvolution" in type(network[1](network[0](images)).grad_fn.next_functions[0][0]).__name__
             loss = network(images).square().mean()
     loss.backward()
     for parameter, reference in zip(network.parameters(), wanted, strict=True):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from scenes.config import Config
 from scenes.console import UserError
 from scenes.inference.calibration import Calibration
 from scenes.inference.predict import share_bodies
-from scenes.inference.views import View, views_of
+from scenes.inference.views import VIEWS, View, views_of
 from scenes.model.backbone import Classifier
 from scenes.model.fusion import fuse_batch_norms
 from scenes.model.weights import load_classifier, read_task
@@ -105,7 +106,11 @@ def chosen_ensemble(run: Run, config: Config) -> ChosenEnsemble:
     """
     chosen = read_json(run.metrics_file, "views") if run.metrics_file.exists() else {}
     scored = chosen.get("views", {})
-    views = [view for view in views_of(config) if scored.get(view.name, {}).get("kept", True)]
+    views = views_of(config)
+    if scored and config.infer.tta == "auto":  # those of the run, also if `auto` meant others when it was made
+        known = {view.name: view for view in (*chain(*VIEWS.values()), *views)}
+        views = [known[name] for name in scored if name in known]
+    views = [view for view in views if scored.get(view.name, {}).get("kept", True)]
     return ChosenEnsemble(
         views,
         Calibration.from_dict(chosen.get("calibration", {"kind": "classes"})),

@@ -9,6 +9,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from scenes.config import Config
+from scenes.config_file import recipes_of
 from scenes.console import say
 from scenes.data.augment import compose
 from scenes.files import check_file, write_result
@@ -42,7 +43,8 @@ def check(config: Config, out: Path) -> None:
         UserError: If no training image can be read, or `out` cannot be a file.
     """
     check_file(out)
-    compose(config.augment, config.image_size, config.symmetry)  # finds a wrong transform before the work, not after it
+    for each in recipes_of(config):
+        compose(each.augment, each.image_size, each.symmetry)  # finds a wrong transform before the work, not after it
     if config.data.sample:
         from scenes.competition.sample import draw
 
@@ -69,13 +71,20 @@ def check(config: Config, out: Path) -> None:
         extremes=_extremes(found),
         shift=found.shift,
         shifted=_shifted(found),
-        augment=config.augment if isinstance(config.augment, str) else "custom",
-        augmentations=gallery.augmentations(data, config, AUGMENTED),
+        augmentations=[
+            (_augment_name(each), gallery.augmentations(data, each, AUGMENTED)) for each in recipes_of(config)
+        ],
         contact_sheets=gallery.contact_sheets(data, config.seed),
     )
     for finding in findings:
         say(finding.what + (f"\n  → {finding.remedy}" if finding.remedy else ""))
     say(f"page with images: {out}")
+
+
+def _augment_name(config: Config) -> str:
+    """What to call a config's augmentation."""
+    name = config.augment if isinstance(config.augment, str) else "custom"
+    return name if config.recipe == "auto" else f"{name} (recipe {config.recipe})"
 
 
 def _write_groups(found: Survey, path: Path) -> Path | None:

@@ -47,6 +47,8 @@ def _convolve(
     if not is_depthwise or dtype == torch.float32 or isinstance(padding, str) or dilation not in (1, (1, 1)):
         return functional.conv2d(images, kernels, bias, stride, padding, dilation, groups)
     stride, padding = ((value, value) if isinstance(value, int) else tuple(value) for value in (stride, padding))
+    if any(pad >= side for pad, side in zip(padding, kernels.shape[2:], strict=True)):
+        return functional.conv2d(images, kernels, bias, stride, padding, dilation, groups)
     result: Tensor = DepthwiseConvolution.apply(images.to(dtype), kernels.to(dtype), stride, padding)
     return result if bias is None else result + bias.to(dtype).view(-1, 1, 1)
 

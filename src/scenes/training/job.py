@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from scenes.config import Config, TrainConfig
+from scenes.config_file import recipes_of
 from scenes.console import UserError, say
 from scenes.data.augment import AugmentedImages, compose
 from scenes.data.batches import EvalBatch, EvalImages, Schedule, eval_loader
@@ -29,7 +30,7 @@ from scenes.training import recipe
 from scenes.training.distributed import Processes
 from scenes.training.features import body_features
 from scenes.training.recipe import body_is_frozen
-from scenes.training.transfer import choose_recipe, recipes_of
+from scenes.training.recipe_choice import choose_recipe
 
 CPU_CROPS = "the CPU makes them from here on; their pixels differ by a grey level, so the weights differ in some digits"
 
@@ -277,6 +278,8 @@ def prepare(config: Config, folds: Sequence[int]) -> Job:
     _check_folds(config, data, folds)
     job = Job(config, data, pretrained_state(config), choose_device())
     job = replace(job, config=choose_recipe(config, data, (lambda: job.features) if job.pretrained else None))
+    if job.device.type == "cuda":
+        torch.cuda.empty_cache()  # where to crop follows from the free memory
     _check_model(job)
     if job.trains_on_features or where_to_crop(data.training_images.shapes, job.config.augment, job.device)[0] == "cpu":
         return job

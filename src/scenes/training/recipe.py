@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_swa_avg_fn
 
 from scenes.config import Stages, TrainConfig
 from scenes.data.batches import Schedule
@@ -155,7 +155,10 @@ def make_optimizer(model: Classifier, train: TrainConfig) -> torch.optim.Optimiz
 
 def make_average(model: Classifier, train: TrainConfig) -> AveragedModel | None:
     """Makes the mean of the weights after the last epochs (LAWA, arXiv:2209.14981); None if the last one's count."""
-    return AveragedModel(model, use_buffers=True) if train.average_epochs > 1 else None
+    if train.average_epochs == 1:
+        return None
+    # Not torch's default for parameters on a GPU, which cannot average the integers among the buffers.
+    return AveragedModel(model, avg_fn=get_swa_avg_fn(), use_buffers=True)
 
 
 def class_weights(train: TrainConfig, targets: np.ndarray, classes: int) -> torch.Tensor | None:

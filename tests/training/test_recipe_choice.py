@@ -51,7 +51,7 @@ def test_settings_of_the_command_line_win(experiment: Path) -> None:
 
 def test_a_run_keeps_its_recipe(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit("--folds=0")
-    assert chosen().recipe == "far"  # without pretrained weights nothing is near
+    assert chosen().recipe == "far"  # without pretrained weights none is near
     run = Run(Path("runs/tiny"))
     text = run.config_file.read_text()
     run.config_file.write_text(text.replace("recipe: far", "recipe: near").replace("augment: medium", "augment: light"))
@@ -64,7 +64,10 @@ def test_a_run_keeps_its_recipe(experiment: Path, capsys: pytest.CaptureFixture[
     ("settings", "message"),
     [
         ("{train.epoch: 3}", "train.epochs"),
-        ("{train: {epochs: 3}}", "train"),
+        ("{train: {epochs: 3}}", "in one word"),
+        ("{augment.medium: true}", "augment"),
+        ("{model.name: vgg16}", "nothing that a recipe may change"),
+        ("{train.batch_size: 8}", "nothing that a recipe may change"),
         ("{train.epochs: many}", "train.epochs"),
         ("{far: 3}", "far"),
     ],
@@ -82,3 +85,16 @@ def test_a_recipe_replaces_both(tmp_path: Path) -> None:
     assert (near.train.lr, near.train.trainable_stages) == (1e-3, 3)
     assert with_recipe(config, "far").train.lr == 2e-3
     assert load_config(tmp_path / "a.yaml", ["near={}", "far={}"]).near == {}
+
+
+def test_a_mistake_is_shown_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("seed: 1\nfar:\n  train.lr: 1e-3\n  train.epochs: many\n")
+    with pytest.raises(UserError, match="line 4"):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_rows_that_are_all_trained_on_leave_nothing_to_tell_by(experiment: Path) -> None:
+    table = pd.read_csv("input/train.csv").groupby("label").head(1)
+    table.to_csv("input/train.csv", index=False)
+    fit(*WEIGHTS[:2], "--folds=full")
+    assert chosen().recipe == "far"

@@ -10,19 +10,14 @@ import numpy as np
 from scenes.competition.metric import metric_named
 from scenes.competition.task import predictions_of
 from scenes.config import Config
-from scenes.config_file import RECIPES, with_recipe
+from scenes.config_file import with_recipe
 from scenes.console import say
 from scenes.data.dataset import Dataset
 from scenes.inference.calibration import FITS
 from scenes.randomness import key
 from scenes.runs import RUNS, Run
 
-NEAR = 0.8  # the share that is explained: scenes 0.85, plant seedlings 0.75
-
-
-def recipes_of(config: Config) -> list[Config]:
-    """The configs that a config may become: itself, or one for each recipe."""
-    return [with_recipe(config, recipe) for recipe in RECIPES] if config.near or config.far else [config]
+NEAR = 0.8  # the share that is explained, on scenes 0.85, on plant seedlings 0.75
 
 
 def choose_recipe(config: Config, data: Dataset, features: Callable[[], np.ndarray] | None) -> Config:
@@ -43,22 +38,26 @@ def choose_recipe(config: Config, data: Dataset, features: Callable[[], np.ndarr
     run = Run(RUNS / config.name)
     if recipe == "auto" and run.config_file.exists():
         recipe = run.load_config().recipe
-    if recipe == "auto" and features is None:
-        recipe = "far"
-        say("recipe: far (without pretrained weights)")
-    elif recipe == "auto" and features:
-        share = _explained(config, data, features())
-        recipe = "near" if share >= NEAR else "far"
-        say(f"recipe: {recipe} (a linear probe explains {share:.2f} of the labels; from {NEAR} on they are near)")
-    else:
-        say(f"recipe: {recipe}")
+    why = "as set, or as the run began"
+    if recipe == "auto":
+        share = _explained(config, data, features()) if features else None
+        recipe = "near" if share is not None and share >= NEAR else "far"
+        why = "no linear probe of pretrained weights can tell"
+        if share is not None:
+            why = f"a linear probe explains {share:.3f} of the labels; images count as near from {NEAR} on"
+    say(f"recipe: {recipe} ({why})")
     return with_recipe(config, recipe)
 
 
-def _explained(config: Config, data: Dataset, features: np.ndarray) -> float:
-    """The share of the first fold's held-out loss that a linear probe takes away from that of constant predictions."""
+def _explained(config: Config, data: Dataset, features: np.ndarray) -> float | None:
+    """The share of a fold's held-out loss that a linear probe takes away from that of constant predictions.
+
+    None if no fold holds out a row.
+    """
     task = data.task
-    fitted, held = next(rows for rows in map(data.rows, range(config.data.folds)) if len(rows[1]))
+    fitted, held = next((rows for rows in map(data.rows, range(config.data.folds)) if len(rows[1])), (None, None))
+    if fitted is None or held is None:
+        return None
     head = task.fit_head(features[fitted], data.targets[fitted], key("recipe", config.seed))
     metric = metric_named("rmse" if task.kind == "number" else "log_loss", task)
 
