@@ -5,6 +5,7 @@ import json
 import math
 import os
 import runpy
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -183,3 +184,22 @@ def test_the_walkthrough_finds_its_commands_and_pictures(load: Any) -> None:
     named += [f"docs/{picture['file']}" for picture in walkthrough.PICTURE.finditer(text)]
     assert [name for name in named if not (walkthrough.ROOT / name).is_file()] == []
     assert text.count("](walkthrough/") == len(walkthrough.PICTURE.findall(text)) >= 3
+
+
+def test_the_score_table_has_a_row_for_each_run_of_a_shipped_config(
+    load: Any, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benchmark = load("accuracy")
+    monkeypatch.setattr(benchmark, "ROOT", finished)
+    Path("configs").mkdir()
+    for name in ("tiny", "other"):
+        Path(f"configs/{name}.yaml").touch()
+    for name in ("plants.v2.tiny", "mine"):
+        shutil.copytree("runs/tiny", f"runs/{name}")
+    lines = benchmark.table().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "`tiny`" in line]
+    assert [row[:2] for row in rows] == [["plants.v2", "`tiny`"], ["scenes", "`tiny`"]]
+    metrics = json.loads(Path("runs/tiny/metrics.json").read_text())
+    assert rows[0][3:6] == [f"{metrics['log_loss']:.4f}", f"{metrics['calibration']['ece_after']:.4f}", "96"]
+    assert lines[-1] == "Not measured yet: `other`."
+    assert len(lines) == 6
