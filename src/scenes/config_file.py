@@ -101,8 +101,7 @@ def validate(values: Mapping[str, Any], source: str, places: Mapping[str, str] |
     """
     try:
         config = Config.model_validate(values)
-        for recipe in RECIPES if config.near or config.far else ():
-            with_recipe(config, recipe, places)
+        recipes_of(config, places)  # which finds the mistakes in them
         return config
     except ValidationError as error:
         problems: dict[str, list[Problem]] = {}
@@ -151,13 +150,15 @@ def with_recipe(config: Config, recipe: str, places: Mapping[str, str] | None = 
     raise_problems(problems, "The config cannot be used")
     values["train"] |= {key.removeprefix("train."): value for key, value in settings.items() if key != "augment"}
     values |= {"augment": settings.get("augment", values["augment"]), "recipe": recipe, "near": {}, "far": {}}
-    inner = {key.removeprefix(f"{recipe}."): where for key, where in (places or {}).items() if key.startswith(recipe)}
+    inner = {
+        key.removeprefix(f"{recipe}."): where for key, where in (places or {}).items() if key.startswith(f"{recipe}.")
+    }
     return validate(values, f"{config.name}: {recipe}", inner)
 
 
-def recipes_of(config: Config) -> list[Config]:
-    """The configs that a config may become: itself, or one for each recipe."""
-    return [with_recipe(config, recipe) for recipe in RECIPES] if config.near or config.far else [config]
+def recipes_of(config: Config, places: Mapping[str, str] | None = None) -> list[Config]:
+    """The configs that a config may become: itself, or one for each recipe; arguments as `with_recipe`'s."""
+    return [with_recipe(config, recipe, places) for recipe in RECIPES] if config.near or config.far else [config]
 
 
 def _is_of_a_recipe(key: str) -> bool:

@@ -13,7 +13,7 @@ from scenes.console import UserError
 from scenes.runs import Run
 from tiny import fit
 
-RECIPES = ["near={train.epochs: 1, train.lr: 1e-3}", "far={train.epochs: 2, augment: medium}"]
+RECIPES = "near: {train.epochs: 1, train.lr: 1e-3}\nfar: {train.epochs: 2, augment: medium}\n"
 WEIGHTS = ["model.name=tf_efficientnet_lite0.in1k", "model.weights=local", "--folds=0"]
 TINY_EPOCHS = 2
 COLOURS = [(0, 0, 0), (200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0), (200, 200, 200)]  # by label
@@ -26,7 +26,7 @@ def chosen(name: str = "tiny") -> Config:
 @pytest.fixture
 def experiment(workspace: Path) -> Path:
     """tiny.yaml with both recipes."""
-    (workspace / "tiny.yaml").write_text("\n".join(line.replace("=", ": ", 1) for line in RECIPES))
+    (workspace / "tiny.yaml").write_text(RECIPES)
     return workspace
 
 

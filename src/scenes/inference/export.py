@@ -241,9 +241,8 @@ def _compare(
     sides = {view.canvas(size) for view in chosen.views}
     some = [resize(image, size) for image in images[:ALTERED]]
     altered = [image[: size - size // 4] for image in some] + [resize(image, size + size // 3) for image in some]
-    is_resized = [len(sides) > 1 or {*image.shape[:2]} != sides for image in images]
-    strict = [image for image, resizes in zip(images, is_resized, strict=True) if not resizes]
-    resized = [image for image, resizes in zip(images, is_resized, strict=True) if resizes] + altered
+    strict = [image for image in images if len(sides) == 1 and {*image.shape[:2]} == sides]
+    resized = [image for image in images if len(sides) > 1 or {*image.shape[:2]} != sides] + altered
     rows = []
     for name, compared in (("of the size", strict), ("resized", resized)):
         if not compared:
