@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -163,11 +164,28 @@ def test_albumentations_is_kept_from_the_network(monkeypatch: pytest.MonkeyPatch
 
 
 def test_timm_can_be_imported_after_torchvision() -> None:
-    environment.import_torchvision()
-    environment.import_torchvision()  # the second time nothing is left to do
+    environment.import_timm()
+    environment.import_timm()  # the second time nothing is left to do
     import timm
 
     assert timm.list_models("resnet18")
+
+
+def test_the_backbones_are_imported_without_the_compiler_and_leave_it_as_it_is() -> None:
+    code = """
+        import sys
+        import scenes.model.backbone
+        assert "torch._dynamo" not in sys.modules
+        import timm, torch
+        from timm.models import naflexvit
+        assert torch.compiler.disable.__module__ == "torch.compiler"
+        assert naflexvit.disable_compiler(lambda number: number + 1)(1) == 2
+        from torch._dynamo.utils import is_compile_supported
+        from torchvision.ops import roi_align
+        assert roi_align.__globals__["is_compile_supported"]("cpu") == is_compile_supported("cpu")
+    """
+    variables = {**os.environ, "PYTHONPATH": str(environment.ROOT / "src")}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, env=variables)
 
 
 def test_describe_can_be_written_as_json() -> None:

@@ -6,14 +6,18 @@ Runs before anything is installed, so importing it needs only the standard libra
 from __future__ import annotations  # for `X | Y` under Python 3.9
 
 import contextlib
-import importlib
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from functools import wraps
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDED = (
@@ -34,6 +38,7 @@ RECORDED = (
     *("numpy", "pandas", "scikit-learn", "safetensors", "pydantic", "pillow"),
 )
 REEXECUTED = "SCENES_REEXECUTED"
+DYNAMO = "torch._dynamo.utils"
 
 
 def unsatisfied(extra: str = "", pyproject: Path = ROOT / "pyproject.toml") -> list[str]:
@@ -52,7 +57,7 @@ def unsatisfied(extra: str = "", pyproject: Path = ROOT / "pyproject.toml") -> l
         return [f"Python 3.11 or newer: found {platform.python_version()}"]
     for module in ("packaging.requirements", "pip._vendor.packaging.requirements"):
         try:
-            parse = importlib.import_module(module).Requirement
+            parse = import_module(module).Requirement
             break
         except ImportError:
             continue
@@ -124,8 +129,8 @@ def ensure_environment() -> None:
 _stand_ins: list[object] = []  # torch forgets an operator when the library that defined it is collected
 
 
-def import_torchvision() -> None:
-    """Imports torchvision, even if it is a CUDA build beside a CPU-only torch; call it before `import timm`.
+def import_timm() -> None:
+    """Imports timm and torchvision, even if that is a CUDA build beside a CPU-only torch; call it before `import timm`.
 
     That combination fails to import because compiled operators are missing, which this project never calls. They are
     declared without an implementation, and the import is retried.
@@ -133,22 +138,53 @@ def import_torchvision() -> None:
     Raises:
         RuntimeError: If torchvision fails for any other reason.
     """
-    try:
-        import torchvision  # noqa: F401
+    with _compiler_put_off():
+        try:
+            import_module("torchvision")
+        except RuntimeError as error:
+            if "torchvision::nms" not in str(error):
+                raise
+            _declare_missing_operators()
+            for module in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+                del sys.modules[module]  # half imported
+            import_module("torchvision")
+        import_module("timm")
 
-        return
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
+
+def _declare_missing_operators() -> None:
     import torch
 
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _stand_ins.append(library)
-    for module in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[module]  # half imported
-    importlib.import_module("torchvision")
+
+
+@contextlib.contextmanager
+def _compiler_put_off() -> Iterator[None]:
+    """While entered, what is imported from torch's compiler is a function that imports the compiler when it is called.
+
+    torchvision and timm import it for a few functions of theirs, and that takes as long as the rest of torch.
+    """
+    import torch
+
+    if DYNAMO in sys.modules:
+        yield
+        return
+    disable = torch.compiler.disable
+    stand_in = ModuleType(DYNAMO)
+    vars(stand_in)["is_compile_supported"] = lambda device: import_module(DYNAMO).is_compile_supported(device)
+
+    def disable_later(function: Callable[..., Any]) -> Callable[..., Any]:
+        return wraps(function)(lambda *args, **kwargs: disable(function)(*args, **kwargs))
+
+    sys.modules[DYNAMO] = stand_in
+    torch.compiler.disable = disable_later
+    try:
+        yield
+    finally:
+        del sys.modules[DYNAMO]
+        torch.compiler.disable = disable
 
 
 def usable_cores() -> int:

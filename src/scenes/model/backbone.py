@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from scenes.competition.task import Task, class_task
 from scenes.config import ModelConfig
 from scenes.console import UserError
-from scenes.environment import import_torchvision
+from scenes.environment import import_timm
 from scenes.model.simple_cnn import SimpleCNN
 
-import_torchvision()
+import_timm()
 import timm  # noqa: E402 - needs a torchvision that imports
 from timm.models import group_parameters  # noqa: E402
 
