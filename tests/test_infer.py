@@ -15,6 +15,7 @@ from scenes.console import UserError
 from scenes.inference.models import chosen_ensemble
 from scenes.inference.views import views_of
 from scenes.runs import Run
+from tiny import fit
 
 
 def read(path: str) -> pd.DataFrame:
@@ -58,6 +59,18 @@ def test_another_order_of_test_rows_gives_the_same_predictions_in_that_order(fin
     first, second = read("a.csv").set_index("image_name"), read("b.csv").set_index("image_name")
     assert second.index.tolist() == test["image_name"].tolist()
     assert second["label"].tolist() == first.loc[second.index, "label"].tolist()
+
+
+def test_an_image_is_predicted_as_it_was_when_held_out(workspace: Path) -> None:
+    sizes = ("image_size=48", "infer.image_size=24")  # what is kept of an image follows from the larger one
+    fit("--folds=0", *sizes, "train.epochs=1", "infer.tta=none")
+    held = pd.read_csv("runs/tiny/oof.csv", dtype={"image_name": str})
+    held[["image_name"]].to_csv("input/test.csv", index=False)
+    Path("input/sample_submission.csv").unlink()
+    infer.main([])
+    found = pd.read_csv("submissions/tiny_probabilities.csv", dtype={"image_name": str})
+    assert found["image_name"].tolist() == held["image_name"].tolist()
+    np.testing.assert_allclose(found[list("012345")], held[list("012345")], atol=1e-6)
 
 
 def test_a_run_keeps_the_views_that_it_was_scored_under(finished: Path) -> None:

@@ -155,7 +155,7 @@ def _training_images(config: Config) -> list[np.ndarray]:
     images = []
     for row in chosen:
         try:
-            short_side = kept_short_side(config.predict_size)
+            short_side = kept_short_side(config.largest_size)
             images.append(decode(table.paths[row], short_side, config.data.pixel_range).pixels)
         except BadImageError:
             continue

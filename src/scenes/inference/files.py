@@ -152,7 +152,7 @@ def decode_batches(paths: Iterable[Path], config: Config) -> Iterator[list[Resul
         The files of each batch, with their pixels, RGB, uint8, shape (h, w, 3), or why there are none.
     """
     named, files = tee(paths)
-    short_side, batch_size = kept_short_side(config.predict_size), config.infer.batch_size
+    short_side, batch_size = kept_short_side(config.largest_size), config.infer.batch_size
     decoded = decode_all(files, short_side, config.data.pixel_range, ahead=BATCHES_AHEAD * batch_size)
     results = zip(named, decoded, strict=True)
     while batch := list(islice(results, batch_size)):

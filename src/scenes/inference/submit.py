@@ -94,11 +94,11 @@ def read_inputs(config: Config, task: Task) -> Inputs:
     problems += form_problems
     bad: dict[int, str] = {}
     if use_prior:
-        images, bad = read_good_images(table, config.predict_size, config.data, "test")
+        images, bad = read_good_images(table, config.largest_size, config.data, "test")
         if images is None:
             problems.append(Problem(str(table.file), "no row has an image that can be read", "check data.image_dir"))
     else:
-        images, image_problems = read_images(table, config.predict_size, config.data, "test")
+        images, image_problems = read_images(table, config.largest_size, config.data, "test")
         problems += image_problems
     raise_problems(problems)
     assert images is not None

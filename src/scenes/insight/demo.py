@@ -65,7 +65,7 @@ class Demo:
         """
         size = self.config.predict_size
         try:
-            image = decode(file, kept_short_side(size), self.config.data.pixel_range).pixels
+            image = decode(file, kept_short_side(self.config.largest_size), self.config.data.pixel_range).pixels
         except BadImageError as error:
             return {"name": file.name, "problem": f"cannot be read as an image ({error})"}
         model = self.models[0]
