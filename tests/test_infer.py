@@ -61,9 +61,15 @@ def test_another_order_of_test_rows_gives_the_same_predictions_in_that_order(fin
     assert second["label"].tolist() == first.loc[second.index, "label"].tolist()
 
 
-def test_an_image_is_predicted_as_it_was_when_held_out(workspace: Path) -> None:
-    sizes = ("image_size=48", "infer.image_size=24")  # what is kept of an image follows from the larger one
-    fit("--folds=0", *sizes, "train.epochs=1", "infer.tta=none")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["image_size=48", "infer.image_size=24"],  # what is kept of an image follows from the larger one
+        ["augment=none", "train.trainable_stages=0", "train.linear_probe=false"],  # held out: predicted from features
+    ],
+)
+def test_an_image_is_predicted_as_it_was_when_held_out(settings: list[str], workspace: Path) -> None:
+    fit("--folds=0", *settings, "train.epochs=1", "infer.tta=hflip")
     held = pd.read_csv("runs/tiny/oof.csv", dtype={"image_name": str})
     held[["image_name"]].to_csv("input/test.csv", index=False)
     Path("input/sample_submission.csv").unlink()

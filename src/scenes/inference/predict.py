@@ -82,11 +82,11 @@ def predict(
     if meter:
         meter.close()
     predictions = torch.cat(done, 2).numpy()
-    _check_finite(predictions, models, views, rows, names, precision)
+    check_finite(predictions, models, views, rows, names, precision)
     return predictions
 
 
-def _check_finite(
+def check_finite(
     predictions: np.ndarray,
     models: Sequence[Classifier],
     views: Sequence[View],
@@ -94,6 +94,11 @@ def _check_finite(
     names: Sequence[object] | None,
     precision: str,
 ) -> None:
+    """Checks predictions of shape (models, views, n, outputs); the arguments are those of `predict`.
+
+    Raises:
+        NotFiniteError: As in `predict`.
+    """
     is_bad = ~np.isfinite(predictions).all(-1)
     if not is_bad.any():
         return

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from scenes.competition.metric import metric_named
-from scenes.inference.predict import predict_as_configured
+from scenes.inference.predict import check_finite, predict_as_configured
 from scenes.inference.views import PLAIN, View
 from scenes.model.backbone import Classifier
 from scenes.training.checkpoint import State
@@ -16,19 +16,41 @@ from scenes.training.job import Fold
 
 def validate(fold: Fold, state: State) -> dict[str, float]:
     """Scores the held-out rows under the plain view."""
-    model, job = state.validated, fold.job
-    if job.trains_on_features:
-        with torch.inference_mode():
-            features = torch.from_numpy(job.features[fold.held_rows]).to(job.device)
-            return scores(fold, model.eval().predictions(features).cpu().numpy())
+    model = state.validated
+    if fold.job.trains_on_features:
+        return scores(fold, _predict_from_features(fold, model))
     return scores(fold, predict_held_rows(fold, model, [PLAIN])[0])
 
 
 def predict_held_rows(fold: Fold, model: Classifier, views: Sequence[View]) -> np.ndarray:
-    """Predicts the held-out rows, each in one of the processes: float32, shape (views, n, outputs)."""
+    """Predicts the held-out rows: float32, shape (views, n, outputs).
+
+    The plain view of a frozen body is predicted from the features that training used, if they are of the same size.
+    """
+    config = fold.job.config
+    if PLAIN not in views or not fold.job.trains_on_features or config.predict_size != config.image_size:
+        return _predict_images(fold, model, views)
+    others = [view for view in views if view != PLAIN]
+    predicted = dict(zip(others, _predict_images(fold, model, others), strict=True)) if others else {}
+    predicted[PLAIN] = _predict_from_features(fold, model)
+    return np.stack([predicted[view] for view in views])
+
+
+def _predict_from_features(fold: Fold, model: Classifier) -> np.ndarray:
+    job = fold.job
+    features = torch.from_numpy(job.features[fold.held_rows]).to(job.device)
+    with torch.inference_mode():
+        predictions: np.ndarray = model.eval().predictions(features).cpu().numpy()
+    names, precision = job.data.table.names, job.predict_precision
+    check_finite(predictions[None, None], [model], [PLAIN], fold.held_rows, names, precision)
+    return predictions
+
+
+def _predict_images(fold: Fold, model: Classifier, views: Sequence[View]) -> np.ndarray:
+    """Predicts each row in one of the processes."""
     job, processes = fold.job, fold.processes
     processes.copy_main_(model.buffers())  # running statistics that are learnt differ
-    label = f"predicting {fold.name}" if len(views) > 1 else ""
+    label = f"predicting {fold.name}" if list(views) != [PLAIN] else ""
     rows, config, data = fold.own_held_rows, job.config, job.data
     own = None
     if len(rows):
