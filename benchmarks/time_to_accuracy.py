@@ -18,6 +18,8 @@ and "not reached" where half of the folds or more did not; such a peer is listed
 A peer with several learning rates uses the one with the best last accuracy on the first fold; the search is not timed.
 
 fastai: pip install --no-deps --target .cache/peers -r benchmarks/requirements.txt (skipped where it is not installed).
+--against CHECKOUT measures this project's arms with another checkout of it too.
+
 A finished trial is kept in runs/benchmarks/time_to_accuracy/ and not repeated, so an interrupted benchmark resumes.
 Delete the folder to measure again.
 """
@@ -60,8 +62,9 @@ class Ours(NamedTuple):
     """A config of this project, with settings."""
 
     label: str
-    config: Path
+    config: str
     settings: tuple[str, ...] = ()
+    root: Path = ROOT  # of the checkout
 
 
 class Peer(NamedTuple):
@@ -77,10 +80,10 @@ class Peer(NamedTuple):
 
 Arm = Ours | Peer
 OURS = {
-    "probe": Ours("this project, the probe", ROOT / "configs/effnet_lite0_probe.yaml"),
-    "one-epoch": Ours("this project, 1 epoch", ROOT / "configs/effnet_lite0.yaml", ("train.epochs=1",)),
-    "three-epochs": Ours("this project, 3 epochs", ROOT / "configs/effnet_lite0.yaml", ("train.epochs=3",)),
-    "five-epochs": Ours("this project, 5 epochs", ROOT / "configs/effnet_lite0.yaml"),
+    "probe": Ours("this project, the probe", "configs/effnet_lite0_probe.yaml"),
+    "one-epoch": Ours("this project, 1 epoch", "configs/effnet_lite0.yaml", ("train.epochs=1",)),
+    "three-epochs": Ours("this project, 3 epochs", "configs/effnet_lite0.yaml", ("train.epochs=3",)),
+    "five-epochs": Ours("this project, 5 epochs", "configs/effnet_lite0.yaml"),
 }
 PEERS = {
     "plain-loop": Peer("plain PyTorch loop", "plain_loop.py", (1e-3,)),
@@ -108,8 +111,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--peer-folds", help="folds of the peers, which take over an hour; by default the same")
     parser.add_argument("--only", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
     parser.add_argument("--epochs", type=int, default=2, help="epochs of each peer")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="another checkout, to compare with")
     add_settings_option(parser, "settings of all arms, e.g. data.root=DIR")
     arguments = parser.parse_args(argv)
+    arms = chosen_arms(arguments.only, arguments.against)
     root = load_config(ROOT / "configs/effnet_lite0.yaml", arguments.set).data.root.resolve()
     settings = [*arguments.set, f"data.root={root}"]  # trials run in folders of their own
     config = load_config(ROOT / "configs/effnet_lite0.yaml", ["recipe=near", *settings])
@@ -117,8 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     peer_folds = parse_folds(arguments.peer_folds or arguments.folds, config.data.folds)
     results: dict[str, list[list[Point]]] = {}
     labels = {}
-    for name in arguments.only:
-        arm = ARMS[name]
+    for name, arm in arms.items():
         if isinstance(arm, Peer) and "fastai" in arm.script and not has_fastai():
             say(f"{arm.label}: skipped because fastai is not installed; see benchmarks/requirements.txt")
             continue
@@ -136,16 +140,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"`{given}`: seconds since the process began, median over n = {len(folds)} "
         f"folds, {len(peer_folds)} of a peer (range); peers train {arguments.epochs} epochs or as named. {hardware()}."
     )
-    text = "\n".join([about, "", *table(results, labels), "", *comparison(results)]).rstrip()
+    text = "\n".join([about, "", *table(results, labels), "", *comparison(results, arms)]).rstrip()
     write_section("time to accuracy", "Time to accuracy", text)
+
+
+def chosen_arms(names: Sequence[str], against: Path | None) -> dict[str, Arm]:
+    """The arms by name, and after them this project's with another checkout of it, if there is one."""
+    arms = {name: ARMS[name] for name in names}
+    own = {name: arm for name, arm in arms.items() if isinstance(arm, Ours)}
+    if against:
+        for name, arm in own.items():
+            arms[f"before-{name}"] = arm._replace(label=f"before: {arm.label}", root=against.resolve())
+    return arms
 
 
 def ours(arm: Ours, settings: list[str], fold: int) -> list[Point]:
     """Trains one fold with src/train.py."""
-    asked = [str(arm.config.relative_to(ROOT)), *arm.settings, *settings, f"fold {fold}"]
+    asked = [arm.config, *arm.settings, *settings, f"fold {fold}"] + [str(arm.root)] * (arm.root != ROOT)
 
     def measure(scratch: Path) -> list[Point]:
-        command = [sys.executable, str(ROOT / "src/train.py"), str(arm.config), "--folds", str(fold), "--set"]
+        command = [sys.executable, *(str(arm.root / file) for file in ("src/train.py", arm.config))]
+        command += ["--folds", str(fold), "--set"]
         command += [*settings, *arm.settings, "name=trial", "report=false"]
         started, times = time.time(), []
         with subprocess.Popen(command, cwd=scratch, stdout=subprocess.PIPE, text=True) as process:
@@ -161,7 +176,7 @@ def ours(arm: Ours, settings: list[str], fold: int) -> list[Point]:
             times[-1] = time.time() - started
         return [Point(*pair) for pair in zip(times, history["val_accuracy"].tolist(), strict=True)]
 
-    return kept(f"{arm.config.stem}-fold{fold}", asked, measure)
+    return kept(f"{Path(arm.config).stem}-fold{fold}", asked, measure)
 
 
 def peer(arm: Peer, config: Config, inputs: Path, fold: int, epochs: int, rate: float) -> list[Point]:
@@ -256,17 +271,21 @@ def seconds(times: Sequence[float]) -> str:
     return f"{text} ({min(reached):.0f} to {max(reached):.0f}{share})"
 
 
-def comparison(results: Mapping[str, list[list[Point]]]) -> list[str]:
-    """How many times as long as this project's quickest arm each peer takes, by median."""
+def comparison(results: Mapping[str, list[list[Point]]], arms: Mapping[str, Arm]) -> list[str]:
+    """How many times as long as this project's quickest arm each peer, and its own former self, takes, by median."""
     lines = []
-    peers = [name for name in results if isinstance(ARMS[name], Peer)]
+    before = [name for name, arm in arms.items() if isinstance(arm, Ours) and arm.root != ROOT]
+    others = [name for name in results if isinstance(arms[name], Peer) or name in before]
+    own = [name for name in results if name not in others]
     for level in LEVELS:
         medians = {name: statistics.median(time_to(level, fold) for fold in folds) for name, folds in results.items()}
-        best = min((medians[name] for name in results if isinstance(ARMS[name], Ours)), default=math.inf)
-        if math.isfinite(best) and peers:
-            others = ", ".join(f"{ARMS[name].label} {multiple(medians[name], results[name], best)}" for name in peers)
-            lines.append(f"- {level:.2f}: {best:.0f} s; {others}")
-    return ["The quickest arm of this project, and the peers' times as multiples of it:", "", *lines] if lines else []
+        best = min((medians[name] for name in own), default=math.inf)
+        if math.isfinite(best) and others:
+            multiples = ", ".join(
+                f"{arms[name].label} {multiple(medians[name], results[name], best)}" for name in others
+            )
+            lines.append(f"- {level:.2f}: {best:.0f} s; {multiples}")
+    return ["This project's quickest arm, and the others' times as multiples of it:", "", *lines] if lines else []
 
 
 def multiple(median: float, folds: Sequence[Sequence[Point]], best: float) -> str:
