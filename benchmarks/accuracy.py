@@ -4,7 +4,7 @@
 
 --set gives what belongs to the competition, such as data.root and metric; all else is as the config ships. The run is
 runs/NAME, or runs/COMPETITION.NAME of another competition than scenes. A finished run is not trained again. The table
-has a row for each such run that is there.
+has a row for each such run of classes that is there.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- scores -->", "<!-- /scores -->"
-FIRST = "scenes"
+FIRST, SAMPLE = "scenes", "sample"
 HEADER = """\
 | competition | config | accuracy ± s.e. | log loss | ECE | n | folds | minutes a fold | commit | hardware |
 |---|---|---|---|---|---|---|---|---|---|"""
@@ -50,10 +50,10 @@ def table() -> str:
     measured: list[tuple[str, float, str]] = []
     for file in (ROOT / "runs").glob("*/metrics.json"):
         *competition, config = file.parent.name.rsplit(".", 1)
-        if config in configs:
-            metrics = json.loads(file.read_text())
+        metrics = json.loads(file.read_text())
+        if config in configs and metrics["task"]["kind"] == "classes":
             environment = json.loads((file.parent / "environment.json").read_text())
-            name = competition[0] if competition else FIRST
+            name = competition[0] if competition else SAMPLE if config == "quickstart" else FIRST
             measured.append((name, metrics["accuracy"], row(name, config, metrics, environment)))
     waiting = sorted(configs - {line.split("`")[1] for _, _, line in measured})
     note = "Not measured yet: " + ", ".join(f"`{name}`" for name in waiting) + "." if waiting else ""

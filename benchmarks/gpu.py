@@ -28,9 +28,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from scenes.environment import describe, import_torchvision  # noqa: E402
+from scenes.environment import describe, import_timm  # noqa: E402
 
-import_torchvision()
+import_timm()
 
 import gpu_checks  # noqa: E402
 import gpu_speed  # noqa: E402

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from scenes.inference.blend import evaluate_blend, read_members, submit_blend
     from scenes.runs import Run
 
-    members = read_members([Run(folder) for folder in arguments.runs])
+    members = read_members([Run(folder) for folder in arguments.runs], arguments.set)
     ensemble = evaluate_blend(members)
     config = members.runs[0].load_config(arguments.set)
     if test_source(config.data):

@@ -106,6 +106,23 @@ def test_a_blend_that_is_worse_than_a_member_says_so(two_runs: Path, capsys: pyt
     assert "no gain: tiny alone" in capsys.readouterr().out
 
 
+def test_members_are_scored_by_what_they_decide(two_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("tiny", "other"):
+        change_oof(name, towards_the_middle)
+    members = read_members([Run(Path("runs/tiny")), Run(Path("runs/other"))], ["metric=quadratic_kappa"])
+    evaluate_blend(members)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    scores = {line[0]: line[line.index("±") - 1] for line in lines if "±" in line and line[0] in ("tiny", "plain")}
+    assert scores["tiny"] == scores["plain"]  # of two equal members
+
+
+def towards_the_middle(oof: pd.DataFrame) -> pd.DataFrame:
+    """Most probable are the middle grades, so that kappa needs thresholds."""
+    truth = oof["label"].astype(int).to_numpy()
+    oof.iloc[:, 3:] = 0.2 * np.eye(6)[truth] + np.array([0.02, 0.02, 0.36, 0.36, 0.02, 0.02])
+    return oof
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -124,6 +141,15 @@ def test_runs_that_cannot_be_compared_are_refused(
     with pytest.raises(UserError, match=says):
         blend.main(["runs/tiny", "runs/other"])
     assert not Path("submissions").exists()
+
+
+def test_runs_with_different_metrics_need_to_be_told_which(two_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = Path("runs/other/config.yaml")
+    config.write_text(config.read_text().replace("metric: null", "metric: log_loss"))
+    with pytest.raises(UserError, match=r"runs/tiny is scored by accuracy, runs/other by log_loss"):
+        blend.main(["runs/tiny", "runs/other"])
+    blend.main(["runs/tiny", "runs/other", "--set", "metric=accuracy"])
+    assert "accuracy" in capsys.readouterr().out
 
 
 def test_one_run_is_no_blend(two_runs: Path) -> None:

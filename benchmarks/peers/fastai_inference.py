@@ -15,9 +15,9 @@ from pathlib import Path
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
-from scenes.environment import import_torchvision
+from scenes.environment import import_timm
 
-import_torchvision()  # else a CPU-only torch cannot import it
+import_timm()  # else a CPU-only torch cannot import it
 from fastai.vision.all import ImageDataLoaders, Normalize, Resize, aug_transforms, vision_learner  # noqa: E402
 
 

@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 from trial import make_parser, point, read_rows
 
-from scenes.environment import import_torchvision
+from scenes.environment import import_timm
 
-import_torchvision()  # else a CPU-only torch cannot import it
+import_timm()  # else a CPU-only torch cannot import it
 import timm  # noqa: E402
 from torchvision import transforms  # noqa: E402
 

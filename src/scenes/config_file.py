@@ -77,8 +77,11 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, An
         raise UserError(f"{path}: a config is made of `key: value` lines, this is a {type(values).__name__}")
     values.setdefault("name", path.stem)
     places = {key: f"{path}, line {line}" for key, line in lines.items()}
+    has_recipes = any(values.get(recipe) for recipe in RECIPES)
     for pair in overrides:
         key = _apply(values, pair)
+        if key == "recipe" and not has_recipes and values[key] != "auto":
+            raise UserError(f"--set {pair}: {path} has no recipes near and far to choose from; leave it out")
         for recipe in RECIPES:
             if isinstance(settings := values.get(recipe), dict) and key != recipe:
                 values[recipe] = {other: value for other, value in settings.items() if not _overlap(key, str(other))}
@@ -146,7 +149,7 @@ def with_recipe(config: Config, recipe: str, places: Mapping[str, str] | None = 
             remedy = "a recipe has augment and keys of train, in one word: `train.lr: 1e-3`"
             if near and not isinstance(settings[key], dict):
                 remedy = f"did you mean {near[0]!r}?"
-            problems.append(Problem(where, f"{recipe}: {key!r} is nothing that a recipe may change", remedy))
+            problems.append(Problem(where, f"{recipe}: {key!r} is not a setting that a recipe may change", remedy))
     raise_problems(problems, "The config cannot be used")
     values["train"] |= {key.removeprefix("train."): value for key, value in settings.items() if key != "augment"}
     values |= {"augment": settings.get("augment", values["augment"]), "recipe": recipe, "near": {}, "far": {}}

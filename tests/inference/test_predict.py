@@ -265,6 +265,8 @@ def test_views_follow_from_the_symmetry(symmetry: str, count: int) -> None:
     assert len(views_of(config)) == count
     scales = Config.model_validate({"name": "t", "symmetry": symmetry, "infer": {"tta": "multiscale"}})
     assert any(view.flip for view in views_of(scales)) == (symmetry != "none")
+    every = Config.model_validate({"name": "t", "symmetry": symmetry, "infer": {"tta": "all"}})
+    assert len(views_of(every)) == count
 
 
 @pytest.mark.parametrize(("symmetry", "count"), [("none", 1), ("mirror", 2), ("all", 8)])

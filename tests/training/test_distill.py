@@ -1,5 +1,6 @@
 """Soft targets: distill.py writes them, a student trains on them, wrong ones are refused."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -122,6 +123,28 @@ def test_soft_targets_that_are_wrong_are_refused(
 def test_soft_targets_that_cannot_be_used_are_refused(settings: list[str], taught: Path) -> None:
     with pytest.raises(UserError, match="soft_targets"):
         fit(*settings)
+
+
+def test_a_folder_is_no_place_for_soft_targets(finished: Path) -> None:
+    with pytest.raises(UserError, match="is a folder"):
+        distill.main(["runs/tiny", "--out", "runs/tiny"])
+    assert Path("runs/tiny/metrics.json").exists()
+
+
+def test_the_order_of_teachers_of_different_sizes_changes_nothing(finished: Path) -> None:
+    train.main(["tiny.yaml", "--set", *TINY, "name=small", "image_size=16", "train.epochs=1"])
+    distill.main(["runs/small", "runs/tiny", "--out", "a.csv"])
+    distill.main(["runs/tiny", "runs/small", "--out", "b.csv"])
+    pd.testing.assert_frame_equal(read(Path("a.csv")), read(Path("b.csv")), atol=1e-6)
+
+
+def test_a_damaged_test_image_is_named(finished: Path) -> None:
+    config = Path("runs/tiny/config.yaml")
+    config.write_text(re.sub(r"(?s)(infer:.*?on_bad_image:) error", r"\1 prior", config.read_text()))
+    name = pd.read_csv("input/test.csv", dtype=str)["image_name"][0]
+    Path("input/SceneImages", name).write_bytes(b"no image")
+    with pytest.raises(UserError, match=name):
+        distill.main(["runs/tiny"])
 
 
 def test_a_teacher_needs_all_folds_and_the_same_rows(finished: Path) -> None:

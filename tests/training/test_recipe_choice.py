@@ -49,6 +49,14 @@ def test_settings_of_the_command_line_win(experiment: Path) -> None:
     assert chosen().train.epochs == TINY_EPOCHS  # by TINY, which is given with --set
 
 
+def test_a_recipe_of_a_config_without_any_is_refused(tmp_path: Path) -> None:
+    plain = tmp_path / "plain.yaml"
+    plain.write_text("image_size: 32\n")
+    with pytest.raises(UserError, match="no recipes near and far"):
+        load_config(plain, ["recipe=far"])
+    assert load_config(plain, ["recipe=auto"]).recipe == "auto"
+
+
 def test_a_run_keeps_its_recipe(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit("--folds=0")
     assert chosen().recipe == "far"  # without pretrained weights none is near
@@ -66,8 +74,8 @@ def test_a_run_keeps_its_recipe(experiment: Path, capsys: pytest.CaptureFixture[
         ("{train.epoch: 3}", "train.epochs"),
         ("{train: {epochs: 3}}", "in one word"),
         ("{augment.medium: true}", "augment"),
-        ("{model.name: vgg16}", "nothing that a recipe may change"),
-        ("{train.batch_size: 8}", "nothing that a recipe may change"),
+        ("{model.name: vgg16}", "not a setting that a recipe may change"),
+        ("{train.batch_size: 8}", "not a setting that a recipe may change"),
         ("{train.epochs: many}", "train.epochs"),
         ("{far: 3}", "far"),
     ],

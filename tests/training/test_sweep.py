@@ -1,8 +1,10 @@
 """sweep.py end to end on the tiny competition: what it searches, how it resumes, what it refuses."""
 
 import errno
+import json
 import os
 import re
+import shutil
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +111,16 @@ def test_a_trial_that_was_cut_off_comes_first(
     after = capsys.readouterr().out
     assert begun in after  # the same values
     assert "trial 1 fold1" in after
+
+
+def test_a_trial_costs_the_mean_of_its_folds_as_they_are_scored_together(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # the trial's run stays
+    run(trials=1)
+    (metrics,) = (json.loads(file.read_text()) for file in Path("runs").glob("*trial-*/metrics.json"))
+    costs = [fold["cost"] for fold in metrics["per_fold"].values()]
+    assert f"trial 0: {metrics['cost']} {sum(costs) / 2:.4f}" in capsys.readouterr().out
 
 
 def test_a_sweep_at_work_is_left_alone(here: Path) -> None:

@@ -15,6 +15,7 @@ from scenes.files import check_file
 from scenes.inference.ensemble import (
     Ensemble,
     Fitted,
+    Weigh,
     agreement,
     equal_weights,
     fit_ensemble,
@@ -24,7 +25,7 @@ from scenes.inference.ensemble import (
 )
 from scenes.inference.models import run_task
 from scenes.inference.oof import ABOUT, read_oof
-from scenes.inference.submit import make_tables, mean_prior, predict_folds, read_inputs, write_table
+from scenes.inference.submit import Inputs, make_tables, mean_prior, predict_folds, read_inputs, write_table
 from scenes.runs import Run, read_json
 
 
@@ -49,11 +50,15 @@ class Members:
     predictions: np.ndarray
 
 
-def read_members(runs: Sequence[Run]) -> Members:
+def read_members(runs: Sequence[Run], overrides: Sequence[str] = ()) -> Members:
     """Reads the runs' out-of-fold predictions.
 
+    Args:
+        runs: The runs.
+        overrides: Other settings than the runs', e.g. ``metric=log_loss``.
+
     Raises:
-        UserError: If there are fewer than two, one has none, or their rows, labels, folds or classes differ.
+        UserError: If there are fewer than two, one has none, or their rows, labels, folds, classes or metrics differ.
     """
     if len({run.folder.resolve() for run in runs}) < max(2, len(runs)):
         raise UserError("a blend is made of two runs or more, each named once")
@@ -64,8 +69,12 @@ def read_members(runs: Sequence[Run]) -> Members:
     task = task_from_dict(read_json(runs[0].metrics_file, "task")["task"])
     predictions = np.stack([table.iloc[:, len(ABOUT) :].to_numpy(np.float32) for table in tables])
     targets = task.from_texts(first["label"].tolist())
-    metric = competition_metric(runs[0].load_config(), task)
-    return Members(list(runs), task, metric, targets, first["fold"].to_numpy(np.int64), predictions)
+    metrics = [competition_metric(run.load_config(list(overrides)), task) for run in runs]
+    for run, metric in zip(runs, metrics, strict=True):
+        if metric.name != metrics[0].name:
+            scored = f"{runs[0].folder} is scored by {metrics[0].name}, {run.folder} by {metric.name}"
+            raise UserError(f"{scored}; say which counts: --set metric={metrics[0].name}")
+    return Members(list(runs), task, metrics[0], targets, first["fold"].to_numpy(np.int64), predictions)
 
 
 def _check_alike(run: Run, table: pd.DataFrame, other: Run, others: pd.DataFrame) -> None:
@@ -98,17 +107,19 @@ def evaluate_blend(members: Members) -> Ensemble:
     different sharpness can gain the one and lose the other.
     """
     names, targets = [run.name for run in members.runs], members.targets
-    plain, tuned = (
-        fit_ensemble(weigh, members.predictions, targets, members.fold_of, members.task, members.metric)
-        for weigh in (equal_weights, hill_climbing_weights)
-    )
+
+    def fitted(weigh: Weigh, predictions: np.ndarray) -> Fitted:
+        return fit_ensemble(weigh, predictions, targets, members.fold_of, members.task, members.metric)
+
+    plain, tuned = (fitted(weigh, members.predictions) for weigh in (equal_weights, hill_climbing_weights))
+    each = [fitted(equal_weights, member[None]).decisions for member in members.predictions]
     selection = selection_metric(members.metric, members.task)
     gain, error = selection.gain(plain.predictions, tuned.predictions, targets)
     loses = members.metric.gain(plain.decisions, tuned.decisions, targets)[0] < 0
     is_tuned = len(np.unique(members.fold_of)) > 1 and gain > error and not loses
-    _print_members(members, names, plain, tuned)
+    _print_members(members, names, each, plain, tuned)
     taken = tuned if is_tuned else plain
-    alone = [members.metric.score(member, targets)[0] for member in members.predictions]
+    alone = [members.metric.score(decisions, targets)[0] for decisions in each]
     best = int(np.argmax(alone) if members.metric.larger_is_better else np.argmin(alone))
     if members.metric.is_better(alone[best], than=members.metric.score(taken.decisions, targets)[0]):
         say(f"no gain: {names[best]} alone has the better {members.metric.name}, {alone[best]:.4f}")
@@ -121,10 +132,12 @@ def evaluate_blend(members: Members) -> Ensemble:
     return taken.ensemble
 
 
-def _print_members(members: Members, names: Sequence[str], plain: Fitted, tuned: Fitted) -> None:
+def _print_members(
+    members: Members, names: Sequence[str], each: Sequence[np.ndarray], plain: Fitted, tuned: Fitted
+) -> None:
     """Prints the scores of members and means, and how alike the members are."""
     metric, task, targets = members.metric, members.task, members.targets
-    rows = [(name, member, member) for name, member in zip(names, members.predictions, strict=True)]
+    rows = list(zip(names, members.predictions, each, strict=True))
     rows.append(("plain mean", plain.predictions, plain.decisions))
     rows.append(("optimised weights, nested", tuned.predictions, tuned.decisions))
     header = ["out of fold", "n", f"{metric.name} ± s.e."]
@@ -163,7 +176,8 @@ def submit_blend(members: Members, ensemble: Ensemble, out: Path, overrides: Seq
         UserError: If a member cannot predict, or the members' test rows differ.
     """
     check_file(out)
-    predicted, priors, first = [], [], None
+    predicted, priors = [], []
+    first: Inputs | None = None
     for run in members.runs:
         config = run.load_config(list(overrides))
         folds = run.chosen_folds(None, config.data.folds)
@@ -176,8 +190,9 @@ def submit_blend(members: Members, ensemble: Ensemble, out: Path, overrides: Seq
         if inputs.form.task.columns != members.task.columns:
             raise UserError(f"{run.folder}: its weights know other classes than its oof.csv")
         predicted.append(predict_folds(run, config, folds, inputs))
+    assert first
     mean = ensemble.predict(np.stack(predicted))
     prior = np.average(priors, 0, ensemble.weights) if priors else None
-    submission, by_output = make_tables(inputs, mean, ensemble.decoding, prior)
+    submission, by_output = make_tables(first, mean, ensemble.decoding, prior)
     write_table(out.with_name(f"{out.stem}_probabilities.csv"), by_output)
     write_table(out, submission)

@@ -193,7 +193,8 @@ def _print_scores(task: Task, metrics: dict[str, Any]) -> None:
         "labels": ("roc_auc", "log_loss", "labels_f1_macro"),
         "number": ("rmse", "mae", "r2"),
     }[task.kind]
-    others = "".join(f", {key.replace('_', ' ')} {metrics[key]:.4f}" for key in extras if key != name)
+    same = {name, "macro_f1" if name == "f1_macro" else name}
+    others = "".join(f", {key.replace('_', ' ')} {metrics[key]:.4f}" for key in extras if key not in same)
     say(f"CV {name}{part}: {score} (n = {metrics['n']}){others}")
     _print_choices(metrics)
 

@@ -109,7 +109,8 @@ def chosen_ensemble(run: Run, config: Config) -> ChosenEnsemble:
     views = views_of(config)
     if scored and config.infer.tta == "auto":  # those of the run, also if `auto` meant others when it was made
         known = {view.name: view for view in (*chain(*VIEWS.values()), *views)}
-        views = [known[name] for name in scored if name in known]
+        if scored.keys() <= known.keys():
+            views = [known[name] for name in scored]
     views = [view for view in views if scored.get(view.name, {}).get("kept", True)]
     return ChosenEnsemble(
         views,

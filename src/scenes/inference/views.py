@@ -73,4 +73,6 @@ def views_of(config: Config) -> list[View]:
             view._replace(name=f"{view.name} at {trained} px", scale=trained / size) if number % 2 else view
             for number, view in enumerate(views)
         ]
-    return [view for view in views if not view.flip] if config.symmetry == "none" else views
+    allowed = {"all": (True, True), "mirror": (True, False), "none": (False, False)}
+    flips, turns = allowed[config.symmetry]
+    return [view for view in views if (flips or not view.flip) and (turns or not view.turns)]

@@ -39,7 +39,7 @@ def measure_half(run: Run, halved: Run, config: Config, folds: Sequence[int]) ->
     """Predicts the rows each fold held out in both precisions, and prints what half precision costs.
 
     Returns:
-        Rows, both accuracies and the number of labels that change; None for a model that holds no rows out.
+        Rows, both scores and the largest change of a prediction; None for a model that holds no rows out.
 
     Raises:
         UserError: If the training data is not that of the run.
@@ -50,21 +50,21 @@ def measure_half(run: Run, halved: Run, config: Config, folds: Sequence[int]) ->
         return None
     say(f"half precision: predicting the rows held out by {', '.join(map(fold_name, held_out))} in both precisions")
     data, device = reopen_dataset(run, config), choose_device()
-    rows, predicted = [], []
+    rows, predicted, chosen = [], [], chosen_ensemble(run, config)
     for fold in held_out:
         with safe_open(run.fold_oof_file(fold), "np") as saved:
             rows.append(saved.get_tensor("rows"))
         models = [load_classifier(place.weights_file(fold), config).to(device) for place in (run, halved)]
-        views = chosen_ensemble(run, config).views
         label, names = fold_name(fold), data.table.names
-        both = predict_as_configured(config, models, data.images, rows[-1], views, device, label, names)
-        predicted.append(both.mean(1))
+        both = predict_as_configured(config, models, data.images, rows[-1], chosen.views, device, label, names)
+        predicted.append(np.stack([chosen.combine(each[None]) for each in both]))
     full, half = np.concatenate(predicted, 1)
-    targets = data.targets[np.concatenate(rows)]
-    (before, error), (after, _) = data.metric.score(full, targets), data.metric.score(half, targets)
-    largest = float(np.abs(full - half).max())
+    targets, largest = data.targets[np.concatenate(rows)], float(np.abs(full - half).max())
+    full, half = (chosen.decoding.apply(each) for each in (full, half))
+    before, after = (data.metric.score(each, targets)[0] for each in (full, half))
+    error = data.metric.gain(full, half, targets)[1]
     say(
-        f"half precision: OOF {data.metric.name} {after:.4f} instead of {before:.4f} ± {error:.4f} "
-        f"({after - before:+.4f}), predictions change by {largest:.1e} at most"
+        f"half precision: OOF {data.metric.name} {after:.4f} instead of {before:.4f} "
+        f"({after - before:+.4f} ± {error:.4f}), predictions change by {largest:.1e} at most"
     )
     return {"n": len(targets), "metric": data.metric.name, "full": before, "half": after, "largest_change": largest}

@@ -109,7 +109,8 @@ def dry_run(config: Config, folds: Sequence[int]) -> None:
     if train.epochs:
         seconds["training a fold"] = train.epochs * rows / speed.train
     if held:
-        seconds["validating a fold"] = held * (max(0, train.epochs - 1) + views) / speed.predict
+        epochs = 0 if job.trains_on_features else max(0, train.epochs - 1)  # from features, it takes no time
+        seconds["validating a fold"] = held * (epochs + views) / speed.predict
     print_table(["part", "time"], [(part, _duration(value)) for part, value in seconds.items()])
     total = sum(value for part, value in seconds.items() if part.endswith("fold")) * len(folds)
     say(f"the {len(folds)} fold{'s' if len(folds) > 1 else ''} would take about {_duration(total)} on this machine")

@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 
 from scenes.competition.rows import read_test, test_source
-from scenes.console import UserError, say
+from scenes.console import UserError, raise_problems, say
 from scenes.data.dataset import reopen_dataset
 from scenes.data.folds import write_or_compare
 from scenes.data.images import ImageSource, read_images
 from scenes.data.soft_targets import ABOUT, JoinedImages
+from scenes.files import check_file
 from scenes.inference.models import chosen_ensemble, load_folds
 from scenes.inference.predict import predict_as_configured
 from scenes.inference.submit import write_table
@@ -33,9 +34,12 @@ def write_soft_targets(runs: Sequence[Run], out: Path) -> None:
         out: A CSV with the columns image_name, fold and one for each class.
 
     Raises:
-        UserError: If a run's folds are not all trained, or differ from the first run's.
+        UserError: If a run's folds are not all trained, or differ from the first run's, or an image cannot be read.
     """
-    config = runs[0].load_config()
+    check_file(out)
+    configs = [run.load_config() for run in runs]
+    largest = max(config.largest_size for config in configs)  # each teacher sees images as sharp as its own run's
+    config = configs[0].model_copy(update={"image_size": largest})
     folds = range(config.data.folds)
     for run in runs:
         if missing := [fold_name(fold) for fold in folds if not run.is_finished(fold)]:
@@ -46,9 +50,10 @@ def write_soft_targets(runs: Sequence[Run], out: Path) -> None:
     images: ImageSource = data.images
     test = None
     if test_source(config.data):
-        test, _ = read_test(config.data)
-        test_images, _ = read_images(test, config.largest_size, config.data, "test")
-        assert test_images is not None  # reopen_dataset has read them
+        test, problems = read_test(config.data)
+        test_images, image_problems = read_images(test, largest, config.data, "test")
+        raise_problems(problems + image_problems)
+        assert test_images is not None
         images = JoinedImages(data.images, test_images)
     names = np.array([*data.table.names, *(test.names if test else [])], object)
     is_number = data.task.kind == "number"

@@ -86,6 +86,11 @@ class Job:
         return body_is_frozen(self.config.train) and self.config.augment == "none"
 
     @property
+    def keeps_body(self) -> bool:
+        """Whether `features` are also those of the trained network, and known already."""
+        return self.trains_on_features or (self.starts_with_probe and not self.config.train.epochs)
+
+    @property
     def precision(self) -> str:
         """What training computes in: ``fp32``, ``bf16`` or ``fp16``; a head alone always trains in fp32."""
         if self.trains_on_features:

@@ -221,17 +221,18 @@ class _Search:
         elif code:
             self.failures.append(failure(task, code, lines))  # still running in the study: the next sweep resumes it
         else:
-            fold = self.folds[len(attempt.costs)]
+            finished = self.folds[: len(attempt.costs) + 1]
             metrics = read_json(attempt.run.metrics_file, "per_fold", "cost")
             name = metrics["cost"]
             self.study.set_user_attr("cost", name)
-            attempt.costs.append(metrics["per_fold"][str(fold)]["cost"])
+            # All anew: the first fold was not calibrated while it was the only one.
+            attempt.costs = [metrics["per_fold"][str(fold)]["cost"] for fold in finished]
             trial.report(attempt.mean, len(attempt.costs) - 1)
             if len(attempt.costs) == len(self.folds):
                 say(f"trial {trial.number}: {name} {attempt.mean:.4f}")
                 self._close(attempt, TrialState.COMPLETE)
             elif trial.should_prune():
-                say(f"trial {trial.number}: {name} {attempt.mean:.4f} after fold {fold}, stopped early")
+                say(f"trial {trial.number}: {name} {attempt.mean:.4f} after fold {finished[-1]}, stopped early")
                 self._close(attempt, TrialState.PRUNED)
             else:
                 self.ready.append(attempt)

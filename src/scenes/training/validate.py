@@ -25,10 +25,10 @@ def validate(fold: Fold, state: State) -> dict[str, float]:
 def predict_held_rows(fold: Fold, model: Classifier, views: Sequence[View]) -> np.ndarray:
     """Predicts the held-out rows: float32, shape (views, n, outputs).
 
-    The plain view of a frozen body is predicted from the features that training used, if they are of the same size.
+    The plain view of a body that did not train is predicted from the features at hand, if they are of the same size.
     """
     config = fold.job.config
-    if PLAIN not in views or not fold.job.trains_on_features or config.predict_size != config.image_size:
+    if PLAIN not in views or not fold.job.keeps_body or config.predict_size != config.image_size:
         return _predict_images(fold, model, views)
     others = [view for view in views if view != PLAIN]
     predicted = dict(zip(others, _predict_images(fold, model, others), strict=True)) if others else {}
