@@ -38,8 +38,8 @@ Result = tuple[bool | None, str]
 LITTLE_MEMORY = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from scenes.environment import import_torchvision
-import_torchvision()
+from scenes.environment import import_timm
+import_timm()
 import torch
 if torch.cuda.is_available():
     torch.cuda.set_per_process_memory_fraction(float(sys.argv[2]))
@@ -190,7 +190,7 @@ def memory_peak(trials: Trials) -> float:
     """MiB that training in fp32 takes on the GPU."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from scenes.environment import import_torchvision; import_torchvision()\n"
+        "from scenes.environment import import_timm; import_timm()\n"
         "import torch, train; train.main(sys.argv[2:])\n"
         "print('peak', torch.cuda.max_memory_allocated() / 2**20)"
     )
