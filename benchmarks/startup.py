@@ -36,13 +36,16 @@ def main() -> None:
     arguments = parser.parse_args()
     checkouts = {"": ROOT} | ({"before: ": arguments.against.resolve()} if arguments.against else {})
     with tempfile.TemporaryDirectory() as scratch:
+        places = {which: Path(scratch, which.strip(": ") or "now") for which in checkouts}  # their caches may differ
+        for place in places.values():
+            place.mkdir()
         measures: dict[str, Callable[[], float]] = {"import torch": partial(seconds, ["-c", "import torch"], scratch)}
         for name, (script, *rest) in COMMANDS.items():
             for which, checkout in checkouts.items():
                 command = [str(checkout / "src" / script), *rest]
                 if rest != ["--help"]:
                     command = [command[0], str(checkout / "configs" / rest[0]), "--folds", "0", "--set", *SETTINGS]
-                measures[which + name] = partial(seconds, command, scratch)
+                measures[which + name] = partial(seconds, command, str(places[which]))
         in_turn(1, measures)  # fills the caches
         found = in_turn(arguments.repeats, measures)
     lines = ["| | seconds | × `import torch` |", "|---|---|---|"]

@@ -167,7 +167,7 @@ def ours(arm: Ours, settings: list[str], fold: int) -> list[Point]:
             assert process.stdout
             for line in process.stdout:
                 print(line, end="", flush=True)
-                if re.match(rf"  fold{fold} (linear probe|epoch \d+)\b", line):
+                if re.match(rf"  fold{fold} (linear probe|probe|epoch \d+)\b", line):
                     times.append(time.time() - started)
         if process.returncode:
             sys.exit(process.returncode)

@@ -10,13 +10,13 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import wraps
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -175,7 +175,9 @@ def _compiler_put_off() -> Iterator[None]:
     stand_in = ModuleType(DYNAMO)
     vars(stand_in)["is_compile_supported"] = lambda device: import_module(DYNAMO).is_compile_supported(device)
 
-    def disable_later(function: Callable[..., Any]) -> Callable[..., Any]:
+    def disable_later(function: Any = None, **options: Any) -> Any:
+        if options or not isinstance(function, FunctionType):
+            return disable(function, **options)
         return wraps(function)(lambda *args, **kwargs: disable(function)(*args, **kwargs))
 
     sys.modules[DYNAMO] = stand_in
