@@ -47,6 +47,7 @@ from results import hardware, has_fastai, peer_environment, spread, write_sectio
 from scenes.config import Config  # noqa: E402
 from scenes.config_file import load_config  # noqa: E402
 from scenes.console import say  # noqa: E402
+from scenes.environment import commit_of  # noqa: E402
 from scenes.files import write_text  # noqa: E402
 from scenes.runs import parse_folds  # noqa: E402
 from scenes.script import add_settings_option, run  # noqa: E402
@@ -156,7 +157,7 @@ def chosen_arms(names: Sequence[str], against: Path | None) -> dict[str, Arm]:
 
 def ours(arm: Ours, settings: list[str], fold: int) -> list[Point]:
     """Trains one fold with src/train.py."""
-    asked = [arm.config, *arm.settings, *settings, f"fold {fold}", str(arm.root), commit_of(arm.root)]
+    asked = [arm.config, *arm.settings, *settings, f"fold {fold}", str(arm.root), str(commit_of(arm.root))]
 
     def measure(scratch: Path) -> list[Point]:
         command = [sys.executable, *(str(arm.root / file) for file in ("src/train.py", arm.config))]
@@ -177,12 +178,6 @@ def ours(arm: Ours, settings: list[str], fold: int) -> list[Point]:
         return [Point(*pair) for pair in zip(times, history["val_accuracy"].tolist(), strict=True)]
 
     return kept(f"{Path(arm.config).stem}-fold{fold}", asked, measure)
-
-
-def commit_of(root: Path) -> str:
-    """The commit of a checkout, and whether files differ from it; nothing where git cannot tell."""
-    describe = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-    return subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def peer(arm: Peer, config: Config, inputs: Path, fold: int, epochs: int, rate: float) -> list[Point]:
@@ -280,9 +275,8 @@ def seconds(times: Sequence[float]) -> str:
 def comparison(results: Mapping[str, list[list[Point]]], arms: Mapping[str, Arm]) -> list[str]:
     """How many times as long as this project's quickest arm each peer and the other checkout take, by median."""
     lines = []
-    before = [name for name, arm in arms.items() if isinstance(arm, Ours) and arm.root != ROOT]
-    others = [name for name in results if isinstance(arms[name], Peer) or name in before]
-    own = [name for name in results if name not in others]
+    own = [name for name in results if name in OURS]
+    others = [name for name in results if name not in OURS]
     for level in LEVELS:
         medians = {name: statistics.median(time_to(level, fold) for fold in folds) for name, folds in results.items()}
         best = min((medians[name] for name in own), default=math.inf)

@@ -491,7 +491,7 @@ BAD_INFERENCE = [
     Case("--run nosuch", lambda: None, ("nosuch", "runs/tiny"), ("infer", "--run", "nosuch")),
     Case("--folds 2", lambda: None, ("--folds 2", "0 to 1"), (*INFER, "--folds", "2")),
     Case("--folds full", lambda: None, ("full not trained", "fold0, fold1"), (*INFER, "--folds", "full")),
-    Case("--out folder", lambda: None, ("input", "is a folder", "name a file in it"), (*INFER, "--out", "input")),
+    Case("--out folder", lambda: None, ("input", "is a folder", "--out"), (*INFER, "--out", "input")),
     Case("submissions is a file", Path("submissions").touch, ("submissions:", "is a file", "move it"), INFER),
     Case("no test rows", no_test_rows, ("input/test.csv", "no such file"), INFER),
     Case("a test row twice", text(lambda t: t + t.splitlines()[1], TEST), ("test.csv", "line 26", "→"), INFER),

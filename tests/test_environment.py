@@ -207,14 +207,14 @@ def test_the_commit_is_that_of_the_repository_itself(tmp_path: Path, monkeypatch
         monkeypatch.delenv(name)
     monkeypatch.setattr(environment, "ROOT", tmp_path)
     git("init")
-    assert environment._commit() == (None, None)  # no commit yet
+    assert environment.commit_of(environment.ROOT) == (None, None)  # no commit yet
     (tmp_path / "file").write_text("a")
     git("add", ".")
     git("commit", "-m", "one")
     git("tag", "v1")
-    assert environment._commit() == (git("rev-parse", "HEAD"), False)
+    assert environment.commit_of(environment.ROOT) == (git("rev-parse", "HEAD"), False)
     (tmp_path / "file").write_text("b")
-    assert environment._commit() == (git("rev-parse", "HEAD"), True)
+    assert environment.commit_of(environment.ROOT) == (git("rev-parse", "HEAD"), True)
     (tmp_path / "unpacked").mkdir()
     monkeypatch.setattr(environment, "ROOT", tmp_path / "unpacked")
-    assert environment._commit() == (None, None)
+    assert environment.commit_of(environment.ROOT) == (None, None)

@@ -198,7 +198,7 @@ def describe() -> dict[str, object]:
     """What a result depends on besides config and data: versions, device, threads, commit (for environment.json)."""
     import torch
 
-    commit, dirty = _commit()
+    commit, dirty = commit_of(ROOT)
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     if not devices and torch.backends.mps.is_available():
         devices = ["Apple GPU (mps)"]
@@ -223,10 +223,10 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _commit() -> tuple[str | None, bool | None]:
-    """The commit of this repository and whether a tracked file differs from it; None where git cannot tell."""
+def commit_of(root: Path) -> tuple[str | None, bool | None]:
+    """The commit of a checkout and whether a tracked file differs from it; None where git cannot tell."""
     # Both paths given: a repository around an unpacked copy of this one is not ours.
-    git = ["git", f"--git-dir={ROOT / '.git'}", f"--work-tree={ROOT}"]
+    git = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}"]
     describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run([*git, *describe], capture_output=True, text=True, timeout=10, check=True)

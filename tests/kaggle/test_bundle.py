@@ -136,7 +136,7 @@ def test_half_precision_is_measured_on_the_held_out_rows(
     assert about["metric"] == "accuracy"
     assert about["half"] == pytest.approx(about["full"], abs=0.05)
     assert 0 < about["largest_change"] < 0.05
-    assert re.search(rf"OOF accuracy {about['half']:.4f} instead of {about['full']:.4f} \(", printed)
+    assert re.search(rf"OOF accuracy {about['half']:.4f} instead of {about['full']:.4f} \([+-]\d\.\d+ ± ", printed)
     halved = load_file(full)
     assert full.stat().st_size < 0.75 * size
     assert {value.dtype for value in halved.values()} == {torch.float16, torch.float32, torch.int64}

@@ -193,8 +193,8 @@ def _print_scores(task: Task, metrics: dict[str, Any]) -> None:
         "labels": ("roc_auc", "log_loss", "labels_f1_macro"),
         "number": ("rmse", "mae", "r2"),
     }[task.kind]
-    same = {name, "macro_f1" if name == "f1_macro" else name}
-    others = "".join(f", {key.replace('_', ' ')} {metrics[key]:.4f}" for key in extras if key not in same)
+    shown = {"f1_macro": "macro_f1"}.get(name, name)
+    others = "".join(f", {key.replace('_', ' ')} {metrics[key]:.4f}" for key in extras if key != shown)
     say(f"CV {name}{part}: {score} (n = {metrics['n']}){others}")
     _print_choices(metrics)
 

@@ -13,9 +13,9 @@ from scenes.competition.rows import Table, bad_image_rows, read_test
 from scenes.competition.submission import Form, plan_submission
 from scenes.competition.task import Task
 from scenes.config import Config
-from scenes.console import Problem, raise_problems, say
+from scenes.console import Problem, UserError, raise_problems, say
 from scenes.data.images import Images, read_good_images, read_images
-from scenes.files import check_file, write_result
+from scenes.files import check_folder, write_result
 from scenes.inference.models import chosen_ensemble, load_folds, run_task
 from scenes.inference.predict import predict_as_configured
 from scenes.model.device import choose_device
@@ -41,7 +41,9 @@ def submit(run: Run, config: Config, folds: Sequence[int], out: Path | None = No
         UserError: If the test rows, an image, the sample submission or a fold's weights cannot be used.
     """
     out = out or SUBMISSIONS / f"{run.name}.csv"
-    check_file(out)  # known before the work, not after
+    check_folder(out.parent)  # known before the work, not after
+    if out.is_dir():
+        raise UserError(f"{out}: is a folder; name a file in it, e.g. --out {out / run.name}.csv")
     inputs = read_inputs(config, run_task(run, config, folds))
     say(f"{out}: {inputs.form}")
     metric = competition_metric(config, inputs.form.task)

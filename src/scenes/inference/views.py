@@ -73,6 +73,5 @@ def views_of(config: Config) -> list[View]:
             view._replace(name=f"{view.name} at {trained} px", scale=trained / size) if number % 2 else view
             for number, view in enumerate(views)
         ]
-    allowed = {"all": (True, True), "mirror": (True, False), "none": (False, False)}
-    flips, turns = allowed[config.symmetry]
+    flips, turns = config.symmetry != "none", config.symmetry == "all"
     return [view for view in views if (flips or not view.flip) and (turns or not view.turns)]
