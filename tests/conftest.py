@@ -10,19 +10,14 @@ from typing import Any
 # processes the GPUs back.
 os.environ.setdefault("SCENES_TEST_GPUS", os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# The suite runs in two processes on two cores; more threads than cores slow torch down a lot, and change sums.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
-import torch
 
 import train
 from scenes.competition.sample import draw
 from tiny import TINY, make_workspace
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    # The suite runs in two processes on two cores; more threads than cores slow torch down a lot.
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

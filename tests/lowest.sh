@@ -17,4 +17,4 @@ uv pip install --quiet --python "$venv/bin/python" --constraint "$venv/lowest.tx
 "$venv/bin/python" src/scenes/environment.py # all within the ranges, the lowest ones
 "$venv/bin/python" --version
 cat -- "$venv/lowest.txt"
-CUDA_VISIBLE_DEVICES='' OMP_NUM_THREADS=1 "$venv/bin/python" -m pytest "$@"
+"$venv/bin/python" -m pytest "$@"

@@ -8,5 +8,4 @@ source ./setup.sh dev
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m mypy
-# Two workers with one thread each, because more threads than cores slow torch down.
-OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n 2 -rs "$@"
+"$PYTHON" -m pytest -n 2 -rs "$@"

@@ -206,14 +206,14 @@ def describe() -> dict[str, object]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": _versions(*RECORDED),
-        "devices": devices or [_processor()],
+        "devices": devices or [processor()],
         "cpu_threads": torch.get_num_threads(),
         "commit": commit,
         "dirty": dirty,
     }
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name; `platform` does not know it on Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

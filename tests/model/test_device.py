@@ -4,23 +4,32 @@ import pytest
 import torch
 
 from scenes.console import UserError
+from scenes.model import device
 from scenes.model.device import choose_precision, explain_precision, is_out_of_memory
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.mark.parametrize("instructions", ["_is_avx512_bf16_supported", "_is_amx_tile_supported"])
-def test_a_cpu_that_computes_in_bf16_does_so(instructions: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda name=name: name == instructions)
-    assert choose_precision("auto", CPU) == "bf16"
+BF16 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+
+
+@pytest.mark.parametrize(
+    ("processor", "instructions", "chosen"),
+    [
+        ("AMD EPYC 9R14", BF16[:1], "bf16"),
+        ("Intel(R) Xeon(R) Processor", BF16[:1], "fp32"),
+        ("Intel(R) Xeon(R) Processor", BF16, "bf16"),
+        ("AMD EPYC 7R13", (), "fp32"),
+    ],
+)
+def test_a_cpu_computes_in_bf16_where_that_is_faster(
+    processor: str, instructions: tuple[str, ...], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "processor", lambda: processor)
+    for name in BF16:
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name in instructions)
+    assert choose_precision("auto", CPU) == chosen
     assert choose_precision("fp32", CPU) == "fp32"
-
-
-def test_other_cpus_compute_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: False)
-    assert choose_precision("auto", CPU) == "fp32"
     assert choose_precision("bf16", CPU) == "bf16"
 
 
@@ -31,7 +40,7 @@ def test_older_gpus_compute_in_fp16(native: bool, chosen: str, monkeypatch: pyte
 
 
 def test_the_reason_goes_with_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+    for name in BF16:
         monkeypatch.setattr(torch.cpu, name, lambda: True)
     assert explain_precision("auto", CPU) == "bf16 (auto: this CPU computes in it)"
     assert explain_precision("fp32", CPU) == "fp32 (as set)"

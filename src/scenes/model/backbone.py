@@ -17,6 +17,8 @@ import_timm()
 import timm  # noqa: E402 - needs a torchvision that imports
 from timm.models import group_parameters  # noqa: E402
 
+from scenes.model.same_padding import pad_inside  # noqa: E402
+
 
 def create_body(config: ModelConfig, image_size: int, pretrained: bool = False) -> nn.Module:
     """Creates a network that maps normalised images to pooled features.
@@ -52,6 +54,7 @@ def create_body(config: ModelConfig, image_size: int, pretrained: bool = False) 
     if hasattr(body, "pre_logits") and architecture.startswith("vgg"):
         # VGG's two 4096-wide layers hold 120 of its 135 million weights and belong to ImageNet's classes.
         body.pre_logits = nn.Identity()
+    pad_inside(body)
     return body
 
 

@@ -7,6 +7,7 @@ import sys
 import torch
 
 from scenes.console import UserError
+from scenes.environment import processor
 
 # What RuntimeErrors say where memory is full.
 OUT_OF_MEMORY = (
@@ -103,7 +104,7 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 
 
 def explain_precision(wanted: str, device: torch.device) -> str:
-    """Says what `choose_precision` chooses and why, e.g. ``fp32 (auto: this CPU has no bf16)``."""
+    """Says what `choose_precision` chooses and why, e.g. ``fp32 (auto: this CPU has no fast bf16)``."""
     precision, reason = _choose_precision(wanted, device)
     return f"{precision} ({reason})"
 
@@ -116,6 +117,7 @@ def _choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
     if device.type != "cpu":
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return ("bf16", "auto: this GPU computes in it") if has_bf16 else ("fp16", "auto: this GPU has no bf16")
-    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-        return "fp32", "auto: this CPU has no bf16"
-    return "bf16", "auto: this CPU computes in it"
+    # AMD's AVX-512 multiplies bf16 twice as fast as fp32, Intel's half as fast: there only AMX is quick.
+    if torch.cpu._is_amx_tile_supported() or (torch.cpu._is_avx512_bf16_supported() and "AMD" in processor()):
+        return "bf16", "auto: this CPU computes in it"
+    return "fp32", "auto: this CPU has no fast bf16"
