@@ -7,7 +7,7 @@ from torch import nn
 from scenes.config import ModelConfig
 from scenes.inference.models import fuse_bodies
 from scenes.model.backbone import Classifier, create_body
-from scenes.model.fusion import fuse_batch_norms
+from scenes.model.fusion import fuse_batch_norms, fused
 
 
 def with_statistics(body: nn.Module) -> nn.Module:
@@ -76,3 +76,16 @@ def test_it_draws_no_random_numbers() -> None:
     state = torch.get_rng_state()
     fuse_batch_norms(body, 64)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_network_predicts_with_fused_norms_for_a_while() -> None:
+    model = Classifier(ModelConfig(name="test_resnet", weights="none"), 64, 3)
+    body = with_statistics(model.body)
+    images = torch.rand(4, 3, 64, 64) * 255
+    with torch.no_grad():
+        expected = model.eval()(images)
+        with pytest.raises(KeyboardInterrupt), fused(model, 64):
+            assert norms(model) == 0
+            torch.testing.assert_close(model(images), expected, rtol=1e-3, atol=1e-4)
+            raise KeyboardInterrupt
+    assert model.body is body

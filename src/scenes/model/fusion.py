@@ -1,10 +1,14 @@
 """Batch norms are multiplied into the convolutions before them: the same predictions in less time."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from scenes.model.backbone import Classifier
 
 # Of the largest feature; convolutions on a GPU round coarsely (TF32).
 TOLERANCES = {"cpu": 1e-3, "cuda": 1e-2}
@@ -37,6 +41,17 @@ def fuse_batch_norms(body: nn.Module, image_size: int) -> nn.Module:
         found = fused(image)
     tolerance = TOLERANCES.get(device.type, TOLERANCES["cuda"])
     return fused if (found - wanted).abs().max() <= tolerance * wanted.abs().max() else body
+
+
+@contextmanager
+def fused(model: Classifier, image_size: int) -> Iterator[None]:
+    """While entered, a network predicts with its batch norms fused."""
+    body = model.body
+    model.body = fuse_batch_norms(body.eval(), image_size)
+    try:
+        yield
+    finally:
+        model.body = body
 
 
 def _pairs(body: nn.Module, image: Tensor) -> tuple[dict[str, str], Tensor]:

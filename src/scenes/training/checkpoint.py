@@ -25,7 +25,7 @@ class State:
 
     Attributes:
         model: The network.
-        optimizer: Its optimiser.
+        optimizer: Its optimiser, or None if no step is to be done.
         scaler: The loss scaling of fp16; does nothing in other precisions.
         averaged: The mean of the weights after the last epochs so far, or None.
         watch: Time and memory.
@@ -37,7 +37,7 @@ class State:
     """
 
     model: Classifier
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | None
     scaler: torch.amp.GradScaler
     averaged: AveragedModel | None
     watch: Stopwatch
@@ -76,7 +76,7 @@ class State:
         """What a checkpoint holds."""
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict() if self.optimizer else None,
             "scaler": self.scaler.state_dict(),
             "averaged": self.averaged.state_dict() if self.averaged else None,
             "watch": self.watch.state(),
@@ -94,7 +94,8 @@ class State:
             Exception: Of many kinds, if it is of another network or optimiser.
         """
         self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.optimizer:
+            self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
         if self.averaged:
             self.averaged.load_state_dict(saved["averaged"])

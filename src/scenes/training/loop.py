@@ -104,7 +104,7 @@ def _start(fold: Fold) -> State:
             network.body.compile()
     return State(
         model,
-        recipe.make_optimizer(model, train),
+        recipe.make_optimizer(model, train) if fold.schedule.steps else None,  # it imports torch's compiler
         torch.amp.GradScaler(job.device.type, enabled=job.precision == "fp16"),
         averaged,
         watch,
@@ -194,6 +194,7 @@ def _network(fold: Fold, state: State) -> nn.Module:
 def _step(fold: Fold, state: State, network: nn.Module, inputs: Tensor, rows: Tensor) -> float:
     """Does one optimiser step; returns its learning rate."""
     train, optimizer, scaler = fold.train, state.optimizer, state.scaler
+    assert optimizer is not None  # there are steps
     costs = [fold.cost(row) for row in state.history] if train.schedule == "plateau" else []
     rate = recipe.learning_rate(state.step, fold.schedule, train, costs)
     for group in optimizer.param_groups:
@@ -235,7 +236,7 @@ def _add_gradients(fold: Fold, state: State, network: nn.Module, inputs: Tensor,
         if fold.processes.world > 1:  # the others wait for this one's gradients
             raise out_of_memory(fold, state, "in one of the processes") from None
     # Outside the except clause, where the error would still hold on to the memory of what failed.
-    state.optimizer.zero_grad()
+    network.zero_grad()
     state.loss_sum.copy_(loss_before)
     return False
 

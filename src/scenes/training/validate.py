@@ -1,6 +1,7 @@
 """What a fold's network predicts for the rows it never trains on, and how well."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from scenes.competition.metric import metric_named
 from scenes.inference.predict import check_finite, predict_as_configured
 from scenes.inference.views import PLAIN, View
 from scenes.model.backbone import Classifier
+from scenes.model.fusion import fused
 from scenes.training.checkpoint import State
 from scenes.training.job import Fold
 
@@ -56,9 +58,11 @@ def _predict_images(fold: Fold, model: Classifier, views: Sequence[View]) -> np.
     if len(rows):
         is_plain = all(view.canvas(config.predict_size) == config.predict_size for view in views)
         batches = fold.held_batches if is_plain else None
-        own = predict_as_configured(
-            config, [model], data.images, rows, views, job.device, label, data.table.names, batches
-        )[0]
+        # A copy of a compiled body would be compiled anew.
+        with nullcontext() if config.train.compile else fused(model, config.predict_size):
+            own = predict_as_configured(
+                config, [model], data.images, rows, views, job.device, label, data.table.names, batches
+            )[0]
     return np.concatenate([part for part in processes.gather(own) if part is not None], 1)
 
 
