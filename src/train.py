@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from scenes.console import UserError, is_main_process, say
 from scenes.environment import ensure_environment
 from scenes.script import add_parallel_options, add_settings_option, run
-from scenes.training.workers import end_with_parent
 
 if TYPE_CHECKING:
     from scenes.runs import Run
@@ -28,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--train-only", action="store_true", help="no scores, report or submission: other processes train other folds"
     )
     arguments = parser.parse_args(argv)
+
+    from scenes.training.workers import end_with_parent
 
     end_with_parent()
 

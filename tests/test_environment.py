@@ -122,6 +122,15 @@ def test_a_bare_interpreter_without_venv_says_what_to_run(bare: Path) -> None:
     assert done.stderr.endswith("run: bash setup.sh\n") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("script", sorted(path.name for path in (environment.ROOT / "src").glob("*.py")))
+def test_every_script_needs_no_package_to_say_so(bare: Path, script: str) -> None:
+    shutil.rmtree(bare / "src")
+    shutil.copytree(environment.ROOT / "src", bare / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    done = run(bare, str(bare / "src" / script))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith("run: bash setup.sh\n") and done.stderr.count("\n") == 1
+
+
 def test_a_bare_interpreter_restarts_in_venv_with_the_same_arguments(bare: Path) -> None:
     stand_in(bare, '#!/bin/sh\nprintf "%s|" "$@"\n')
     script = str(bare / "src/verb.py")

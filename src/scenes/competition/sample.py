@@ -2,6 +2,9 @@
 
 import os
 import shutil
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -11,6 +14,7 @@ from numpy.typing import NDArray
 
 from scenes.competition.sample_images import draw_image
 from scenes.console import UserError
+from scenes.environment import usable_cores
 from scenes.randomness import key
 
 CLASS_NAMES = ["buildings", "forest", "glacier", "mountain", "sea", "street"]
@@ -30,6 +34,14 @@ def _split(labels: NDArray[np.int64], test_rows: int, rng: Generator) -> tuple[N
     # Test takes whole rounds of the six classes; of a broken round, first the classes that have one drawing more.
     order = np.lexsort((-counts[labels], rounds))
     return rng.permutation(order[test_rows:]), rng.permutation(order[:test_rows])
+
+
+def _write(folder: Path, seed: int, size: int, drawing: tuple[int, int]) -> None:
+    """Draws one image, given by its number and its class."""
+    number, label = drawing
+    picture = draw_image(seed, number, label, size)[..., ::-1]
+    _, jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
+    (folder / f"{number}.jpg").write_bytes(jpeg.tobytes())
 
 
 def draw(root: Path, train_rows: int = 600, test_rows: int = 200, seed: int = 0, size: int = 150) -> None:
@@ -65,10 +77,9 @@ def draw(root: Path, train_rows: int = 600, test_rows: int = 200, seed: int = 0,
     half_done = root.with_name(f".{root.name}.{os.getpid()}.tmp")
     try:
         (half_done / "SceneImages").mkdir(parents=True)
-        for index, label in enumerate(labels):
-            picture = draw_image(seed, index, label, size)[..., ::-1]
-            _, jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
-            (half_done / "SceneImages" / f"{index}.jpg").write_bytes(jpeg.tobytes())
+        write = partial(_write, half_done / "SceneImages", seed, size)
+        with ProcessPoolExecutor(usable_cores(), get_context("spawn")) as pool:
+            list(pool.map(write, enumerate(labels), chunksize=50))
         for name, lines in tables.items():
             (half_done / name).write_bytes("".join(f"{line}\n" for line in lines).encode())
         half_done.replace(root)

@@ -1,7 +1,7 @@
 """Runs commands side by side, each in a child process on a GPU, a share of the cores or a Ray cluster.
 
 A child prints to its task's log file, which `follow` reads and shows, so its output survives this process. This module
-imports nothing heavy, because every script that can be a child imports it before it reads its arguments.
+imports nothing heavy, because a child calls `end_with_parent` before all else.
 """
 
 import os
