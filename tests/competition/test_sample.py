@@ -80,7 +80,7 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path: Path, monkeypatch: pyte
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("scenes.competition.sample.cv2.imencode", interrupt)
+    monkeypatch.setattr("scenes.competition.sample.ProcessPoolExecutor.map", interrupt)
     with pytest.raises(KeyboardInterrupt):
         draw(tmp_path / "sample", 6, 6)
     assert not list(tmp_path.iterdir())
