@@ -77,7 +77,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_drawing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("scenes.competition.sample.ProcessPoolExecutor.map", interrupt)
