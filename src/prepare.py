@@ -102,7 +102,7 @@ def detect_competition(root: Path) -> None:
 
     file = root / description.FILE
     if file.exists():
-        raise UserError(f"{file}: exists already and is not overwritten; change it by hand, or move it away")
+        raise UserError(f"{file}: already exists and will not be overwritten; change it by hand, or move it away")
     for archive in archives.packed(root) if root.is_dir() else ():
         archives.unpack(archive)
     found = detect(root)
@@ -124,7 +124,7 @@ def draw_sample(out: Path, train_rows: int, test_rows: int, seed: int) -> None:
     if min(train_rows, test_rows) < 1:
         raise UserError("--train-rows and --test-rows: one row at least")
     if (out / "train.csv").exists():  # maybe drawn with other rows or another seed
-        raise UserError(f"{out / 'train.csv'}: exists already and is not overwritten; choose another folder with --out")
+        raise UserError(f"{out / 'train.csv'}: already exists and will not be overwritten; choose another --out")
     from scenes.competition.sample import draw
 
     draw(out, train_rows=train_rows, test_rows=test_rows, seed=seed)

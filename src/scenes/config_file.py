@@ -174,6 +174,12 @@ def dump(config: Config) -> str:
     return plain_yaml.dump(config.model_dump(mode="json"))
 
 
+def portable(config: Config) -> Config:
+    """The config without what is only true on this machine: where the data and its cache are."""
+    here = {"sample": False, "root": Path("input"), "cache": Path(".cache")}
+    return config.model_copy(update={"data": config.data.model_copy(update=here)})
+
+
 def differences(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
     """Lists (key, old value, new value) for each knob that differs and can change a result."""
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))

@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import wraps
+from functools import cache, wraps
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -213,6 +213,7 @@ def describe() -> dict[str, object]:
     }
 
 
+@cache
 def processor() -> str:
     """The processor's name; `platform` does not know it on Linux."""
     try:

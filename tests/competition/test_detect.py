@@ -80,6 +80,11 @@ def several_files(root: Path) -> None:
             images(root, f"{part}/{name}_green.png")
 
 
+def columns_of_the_samples_own(root: Path) -> None:
+    one_column(root, cycle("cat", "dog"), "cat")
+    table(root / "sample_submission.csv", ["id", "kind", "Usage"], [(name, "cat", "Public") for name in TEST])
+
+
 KINDS: dict[str, tuple[Callable[[Path], object], dict[str, Any]]] = {
     "words": (lambda root: one_column(root, cycle("a b", "c d"), "a b"), {"task": "classes", "metric": "accuracy"}),
     "0/1": (lambda root: one_column(root, cycle(0, 1), 0), {"task": "classes", "metric": "roc_auc"}),
@@ -90,6 +95,10 @@ KINDS: dict[str, tuple[Callable[[Path], object], dict[str, Any]]] = {
     "decimals": (lambda root: one_column(root, [i / 8 for i in COUNT], 0), {"task": "number", "metric": "rmse"}),
     "k best": (lambda root: one_column(root, cycle(*range(9)), "1 2 3"), {"task": "classes", "metric": "map@3"}),
     "class columns": (class_columns, {"data.label_column": "kind", "task": "classes", "metric": "log_loss"}),
+    "columns of the sample's own": (
+        columns_of_the_samples_own,
+        {"data.label_column": "kind", "task": "classes", "metric": "accuracy"},
+    ),
     "one-hot": (lambda root: flags(root, 1), {"data.label_columns": ["a", "b", "c"], "task": "classes"}),
     "flags": (lambda root: flags(root, 2), {"task": "labels", "metric": "roc_auc", "data.group_column": "patient"}),
     "COCO": (
@@ -124,6 +133,28 @@ def test_every_kind_is_detected_and_read_without_a_word_by_hand(
     assert len(train) == len(test) == 20
     assert {path.parts[1].removeprefix("seg_") for path in train.paths} <= {"train", "all"}
     assert {path.parts[1].removeprefix("seg_") for path in test.paths} <= {"test", "all"}
+
+
+def test_many_integers_may_be_a_quantity(tmp_path: Path) -> None:
+    labels = range(100, 140)
+    images(tmp_path, *(f"train/{label}.png" for label in labels), "test/x.png")
+    table(tmp_path / "train.csv", ["id", "price"], [(label, label) for label in labels])
+    table(tmp_path / "sample_submission.csv", ["id", "price"], [("x", 0)])
+    assert any("task: number" in note for note in detect(tmp_path).unknown)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"images": [{"id": 1}], "annotations": {"image_id": 1}},
+        {"images": [{"id": 1}], "annotations": [{"image_id": 1, "label": 2}, {"label": 3}]},
+        [{"id": 1}, "text"],
+    ],
+)
+def test_other_json_files_do_no_harm(tmp_path: Path, content: object) -> None:
+    one_column(tmp_path, cycle("a", "b"), "a")
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    assert detect(tmp_path).values["data.label_column"] == "kind"
 
 
 def test_a_description_is_never_overwritten(tmp_path: Path) -> None:

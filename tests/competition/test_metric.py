@@ -175,6 +175,17 @@ def test_a_metric_of_another_task_is_refused_with_those_that_fit() -> None:
         metric_named("rmse", LABELS)
 
 
+@pytest.mark.parametrize("labels", [["0", "1", "2"], ["grade_9", "grade_10"], ["A", "B", "C"]])
+def test_grades_have_a_kappa(labels: list[str]) -> None:
+    assert metric_named("quadratic_kappa", class_task(labels)).name == "quadratic_kappa"
+
+
+@pytest.mark.parametrize("labels", [["Mild", "No", "Severe"], ["0", "1", "4"], ["A", "C"], ["0", "1", "none"]])
+def test_classes_that_are_no_grades_have_none(labels: list[str]) -> None:
+    with pytest.raises(UserError, match=r"quadratic_kappa needs grades.*task: number"):
+        metric_named("quadratic_kappa", class_task(labels))
+
+
 def test_every_task_has_a_default_that_fits() -> None:
     tasks: dict[str, Task] = {"classes": class_task("ab"), **TASKS}
     assert set(DEFAULT) == set(KINDS) == set(tasks)

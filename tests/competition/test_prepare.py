@@ -199,7 +199,7 @@ def test_train_reads_what_folders_writes(tmp_path: Path) -> None:
 def test_csvs_are_never_overwritten(tmp_path: Path, name: str) -> None:
     images(tmp_path / "d", "train/a/1.jpg", "train/b/1.jpg", "test/1.jpg")
     images(tmp_path / "in", name)
-    with pytest.raises(UserError, match=rf"{name}: exists already.*--out"):
+    with pytest.raises(UserError, match=rf"{name}: already exists.*--out"):
         folders(tmp_path / "d", tmp_path / "in")
     assert everything(tmp_path / "in") == {name: b""}
 
@@ -376,7 +376,7 @@ def test_sample_draws_and_is_not_drawn_over(tmp_path: Path, capsys: pytest.Captu
     prepare.main(arguments)
     assert (len(table(tmp_path / "s/train.csv")), len(table(tmp_path / "s/test.csv"))) == (13, 7)
     assert f"--set data.root={tmp_path / 's'}" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"train\.csv: exists already"):
+    with pytest.raises(UserError, match=r"train\.csv: already exists"):
         prepare.main(arguments)
     shutil.rmtree(tmp_path / "s")
     with pytest.raises(UserError, match="one row at least"):

@@ -48,6 +48,10 @@ def test_a_cell_that_is_neither_0_nor_1(cell: str) -> None:
     assert f"line 3 ({cell!r})" in problems[0].what
 
 
+def test_a_single_column_is_a_label_column() -> None:
+    assert "set data.label_column: a" in str(read({"a": FLAGS["a"]}, label_columns=["a"]).problems)
+
+
 def test_classes_need_exactly_one_1_in_a_row() -> None:
     problems = read(FLAGS | {"a": ["1", "1", "0"]}, "classes", label_columns=["a", "b", "c"]).problems
     assert "line 3" in problems[0].what

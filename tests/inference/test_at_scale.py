@@ -76,6 +76,13 @@ def test_what_is_there_is_skipped_and_a_folder_may_have_grown(in_process: None, 
     assert before.items() <= content().items()
 
 
+def test_a_list_of_nothing_but_wrong_paths_fails(in_process: None, finished: Path) -> None:
+    Path("list.txt").write_text("no.jpg\nneither.jpg\n")
+    with pytest.raises(UserError, match=r"not one of 2 images could be predicted; the first: cannot be read"):
+        work()
+    assert len(content()) == 1
+
+
 def test_a_killed_run_is_resumed_and_each_image_is_there_once(
     in_process: None, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,7 +109,9 @@ def test_a_prediction_that_is_not_finite_is_an_error_with_the_image(in_process: 
     state["head.1.bias"][:] = np.nan
     save_file(state, path, metadata)
     make_list(3)
-    table = work()
+    with pytest.raises(UserError, match=r"not one of 3 images could be predicted; the first: .* finite"):
+        work()
+    table = pq.read_table("out").to_pandas().set_index("path")
     assert table["error"].str.contains("finite").all()
     assert table.drop(columns="error").isna().all(axis=None)
 

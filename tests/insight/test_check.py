@@ -151,6 +151,18 @@ def test_without_test_images(workspace: Path, weights: Path, capsys: pytest.Capt
     assert "test.csv: cannot be used" in run(capsys)[0]
 
 
+def test_images_in_a_folder_for_each_class(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, label in rows("train.csv").itertuples(index=False):
+        Path("input/train", label).mkdir(parents=True, exist_ok=True)
+        shutil.move(IMAGES / name, Path("input/train", label, name))
+    for file in ("train.csv", "test.csv", "sample_submission.csv"):
+        Path("input", file).unlink()
+    IMAGES.rename("input/test")
+    printed, _ = run(capsys, "data.train_csv=train/{label}/{image_name}", "data.test_csv=test/{image_name}")
+    assert "96 training images in 6 classes, 16 a class" in printed
+    assert "24 test images" in printed
+
+
 def test_a_shift_is_seen_and_shown(workspace: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in rows("test.csv")["image_name"]:
         replace(name, read(name) // 4)

@@ -99,8 +99,9 @@ def test_neighbours_are_the_most_similar() -> None:
 
 
 def test_a_space_runs_on_its_own(finished: Path) -> None:
-    demo.main(["runs/tiny", "--export", "space"])
+    demo.main(["runs/tiny", "--export", "space", "--set", "infer.batch_size=3"])
     space = Path("space").resolve()
+    assert Run(space / "run").load_config().infer.batch_size == 3
     assert {file.name for file in space.iterdir()} == {"README.md", "app.py", "requirements.txt", "run", "scenes"}
     assert "pytorch-model" not in (space / "requirements.txt").read_text()
     kept = load_neighbours(space / "run")

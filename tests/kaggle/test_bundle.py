@@ -74,6 +74,12 @@ def test_the_notebook_tells_the_scores(built: Callable[..., Path]) -> None:
     assert "fold0" not in story
 
 
+def test_test_rows_of_the_sample_are_named(built: Callable[..., Path]) -> None:
+    Path("input/test.csv").unlink()
+    folder = built()
+    assert "test_csv: sample_submission.csv" in (folder / "dataset/runs/tiny/config.yaml").read_text()
+
+
 def test_a_second_build_changes_no_byte(built: Callable[..., Path]) -> None:
     first = everything(built())
     assert everything(built()) == first
@@ -203,6 +209,12 @@ def test_a_training_kernel_brings_its_pretrained_weights(workspace: Path) -> Non
     folder = build_training("model.weights=other.safetensors")
     assert (folder / "dataset/weights/test_efficientnet.safetensors").read_bytes() == b"weights"
     assert "weights: local" in (folder / "dataset/config.yaml").read_text()
+
+
+@pytest.mark.parametrize("key", ["near_duplicates", "soft_targets"])
+def test_lists_that_a_kernel_lacks_are_refused(workspace: Path, key: str) -> None:
+    with pytest.raises(UserError, match=rf"data\.{key}[\s\S]*a kernel does not carry it"):
+        build_training(f"data.{key}=../list.csv")
 
 
 def test_without_local_weights_it_says_where_it_looked(workspace: Path) -> None:

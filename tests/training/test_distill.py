@@ -138,6 +138,19 @@ def test_the_order_of_teachers_of_different_sizes_changes_nothing(finished: Path
     pd.testing.assert_frame_equal(read(Path("a.csv")), read(Path("b.csv")), atol=1e-6)
 
 
+def test_a_name_of_two_images_is_refused(finished: Path) -> None:
+    name = pd.read_csv("input/train.csv", dtype=str)["image_name"][0]
+    shutil.copytree("input/SceneImages", "input/test")
+    for file in ("test.csv", "sample_submission.csv"):
+        rows = pd.read_csv(f"input/{file}", dtype=str)
+        rows.loc[0, "image_name"] = name
+        rows.to_csv(f"input/{file}", index=False)
+    config = Path("runs/tiny/config.yaml")
+    config.write_text(config.read_text().replace("test_image_dir: null", "test_image_dir: test"))
+    with pytest.raises(UserError, match=rf"1 ids name several images.*{name}"):
+        distill.main(["runs/tiny"])
+
+
 def test_a_damaged_test_image_is_named(finished: Path) -> None:
     config = Path("runs/tiny/config.yaml")
     config.write_text(re.sub(r"(?s)(infer:.*?on_bad_image:) error", r"\1 prior", config.read_text()))

@@ -68,7 +68,10 @@ def decide(table: Table, targets: np.ndarray, classes: Sequence[str], data: Data
     for row, name in enumerate(table.names):
         if name in data.relabel:
             targets[row] = place[data.relabel[name]]
-    gone = [label for at, label in enumerate(classes) if not (targets[kept] == at).any()]
+    if not dropped and not data.relabel:
+        return kept, targets
+    left = np.bincount(targets[kept], minlength=len(classes)) if classes else ()
+    gone = [label for label, count in zip(classes, left, strict=True) if not count]
     what, remedy = "leaves the class {!r} without a row", "keep some of its rows"
     raise_problems([Problem("data.drop, data.relabel", what.format(label), remedy) for label in gone])
     return kept, targets[kept]

@@ -152,8 +152,12 @@ def fit_thresholds(average: str) -> Fit:
 def _label_counts(predictions: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """How often labels are rightly given, given, and true: two of shape (thresholds, labels), one of (labels,)."""
     is_true = np.asarray(targets) > 0.5
-    given = np.stack([predictions >= threshold for threshold in THRESHOLDS])
-    return (given & is_true).sum(1), given.sum(1), is_true.sum(0)
+    counts = []
+    for threshold in THRESHOLDS:
+        is_given = predictions >= threshold
+        counts.append(((is_given & is_true).sum(0), is_given.sum(0)))
+    hits, given = map(np.stack, zip(*counts, strict=True))
+    return hits, given, is_true.sum(0)
 
 
 def _f1(hits: np.ndarray, given: np.ndarray, true: np.ndarray) -> np.ndarray:

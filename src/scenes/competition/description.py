@@ -45,7 +45,7 @@ def read(root: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise UserError(f"{file}: a description is made of `key: value` lines, this is a {type(values).__name__}")
     places = {key: f"{file}, line {line}" for key, line in lines.items()}
     known = {*TOP_KEYS, "data", *(f"data.{key}" for key in DATA_KEYS)}
-    remedy = f"a competition is described by {', '.join(TOP_KEYS)} and keys of data; others belong into configs/*.yaml"
+    remedy = f"a competition is described by {', '.join(TOP_KEYS)} and keys of data; others belong in configs/*.yaml"
     strange = [key for key in lines if key not in known and (key.count(".") == 0 or key.rpartition(".")[0] == "data")]
     raise_problems([Problem(places[key], f"unknown key {key!r}", remedy) for key in strange], f"{file} cannot be used")
     return values, places

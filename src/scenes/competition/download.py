@@ -18,7 +18,7 @@ def download(slug: str, out: Path) -> list[Path]:
     """Downloads a competition's files with the kaggle command and unpacks them.
 
     All happens in a hidden folder of `out`, from which whole files are moved into place at the end. An interrupted
-    download stays there, and the next call goes on with it.
+    download stays there, and the next call resumes it.
 
     Args:
         slug: The last part of the competition's address.
@@ -28,7 +28,7 @@ def download(slug: str, out: Path) -> list[Path]:
         The files and folders that came into `out`.
 
     Raises:
-        UserError: If Kaggle does not deliver, the archive is unsafe or a file exists already; `out` is as before then.
+        UserError: If Kaggle does not deliver, the archive is unsafe or a file already exists; `out` is as before then.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", slug):
         raise UserError(
@@ -49,7 +49,7 @@ def download(slug: str, out: Path) -> list[Path]:
         kaggle_cli.call(["competitions", "download", "-c", slug, "-p", str(hidden)], remedies)
         archives = sorted(hidden.glob("*.zip"))
         if len(archives) != 1:
-            raise UserError(f"{hidden}: kaggle delivered no zip archive; look what it holds, and unpack it by hand")
+            raise UserError(f"{hidden}: kaggle delivered no zip archive; see what it holds, and unpack it by hand")
         return _unpack(archives[0], hidden, out)
     finally:
         if hidden.is_dir() and not any(hidden.iterdir()):

@@ -85,7 +85,7 @@ def write_csvs(layout: Layout, out: Path) -> list[Path]:
     check_out(out)
     # Any of them: a new train.csv beside the test.csv of something else would be no competition.
     if there := [name for name in CSVS if os.path.lexists(out / name)]:
-        raise UserError(f"{out / there[0]}: exists already and is not overwritten; choose another folder with --out")
+        raise UserError(f"{out / there[0]}: already exists and will not be overwritten; choose another --out")
     tables: dict[str, list[Sequence[str]]] = {}
     if layout.test:
         tables["test.csv"] = [("image_name",), *((row.image_name,) for row in layout.test)]

@@ -57,7 +57,8 @@ def find_target(table: Source, ids: str, sample: Source | None, files: Inventory
     others = [column for column in table.columns if column != ids]
     asked = list(sample.columns)[1:] if sample else []
     if len(asked) > 1:
-        if shared := [column for column in asked if column in table.columns]:
+        shared = [column for column in asked if column in table.columns]
+        if len(shared) > 1 and all(cell in FLAGS for column in shared for cell in table.columns[column]):
             return _flag_target(table, shared, asked)
         for column in others:
             words = set(table.columns[column])
@@ -65,6 +66,7 @@ def find_target(table: Source, ids: str, sample: Source | None, files: Inventory
                 task_why = f"its labels are the sample's columns ({len(asked)})"
                 why = "its values are the sample's columns"
                 return Target([column], why, True, "classes", task_why, "log_loss", "a probability for each class")
+        asked = shared[:1] or asked  # the sample may have columns of its own, such as Usage
     chosen, why, is_sure = _label_column(table, others, asked, sample)
     return _cell_target(table, chosen, why, is_sure, sample, files) if chosen else None
 
@@ -134,6 +136,8 @@ def _cell_target(
         and metric == "accuracy"
     ):
         unknown = [f"whether {column!r} is grades: if so, the metric may be quadratic_kappa"]
+    if not table.is_json and all(map(str.isdigit, set(cells))) and len(set(cells)) > max(MOST_GRADES, len(cells) / 2):
+        unknown = [f"whether {column!r} is a quantity: if so, set task: number"]
     task_why = f"{len(set(cells))} different labels"
     return Target([column], why, is_sure, "classes", task_why, metric, form, names=names, unknown=unknown)
 

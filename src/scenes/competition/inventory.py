@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from scenes.competition.coco import JOIN_KEYS, as_text, id_key, load
 from scenes.competition.csv_file import read_cells
@@ -162,20 +162,24 @@ def _csv_source(file: Path, name: str) -> list[Source]:
 def _json_source(content: object, name: str) -> Source | None:
     """A COCO file's images, with their first annotation."""
     images = content.get("images") if isinstance(content, dict) else content
-    if not isinstance(images, list) or not images or not isinstance(images[0], dict) or not (key := id_key(images)):
+    if not _are_objects(images) or not (key := id_key(images)):
         return None
     columns = {column: [as_text(image.get(column)) for image in images] for column in images[0]}
     annotations = content.get("annotations") if isinstance(content, dict) else None
-    if annotations and (join := next((each for each in JOIN_KEYS if each in annotations[0]), None)):
+    if _are_objects(annotations) and (join := next((each for each in JOIN_KEYS if each in annotations[0]), None)):
         labels: dict[str, dict[str, list[str]]] = {}
         for annotation in annotations:
             for column, value in annotation.items():
                 texts = map(as_text, value if isinstance(value, list) else [value])
-                labels.setdefault(column, {}).setdefault(as_text(annotation[join]), []).extend(texts)
+                labels.setdefault(column, {}).setdefault(as_text(annotation.get(join)), []).extend(texts)
         for column, of in labels.items():
             if column not in columns and column not in JOIN_KEYS:
                 columns[column] = [" ".join(dict.fromkeys(of.get(name, []))) for name in columns[key]]
     return Source(name, columns, is_json=True)
+
+
+def _are_objects(content: object) -> TypeGuard[list[dict[str, Any]]]:
+    return isinstance(content, list) and bool(content) and all(isinstance(each, dict) for each in content)
 
 
 def _agree(folders: Sequence[str], named: Sequence[str]) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scenes.competition.table import some
 from scenes.competition.task import Task
 from scenes.config import Config
 from scenes.console import UserError
@@ -86,12 +87,25 @@ def metric_named(name: str, task: Task) -> Metric:
     if task.kind not in tasks:
         fitting = [other for other, (kinds, *_) in METRICS.items() if task.kind in kinds]
         raise UserError(f"metric: {name} does not fit task {task.kind}; these do: {', '.join(fitting)}")
+    if name == "quadratic_kappa" and task.kind == "classes":
+        _check_grades(task)
     if task.kind == "labels" and wants == "labels":
         wants = "sets"
     k = int(number[0]) if number else 1
     if number:
         return Metric(name, wants, larger_is_better, lambda predictions, targets: function(predictions, targets, k), k)
     return Metric(name, wants, larger_is_better, function)
+
+
+def _check_grades(task: Task) -> None:
+    """Refuses classes that are not grades one step apart in their order: 0, 1, 2; grade_1, grade_2; A, B."""
+    numbers = [re.fullmatch(r"\D*(\d+)|([A-Za-z])", label) for label in task.columns]
+    grades = [int(match[1]) if match[1] else ord(match[2]) for match in numbers if match]
+    if len(grades) < len(numbers) or np.any(np.diff(grades) != 1):
+        raise UserError(
+            f"metric: quadratic_kappa needs grades one step apart, not the classes {some(task.columns)}; write 0, 1, "
+            "2, … into the label column, or set task: number if grades are missing"
+        )
 
 
 def competition_metric(config: Config, task: Task) -> Metric:
@@ -189,14 +203,13 @@ def _roc_auc(predictions: np.ndarray, targets: np.ndarray) -> tuple[float, np.nd
     actual = targets >= 0.5 if targets.ndim == 2 else targets[:, None] == np.arange(predictions.shape[1])
     if targets.ndim == 1 and predictions.shape[1] == 2:
         predictions, actual = predictions[:, 1:], actual[:, 1:]
-    columns = [
-        _column_auc(scores, is_positive)
-        for scores, is_positive in zip(predictions.T, actual.T, strict=True)
-        if 0 < is_positive.sum() < len(is_positive)
-    ]
-    if not columns:
-        return 0.5, np.zeros(len(targets))
-    return float(np.mean([value for value, _ in columns])), np.mean([influences for _, influences in columns], axis=0)
+    values, influences = [], np.zeros(len(targets))
+    for scores, is_positive in zip(predictions.T, actual.T, strict=True):
+        if 0 < is_positive.sum() < len(is_positive):
+            value, own = _column_auc(scores, is_positive)
+            values.append(value)
+            influences += own
+    return (float(np.mean(values)), influences / len(values)) if values else (0.5, influences)
 
 
 def _column_auc(scores: np.ndarray, is_positive: np.ndarray) -> tuple[float, np.ndarray]:

@@ -134,9 +134,14 @@ def _read_columns(
         if missing := [column for column in wanted if column not in columns]:
             has = f"{source} has the fields {some(FIELD.findall(str(source)))}"
             raise UserError(f"no field {{{missing[0]}}} in the pattern of data.train_csv; {has}")
-        return data.root / pattern_folder(source.as_posix()), columns, []
+        return image_folder(data, source, image_dir), columns, []
     read = read_json(file, wanted, data.label_separator) if source.suffix == ".json" else read_columns(file, wanted)
-    return data.root / image_dir, *read
+    return image_folder(data, source, image_dir), *read
+
+
+def image_folder(data: DataConfig, source: Path, image_dir: Path) -> Path:
+    """Where the images of rows are: below the fixed part of a pattern of paths, else in `image_dir`."""
+    return data.root / (pattern_folder(source.as_posix()) if is_pattern(source) else image_dir)
 
 
 def _image_keys(columns: pd.DataFrame, data: DataConfig, is_test: bool) -> list[str]:

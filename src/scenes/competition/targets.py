@@ -65,7 +65,7 @@ def _classes(table: Table, data: DataConfig) -> Targets:
     missing = {label for label in counts if are_numbers and label.lower() == "nan"}
     for wrong, what, remedy in (
         ({label for label in counts if not label.strip()}, "with an empty label", "label them or take them out"),
-        (padded, "with spaces around the label, which is another class without them", "take the spaces out"),
+        (padded, "with spaces around the label, which make it a class of its own", "take the spaces out"),
         (missing, "with a missing value as label", "label them or take them out"),
     ):
         rows = [row for row, label in enumerate(labels) if label in wrong]
@@ -85,6 +85,8 @@ def _classes(table: Table, data: DataConfig) -> Targets:
 def _from_columns(table: Table, columns: list[str], names: list[str] | None, kind: str | None) -> Targets:
     """Several columns of 0 and 1: classes where each row has exactly one 1, else labels."""
     problems: list[Problem] = []
+    if len(columns) == 1:
+        problems.append(Problem("data.label_columns", "is a single column", f"set data.label_column: {columns[0]}"))
     values = np.zeros((len(table), len(columns)), np.float32)
     for at, column in enumerate(columns):
         cells = table.columns[column].str.strip().tolist()

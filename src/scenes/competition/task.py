@@ -103,6 +103,10 @@ class Classes(Task):
     def as_outputs(self, targets: np.ndarray) -> np.ndarray:  # noqa: D102
         return np.eye(self.outputs, dtype=np.float32)[targets]
 
+    def prior(self, targets: np.ndarray) -> np.ndarray:
+        """The classes' shares."""
+        return (np.bincount(targets, minlength=self.outputs) / len(targets)).astype(np.float32)
+
     def loss(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
         """Cross entropy."""
         return functional.cross_entropy(logits.float(), targets, weights, reduction="none", label_smoothing=smoothing)

@@ -1,5 +1,6 @@
 """Soft targets: probabilities to train on in place of labels, each by models that never saw the fold it is for."""
 
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from scenes.competition.csv_file import read_columns
-from scenes.competition.table import Table, problem_for_rows
+from scenes.competition.table import Table, problem_for_rows, some
 from scenes.competition.task import Task
 from scenes.console import UserError, raise_problems
 from scenes.data.folds import ALWAYS_TRAINED
@@ -52,6 +53,8 @@ def read_soft_targets(
     """
     if not file.is_file():
         raise UserError(f"data.soft_targets: no file at {file}; {ORIGIN}")
+    if test:
+        check_names_differ(train, test)
     columns, problems = read_columns(file, [*ABOUT, *task.columns], ORIGIN)
     raise_problems(problems)
     names = columns["image_name"].tolist()
@@ -77,6 +80,20 @@ def read_soft_targets(
     raise_problems(problems)
     outputs = task.as_outputs(predictions[:, 0]) if task.kind == "number" else predictions
     return {fold: SoftTargets(rows[folds == fold], outputs[folds == fold]) for fold in numbers.values()}
+
+
+def check_names_differ(train: Table, test: Table) -> None:
+    """Refuses tables in which one name means several images, as soft targets have nothing else to tell them by.
+
+    Raises:
+        UserError: With a few of these names.
+    """
+    several = set(train.names) & set(test.names) or {name for name, count in Counter(test.names).items() if count > 1}
+    if several:
+        raise UserError(
+            f"{test.file}: {len(several)} ids name several images in it or {train.file}: {some(sorted(several))}; "
+            "soft targets cannot tell them apart; rename the test images"
+        )
 
 
 def _are_predictions(task: Task, values: np.ndarray) -> np.ndarray:

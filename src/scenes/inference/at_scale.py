@@ -64,8 +64,12 @@ def predict_at_scale(
             base = images if images.is_dir() else images.parent
             arguments = Run(run.folder.resolve()), config, folds, base.resolve()
             write_parts(predicted_blocks(arguments, todo, address), out, len(todo))
-    rows = [pq.read_metadata(file).num_rows for file in out.glob("part-*.parquet")]
-    say(f"{out}: {sum(rows)} images in {len(rows)} parquet files")
+    errors = [pq.read_table(file, columns=["error"])["error"] for file in out.glob("part-*.parquet")]
+    count, failed = sum(map(len, errors)), sum(len(column) - column.null_count for column in errors)
+    say(f"{out}: {count} images in {len(errors)} parquet files{f', {failed} of them with an error' if failed else ''}")
+    if failed == count:
+        first = next(text.as_py() for column in errors for text in column)
+        raise UserError(f"{images}: not one of {count} images could be predicted; the first: {first}")
 
 
 def read_names(images: Path) -> Iterator[str]:

@@ -250,7 +250,8 @@ def _compare(
         everything = np.arange(len(compared))
         ours = chosen.combine(predict(models, compared, everything, chosen.views, size, batch_size, cpu, workers=0))
         theirs = predict_with(session, compared, batch_size)
-        differences = np.abs(ours - theirs).max(1)
+        # Probabilities differ as they are, numbers by shares of their deviation.
+        differences = np.abs(ours - theirs).max(1) / getattr(models[0].task, "deviation", 1)
         mean, largest = float(differences.mean()), float(differences.max())
         is_close = largest <= LARGEST_DIFFERENCE if compared is strict else mean <= MEAN_DIFFERENCE
         if not is_close:  # nor where one is NaN

@@ -14,6 +14,7 @@ from torch import nn
 
 from scenes.competition.task import Task
 from scenes.config import Config
+from scenes.config_file import dump, portable
 from scenes.console import UserError, say
 from scenes.data.batches import resize
 from scenes.data.dataset import reopen_dataset
@@ -171,11 +172,11 @@ def export_space(run: Run, config: Config, folds: Sequence[int], out: Path) -> N
         UserError: If `out` has files in it, or a fold's weights cannot be used.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: is there already; name a new or an empty folder")
+        raise UserError(f"{out}: already exists; name a new or an empty folder")
     demo = load_demo(run, config, folds)
     kept = Run(out / "run")
+    write_text(kept.config_file, dump(portable(config)))
     for file, copy in (
-        (run.config_file, kept.config_file),
         (run.metrics_file, kept.metrics_file),
         *((run.weights_file(fold), kept.weights_file(fold)) for fold in folds),
     ):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scenes.competition.rows import Table, class_labels, overlap, read_test, read_train, test_source
+from scenes.competition.rows import Table, class_labels, image_folder, overlap, read_test, read_train, test_source
 from scenes.competition.submission import check_submission_form
 from scenes.competition.targets import Targets, read_targets, task_kind
 from scenes.competition.task import Task
@@ -93,8 +93,11 @@ class Readable:
             members = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
             spans = [(self.targets[rows].min(), self.targets[rows].max()) for rows in members]
             return [(f"{low:g} to {high:g}", rows) for (low, high), rows in zip(spans, members, strict=True)]
-        outputs = self.task.as_outputs(self.targets)
-        return [(name, np.flatnonzero(outputs[:, at])) for at, name in enumerate(self.task.names)]
+        if self.task.kind == "classes":
+            rows = np.argsort(self.targets, kind="stable")
+            ends = np.searchsorted(self.targets[rows], np.arange(1, self.task.outputs))
+            return list(zip(self.task.names, np.split(rows, ends), strict=True))
+        return [(name, np.flatnonzero(self.targets[:, at])) for at, name in enumerate(self.task.names)]
 
 
 def read(config: Config) -> Readable:
@@ -106,22 +109,23 @@ def read(config: Config) -> Readable:
     data = config.data.model_copy(update={"on_bad_image": "skip"})  # lists missing files together with damaged ones
     size = config.largest_size  # the same cache as training
     table, targets, problems = read_train(config.model_copy(update={"data": data}))
-    tables = [(_decided(table, targets, data), data.image_dir, "training")]
+    folder = image_folder(data, data.train_csv, data.image_dir)
+    sides = [_readable(_decided(table, targets, data), folder, data, size, "training")]
     if source := test_source(data):
         try:
             test, test_problems = read_test(data, may_lack_images=True)
             form_problems = check_submission_form(config, targets.task, test) if targets.task and not problems else []
             problems += test_problems + overlap(table, test) + form_problems
-            tables.append((test, data.test_image_dir or data.image_dir, "test"))
+            test_folder = image_folder(data, source, data.test_image_dir or data.image_dir)
+            sides.append(_readable(test, test_folder, data, size, "test"))
+            if sides[1] is None:
+                problems.append(Problem(str(test.file), "no row has an image that can be read", f"see {test_folder}"))
         except UserError as error:
             problems.append(Problem(str(data.root / source), "cannot be used and is left out here", str(error)))
-    sides = [_readable(table, data.root / folder, data, size, label) for table, folder, label in tables]
     if sides[0] is None:
-        nothing = Problem(str(table.file), "no row has an image that can be read", f"see {data.root / data.image_dir}")
-        raise_problems([*problems, nothing])
+        problems.append(Problem(str(table.file), "no row has an image that can be read", f"see {folder}"))
+        raise_problems(problems)
     assert sides[0] is not None
-    if len(sides) > 1 and sides[1] is None:
-        problems.append(Problem(str(tables[1][0].file), "no row has an image that can be read", "check data.image_dir"))
     task, values, _ = read_targets(sides[0].table, data, task_kind(config))
     if task is None:
         raise_problems(problems)
@@ -150,9 +154,10 @@ def _readable(table: Table, folder: Path, data: DataConfig, size: int, label: st
     valid = []
     for row, (name, path) in enumerate(zip(table.names, table.paths, strict=True)):
         is_inside = "\0" not in name and os.path.normpath(path).startswith(root)
-        if name.strip() and is_inside and name not in seen:
+        row_is = (name, path) if label == "test" else (name,)  # a test id may have several images
+        if name.strip() and is_inside and row_is not in seen:
             valid.append(row)
-        seen.add(name)
+        seen.add(row_is)
     table = table.take(valid)
     images, reasons = read_good_images(table, size, data, label)
     unreadable = [(table.columns.index[row], table.names[row], why) for row, why in reasons.items()]

@@ -150,7 +150,7 @@ def _read_sheet(run: Run, config: Config) -> pd.DataFrame:
         raise UserError(f"{path}: not readable as a CSV ({error}); save it as comma-separated UTF-8") from None
     if missing := [name for name in ("image_name", "label", "decision") if name not in sheet.columns]:
         raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(sheet.columns)}")
-    sheet = sheet.apply(lambda column: column.str.strip())
+    sheet["decision"] = sheet["decision"].str.strip()
     table, targets, _ = read_train(config)
     assert targets.task is not None
     task = targets.task

@@ -13,7 +13,7 @@ from scenes.competition.rows import read_test, read_train, test_source
 from scenes.competition.submission import check_submission_form
 from scenes.competition.task import Task
 from scenes.config import Config, DataConfig
-from scenes.config_file import dump
+from scenes.config_file import dump, portable
 from scenes.console import Problem, raise_problems, say
 from scenes.environment import ROOT, describe
 from scenes.files import keep_old, make_folder, write_text
@@ -75,6 +75,7 @@ def build_training(
     The pretrained weights are part of the dataset, because a kernel has no network.
     """
     _check_paths(config.data)
+    _check_lists(config.data)
     data = config.data
     if all((data.root / file).exists() for file in needed_files(data.train_csv, data.image_dir)):
         _, targets, problems = read_train(config)
@@ -90,7 +91,7 @@ def build_training(
             _copy(weights, new.dataset / "weights" / f"{config.model.name}{weights.suffix}")
             if config.model.weights != "hub":
                 config = _with_weights(config, "local")  # the path of a file here does not exist there
-        write_text(new.dataset / "config.yaml", dump(_portable(config)))
+        write_text(new.dataset / "config.yaml", dump(_bundled(config)))
         manifest = _manifest("train", config.name, folds, target, None)
         digest = new.finish_dataset(manifest, target)
         new.finish_kernel(training_cells(config, manifest, target.dataset_id, digest, budget), target, script)
@@ -111,7 +112,7 @@ def _with_weights(config: Config, weights: str) -> Config:
 def _copy_run(run: Run, config: Config, folds: Sequence[int], dataset: Path) -> Run:
     """Copies what infer.py needs of a run into the dataset; returns the copy."""
     kept = Run(dataset / "runs" / run.name)
-    write_text(kept.config_file, dump(_portable(config)))
+    write_text(kept.config_file, dump(_bundled(config)))
     for file in sorted(run.folder.glob("*.json")):
         _copy(file, kept.folder / file.name)
     for fold in folds:
@@ -232,7 +233,15 @@ def _check_paths(data: DataConfig) -> None:
     )
 
 
-def _portable(config: Config) -> Config:
-    """The config without what is only true here: the kernel finds its data itself."""
-    here = {"sample": False, "root": Path("input"), "cache": Path(".cache")}
-    return config.model_copy(update={"data": config.data.model_copy(update=here)})
+def _check_lists(data: DataConfig) -> None:
+    """Refuses files of the user's own that training reads and a kernel does not have."""
+    remedy = "a kernel does not carry it: leave it out, or train here and build from the run"
+    keys = [key for key in ("near_duplicates", "soft_targets") if getattr(data, key)]
+    problems = [Problem(f"data.{key}", f"names {getattr(data, key)}", remedy) for key in keys]
+    raise_problems(problems, "The kernel would not find its data")
+
+
+def _bundled(config: Config) -> Config:
+    """The config as the kernel reads it, which names the file that has the test rows."""
+    named = config.data.model_copy(update={"test_csv": test_source(config.data) or config.data.test_csv})
+    return portable(config.model_copy(update={"data": named}))

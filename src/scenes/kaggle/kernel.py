@@ -40,7 +40,7 @@ class Submitted:
         path: The submission.
         folds: The folds it is the mean of.
         submission: Its two columns.
-        probabilities: float32, shape (n, classes).
+        probabilities: float32, shape (n, classes); or numbers, shape (n, 1).
         names: The classes' names for people.
         images: The test images' files.
     """
@@ -59,7 +59,8 @@ class Submitted:
 
     def _figure(self, row: int, side: int) -> str:
         best = int(self.probabilities[row].argmax())
-        caption = f"{html.escape(self.names[best])} {self.probabilities[row, best]:.0%}"
+        value = self.probabilities[row, best]
+        caption = f"{html.escape(self.names[best])} {f'{value:g}' if len(self.names) == 1 else f'{value:.0%}'}"
         try:
             image = Image.fromarray(decode(self.images[row], side).pixels)
         except BadImageError as error:

@@ -11,7 +11,7 @@ from scenes.console import UserError, raise_problems, say
 from scenes.data.dataset import reopen_dataset
 from scenes.data.folds import write_or_compare
 from scenes.data.images import ImageSource, read_images
-from scenes.data.soft_targets import ABOUT, JoinedImages
+from scenes.data.soft_targets import ABOUT, JoinedImages, check_names_differ
 from scenes.files import check_file
 from scenes.inference.models import chosen_ensemble, load_folds
 from scenes.inference.predict import predict_as_configured
@@ -51,6 +51,7 @@ def write_soft_targets(runs: Sequence[Run], out: Path) -> None:
     test = None
     if test_source(config.data):
         test, problems = read_test(config.data)
+        check_names_differ(data.table, test)
         test_images, image_problems = read_images(test, largest, config.data, "test")
         raise_problems(problems + image_problems)
         assert test_images is not None

@@ -17,7 +17,7 @@ from scenes.inference.calibration import FITS
 from scenes.randomness import key
 from scenes.runs import RUNS, Run
 
-NEAR = 0.8  # the share that is explained, on scenes 0.85, on plant seedlings 0.75
+NEAR = 0.83  # the share that is explained: of EfficientNet-Lite0 and -Lite2 0.85 on scenes, 0.75 and 0.81 on seedlings
 
 
 def choose_recipe(config: Config, data: Dataset, features: Callable[[], np.ndarray] | None) -> Config:
