@@ -337,6 +337,7 @@ def test_a_run_resumes_in_the_precision_it_began_in(
 
     machine(has_bf16=True)
     fit(*settings)
+    assert "training in bf16 (auto: this CPU computes in it)" in capsys.readouterr().out
     expected = results(workspace)
     shutil.rmtree("runs")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -345,7 +346,7 @@ def test_a_run_resumes_in_the_precision_it_began_in(
     machine(has_bf16=False)
     capsys.readouterr()
     fit(*settings)
-    assert "bf16" in capsys.readouterr().out
+    assert "training in bf16 (as the run began)" in capsys.readouterr().out
     assert results(workspace) == expected
 
 

@@ -50,7 +50,7 @@ def cross_validate(config: Config, folds: Sequence[int], scores: bool = True) ->
             else:
                 run = Run(RUNS / config.name)
                 job = prepare(config, folds).pinned(run)
-        _introduce(job, run, processes.world)
+        _introduce(job, run, config, processes.world)
         for fold in folds:
             if processes.from_main(lambda: run.is_finished(fold)):  # noqa: B023 - called at once
                 say(f"{fold_name(fold)}: finished before")
@@ -122,8 +122,8 @@ def summarise(job: Job, run: Run) -> dict[str, Any]:
     return evaluate_run(run, job.config, data.task, data.table.names, data.targets, data.fold_of)
 
 
-def _introduce(job: Job, run: Run, processes: int) -> None:
-    """Says what is trained on what, and each automatic choice with its reason."""
+def _introduce(job: Job, run: Run, asked: Config, processes: int) -> None:
+    """Says what is trained on what, and each automatic choice with its reason; `asked` has them as they were set."""
     config, model = job.config, job.new_model()
     device = describe()["devices"]
     say(
@@ -134,10 +134,10 @@ def _introduce(job: Job, run: Run, processes: int) -> None:
     say(f"  {len(data.table)} rows, {what}, {config.data.folds} folds, scored by {data.metric.name}")
     several = f"{processes} processes, " if processes > 1 else ""
     say(f"  {several}{device[0] if isinstance(device, list) else device}")
-    train, infer, loader = config.train, config.infer, config.loader
-    chosen = explain_precision(train.precision, job.device)
+    train, loader = config.train, config.loader
+    chosen = explain_precision(asked.train.precision, job.device)
     training = _explained(job.precision, chosen) if not job.trains_on_features else "fp32 (only the head trains)"
-    predicting = _explained(job.predict_precision, explain_precision(infer.precision, job.device))
+    predicting = _explained(job.predict_precision, explain_precision(asked.infer.precision, job.device))
     say(f"  training in {training}, predicting in {predicting}")
     if job.device.type != "cpu" and not job.trains_on_features:
         place, why = where_to_crop(data.training_images.shapes, config.augment, job.device)
