@@ -58,7 +58,7 @@ def find_target(table: Source, ids: str, sample: Source | None, files: Inventory
     asked = list(sample.columns)[1:] if sample else []
     if len(asked) > 1:
         shared = [column for column in asked if column in table.columns]
-        if len(shared) > 1 and all(cell in FLAGS for column in shared for cell in table.columns[column]):
+        if len(shared) > 1:
             return _flag_target(table, shared, asked)
         for column in others:
             words = set(table.columns[column])
@@ -66,7 +66,7 @@ def find_target(table: Source, ids: str, sample: Source | None, files: Inventory
                 task_why = f"its labels are the sample's columns ({len(asked)})"
                 why = "its values are the sample's columns"
                 return Target([column], why, True, "classes", task_why, "log_loss", "a probability for each class")
-        asked = shared[:1] or asked  # the sample may have columns of its own, such as Usage
+        asked = shared or asked  # the sample may have columns of its own, such as Usage
     chosen, why, is_sure = _label_column(table, others, asked, sample)
     return _cell_target(table, chosen, why, is_sure, sample, files) if chosen else None
 

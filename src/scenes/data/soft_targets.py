@@ -1,6 +1,7 @@
 """Soft targets: probabilities to train on in place of labels, each by models that never saw the fold it is for."""
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,11 +54,11 @@ def read_soft_targets(
     """
     if not file.is_file():
         raise UserError(f"data.soft_targets: no file at {file}; {ORIGIN}")
-    if test:
-        check_names_differ(train, test)
     columns, problems = read_columns(file, [*ABOUT, *task.columns], ORIGIN)
     raise_problems(problems)
     names = columns["image_name"].tolist()
+    if test:
+        check_names_differ(train, test, names)
     table = Table(file, names, [], columns)
     place = {name: row for row, name in enumerate([*train.names, *(test.names if test else [])])}
     rows = np.array([place.get(name, -1) for name in names], np.int64)
@@ -82,14 +83,14 @@ def read_soft_targets(
     return {fold: SoftTargets(rows[folds == fold], outputs[folds == fold]) for fold in numbers.values()}
 
 
-def check_names_differ(train: Table, test: Table) -> None:
-    """Refuses tables in which one name means several images, as soft targets have nothing else to tell them by.
+def check_names_differ(train: Table, test: Table, used: Iterable[str]) -> None:
+    """Refuses the names used if they mean several images, as soft targets have nothing else to tell them by.
 
     Raises:
         UserError: With a few of these names.
     """
-    several = set(train.names) & set(test.names) or {name for name, count in Counter(test.names).items() if count > 1}
-    if several:
+    counts = Counter([*train.names, *test.names])
+    if several := {name for name in used if counts[name] > 1}:
         raise UserError(
             f"{test.file}: {len(several)} ids name several images in it or {train.file}: {some(sorted(several))}; "
             "soft targets cannot tell them apart; rename the test images"

@@ -51,7 +51,7 @@ def write_soft_targets(runs: Sequence[Run], out: Path) -> None:
     test = None
     if test_source(config.data):
         test, problems = read_test(config.data)
-        check_names_differ(data.table, test)
+        check_names_differ(data.table, test, test.names)
         test_images, image_problems = read_images(test, largest, config.data, "test")
         raise_problems(problems + image_problems)
         assert test_images is not None
