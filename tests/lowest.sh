@@ -17,4 +17,4 @@ uv pip install --quiet --python "$venv/bin/python" --constraint "$venv/lowest.tx
 "$venv/bin/python" src/scenes/environment.py # all within the ranges, the lowest ones
 "$venv/bin/python" --version
 cat -- "$venv/lowest.txt"
-"$venv/bin/python" -m pytest "$@"
+CUDA_VISIBLE_DEVICES='' "$venv/bin/python" -m pytest "$@"

@@ -134,7 +134,7 @@ class InferConfig(Section):
     tta: Literal["auto", "none", "hflip", "multiscale", "five_crop", "all"] = "auto"  # auto: as `symmetry` allows
     image_size: Pixels | None = None  # by default that of training; larger suits models trained on crops (FixRes)
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 64
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # as train.precision; on newer CPUs bf16 too
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # as train.precision
     on_bad_image: Literal["error", "prior"] = "error"  # prior: class shares for a test image that cannot be read
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import pandas as pd
 
@@ -35,7 +35,7 @@ def read_json(file: Path, wanted: list[str], separator: str | None) -> tuple[pd.
     """
     content = load(file)
     images = content.get("images") if isinstance(content, dict) else content
-    if not isinstance(images, list) or not images or not all(isinstance(image, dict) for image in images):
+    if not are_objects(images):
         raise UserError(f"{file}: no list of images; it is to hold `images` and `annotations`, or be a list of images")
     key = id_key(images)
     if key is None:
@@ -70,6 +70,11 @@ def load(file: Path) -> Any:
         raise UserError(f"{file}, line {error.lineno}: {what}; get the file again") from None
     except RecursionError:
         raise UserError(f"{file}: nested too deeply") from None
+
+
+def are_objects(content: object) -> TypeGuard[list[dict[str, Any]]]:
+    """Whether a part of a JSON file is a list of objects, one at least."""
+    return isinstance(content, list) and bool(content) and all(isinstance(each, dict) for each in content)
 
 
 def id_key(images: list[dict[str, Any]]) -> str | None:

@@ -68,8 +68,6 @@ def decide(table: Table, targets: np.ndarray, classes: Sequence[str], data: Data
     for row, name in enumerate(table.names):
         if name in data.relabel:
             targets[row] = place[data.relabel[name]]
-    if not dropped and not data.relabel:
-        return kept, targets
     left = np.bincount(targets[kept], minlength=len(classes)) if classes else ()
     gone = [label for label, count in zip(classes, left, strict=True) if not count]
     what, remedy = "leaves the class {!r} without a row", "keep some of its rows"

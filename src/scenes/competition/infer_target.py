@@ -127,18 +127,13 @@ def _cell_target(
         return Target([column], why, is_sure, "number", f"{len(set(cells))} different numbers", "rmse", "a number")
     metric, form = _class_metric(cells, sample)
     names = _class_names(sort_labels(list(set(cells))), files)
-    unknown = []
-    if (
-        not table.is_json
-        and not names
-        and all(map(str.isdigit, set(cells)))
-        and 2 < len(set(cells)) <= 11
-        and metric == "accuracy"
-    ):
+    different, unknown = len(set(cells)), []
+    are_integers = not table.is_json and all(map(str.isdigit, set(cells)))
+    if are_integers and not names and 2 < different <= 11 and metric == "accuracy":
         unknown = [f"whether {column!r} is grades: if so, the metric may be quadratic_kappa"]
-    if not table.is_json and all(map(str.isdigit, set(cells))) and len(set(cells)) > max(MOST_GRADES, len(cells) / 2):
+    if are_integers and different > max(MOST_GRADES, len(cells) / 2):
         unknown = [f"whether {column!r} is a quantity: if so, set task: number"]
-    task_why = f"{len(set(cells))} different labels"
+    task_why = f"{different} different labels"
     return Target([column], why, is_sure, "classes", task_why, metric, form, names=names, unknown=unknown)
 
 

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import NamedTuple
 
-from scenes.competition.coco import JOIN_KEYS, as_text, id_key, load
+from scenes.competition.coco import JOIN_KEYS, are_objects, as_text, id_key, load
 from scenes.competition.csv_file import read_cells
 from scenes.competition.find import image_files, is_litter, normal, split_suffix
 from scenes.console import UserError
@@ -162,11 +162,11 @@ def _csv_source(file: Path, name: str) -> list[Source]:
 def _json_source(content: object, name: str) -> Source | None:
     """A COCO file's images, with their first annotation."""
     images = content.get("images") if isinstance(content, dict) else content
-    if not _are_objects(images) or not (key := id_key(images)):
+    if not are_objects(images) or not (key := id_key(images)):
         return None
     columns = {column: [as_text(image.get(column)) for image in images] for column in images[0]}
     annotations = content.get("annotations") if isinstance(content, dict) else None
-    if _are_objects(annotations) and (join := next((each for each in JOIN_KEYS if each in annotations[0]), None)):
+    if are_objects(annotations) and (join := next((each for each in JOIN_KEYS if each in annotations[0]), None)):
         labels: dict[str, dict[str, list[str]]] = {}
         for annotation in annotations:
             for column, value in annotation.items():
@@ -176,10 +176,6 @@ def _json_source(content: object, name: str) -> Source | None:
             if column not in columns and column not in JOIN_KEYS:
                 columns[column] = [" ".join(dict.fromkeys(of.get(name, []))) for name in columns[key]]
     return Source(name, columns, is_json=True)
-
-
-def _are_objects(content: object) -> TypeGuard[list[dict[str, Any]]]:
-    return isinstance(content, list) and bool(content) and all(isinstance(each, dict) for each in content)
 
 
 def _agree(folders: Sequence[str], named: Sequence[str]) -> bool:

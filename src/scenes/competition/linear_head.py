@@ -151,11 +151,12 @@ def _logistic(
     if parts is not None:
         kept, held = parts
         problem = rows[kept], wanted[kept], exclusive
+        held_rows, held_wanted = rows[held], wanted[held]
         curvature = _curvature(*problem, solution)
         tried, losses = [solution], []
         for candidate in STRENGTHS:  # each starts from the one before
             tried.append(_minimise(*problem, tried[-1], curvature, candidate, ROUGH))
-            losses.append(_loss(rows[held] @ tried[-1], wanted[held], exclusive)[0])
+            losses.append(_loss(held_rows @ tried[-1], held_wanted, exclusive)[0])
             if losses[-1] > min(losses):
                 break  # weaker ones follow the fitted rows yet more closely
         best = int(np.argmin(losses))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from scenes.competition.rows import read_train_rows
+from scenes.competition.task import Number
 from scenes.config import Config
 from scenes.console import UserError, print_table, say
 from scenes.data.batches import resize, resize_weights
@@ -243,6 +244,8 @@ def _compare(
     altered = [image[: size - size // 4] for image in some] + [resize(image, size + size // 3) for image in some]
     strict = [image for image in images if len(sides) == 1 and {*image.shape[:2]} == sides]
     resized = [image for image in images if len(sides) > 1 or {*image.shape[:2]} != sides] + altered
+    task = models[0].task
+    unit = task.deviation if isinstance(task, Number) else 1.0  # probabilities are compared as they are
     rows = []
     for name, compared in (("of the size", strict), ("resized", resized)):
         if not compared:
@@ -250,8 +253,7 @@ def _compare(
         everything = np.arange(len(compared))
         ours = chosen.combine(predict(models, compared, everything, chosen.views, size, batch_size, cpu, workers=0))
         theirs = predict_with(session, compared, batch_size)
-        # Probabilities differ as they are, numbers by shares of their deviation.
-        differences = np.abs(ours - theirs).max(1) / getattr(models[0].task, "deviation", 1)
+        differences = np.abs(ours - theirs).max(1) / unit
         mean, largest = float(differences.mean()), float(differences.max())
         is_close = largest <= LARGEST_DIFFERENCE if compared is strict else mean <= MEAN_DIFFERENCE
         if not is_close:  # nor where one is NaN

@@ -109,21 +109,20 @@ def read(config: Config) -> Readable:
     data = config.data.model_copy(update={"on_bad_image": "skip"})  # lists missing files together with damaged ones
     size = config.largest_size  # the same cache as training
     table, targets, problems = read_train(config.model_copy(update={"data": data}))
-    folder = image_folder(data, data.train_csv, data.image_dir)
-    sides = [_readable(_decided(table, targets, data), folder, data, size, "training")]
+    tables = [(_decided(table, targets, data), image_folder(data, data.train_csv, data.image_dir), "training")]
     if source := test_source(data):
         try:
             test, test_problems = read_test(data, may_lack_images=True)
             form_problems = check_submission_form(config, targets.task, test) if targets.task and not problems else []
             problems += test_problems + overlap(table, test) + form_problems
-            test_folder = image_folder(data, source, data.test_image_dir or data.image_dir)
-            sides.append(_readable(test, test_folder, data, size, "test"))
-            if sides[1] is None:
-                problems.append(Problem(str(test.file), "no row has an image that can be read", f"see {test_folder}"))
+            tables.append((test, image_folder(data, source, data.test_image_dir or data.image_dir), "test"))
         except UserError as error:
             problems.append(Problem(str(data.root / source), "cannot be used and is left out here", str(error)))
+    sides = [_readable(table, folder, data, size, label) for table, folder, label in tables]
+    for side, (table, folder, _) in zip(sides, tables, strict=True):
+        if side is None:
+            problems.append(Problem(str(table.file), "no row has an image that can be read", f"see {folder}"))
     if sides[0] is None:
-        problems.append(Problem(str(table.file), "no row has an image that can be read", f"see {folder}"))
         raise_problems(problems)
     assert sides[0] is not None
     task, values, _ = read_targets(sides[0].table, data, task_kind(config))
