@@ -60,11 +60,12 @@ KEEPS_MEMORY = "-malloc"  # ends the name of a peer that runs with the allocator
 
 
 class Ours(NamedTuple):
-    """A config of this project, with settings."""
+    """A config of this project, with settings; another checkout is not given the `newer` ones."""
 
     label: str
     config: str
     settings: tuple[str, ...] = ()
+    newer: tuple[str, ...] = ()
     root: Path = ROOT  # of the checkout
 
 
@@ -80,10 +81,11 @@ class Peer(NamedTuple):
 
 
 Arm = Ours | Peer
+SMOOTHED, LAST = "train.label_smoothing=0.1", "train.average_epochs=1"  # the config's own are for five epochs
 OURS = {
     "probe": Ours("this project, the probe", "configs/effnet_lite0_probe.yaml"),
-    "one-epoch": Ours("this project, 1 epoch", "configs/effnet_lite0.yaml", ("train.epochs=1",)),
-    "three-epochs": Ours("this project, 3 epochs", "configs/effnet_lite0.yaml", ("train.epochs=3",)),
+    "one-epoch": Ours("this project, 1 epoch", "configs/effnet_lite0.yaml", ("train.epochs=1", SMOOTHED), (LAST,)),
+    "three-epochs": Ours("this project, 3 epochs", "configs/effnet_lite0.yaml", ("train.epochs=3", SMOOTHED), (LAST,)),
     "five-epochs": Ours("this project, 5 epochs", "configs/effnet_lite0.yaml"),
 }
 PEERS = {
@@ -151,18 +153,19 @@ def chosen_arms(names: Sequence[str], against: Path | None) -> dict[str, Arm]:
     own = {name: arm for name, arm in arms.items() if isinstance(arm, Ours)}
     if against:
         for name, arm in own.items():
-            arms[f"before-{name}"] = arm._replace(label=f"before: {arm.label}", root=against.resolve())
+            arms[f"before-{name}"] = arm._replace(label=f"before: {arm.label}", newer=(), root=against.resolve())
     return arms
 
 
 def ours(arm: Ours, settings: list[str], fold: int) -> list[Point]:
     """Trains one fold with src/train.py."""
-    asked = [arm.config, *arm.settings, *settings, f"fold {fold}", str(arm.root), str(commit_of(arm.root))]
+    settings = [*settings, *arm.settings, *arm.newer]
+    asked = [arm.config, *settings, f"fold {fold}", str(arm.root), str(commit_of(arm.root))]
 
     def measure(scratch: Path) -> list[Point]:
         command = [sys.executable, *(str(arm.root / file) for file in ("src/train.py", arm.config))]
         command += ["--folds", str(fold), "--set"]
-        command += [*settings, *arm.settings, "name=trial", "report=false"]
+        command += [*settings, "name=trial", "report=false"]
         started, times = time.time(), []
         with subprocess.Popen(command, cwd=scratch, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout

@@ -158,6 +158,22 @@ def test_accumulation_does_not_change_the_weights(workspace: Path) -> None:
     assert max(np.abs(one[name] - four[name]).max() for name in one) < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("settings", "has_probe"),
+    [
+        (["train.batch_norm=frozen"], True),
+        (["train.batch_norm=batch"], False),  # the first step changes the features that the probe would have fitted
+        (["train.batch_norm=batch", "train.trainable_stages=0"], True),
+        (["train.batch_norm=batch", "train.epochs=0"], True),
+    ],
+)
+def test_the_head_starts_as_a_probe_where_its_features_stay(
+    settings: list[str], has_probe: bool, workspace: Path
+) -> None:
+    fit("--folds=0", "model.name=tf_efficientnet_lite0.in1k", "model.weights=local", "train.epochs=1", *settings)
+    assert (0 in pd.read_csv("runs/tiny/fold0/history.csv")["epoch"].tolist()) is has_probe
+
+
 def test_a_diverging_run_stops_and_keeps_the_last_good_state(workspace: Path) -> None:
     with pytest.raises(UserError, match="no longer finite"):
         fit("--folds=0", "train.lr=1e30", "train.optimizer=sgd", "train.clip_norm=null", "train.epochs=4")

@@ -93,7 +93,7 @@ class TrainConfig(Section):
     epochs: Annotated[int, Field(ge=0, le=10_000)] = 3  # 0 with linear_probe: the probe alone
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 64  # rows per optimiser step
     accumulate: Annotated[int, Field(ge=1)] = 1  # micro-batches a step is split into, where memory is short
-    linear_probe: bool = True  # the head starts as a logistic regression on frozen features (LP-FT)
+    linear_probe: bool = True  # the head starts as a logistic regression on features (LP-FT), if these stay the same
     trainable_stages: Stages | dict[Annotated[int, Field(ge=0)], Stages] = "all"  # last N of the body; {epoch: N}
     batch_norm: Literal["auto", "frozen", "batch"] = "auto"  # auto: pretrained statistics stay frozen, see docs
     optimizer: Literal["adamw", "sgd"] = "adamw"

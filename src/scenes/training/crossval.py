@@ -1,5 +1,6 @@
 """All folds of a run, and what they say together: oof.csv, metrics.json, a table."""
 
+import gc
 import math
 import tempfile
 import time
@@ -60,6 +61,8 @@ def cross_validate(config: Config, folds: Sequence[int], scores: bool = True) ->
             start = time.monotonic()
             with run.lock(fold) if processes.is_main else nullcontext():
                 train_fold(job, run, fold, deadline, processes=processes)
+            if job.device.type == "cuda":
+                gc.collect()  # what the first fold imports keeps its frames, and with them its network, in a cycle
             say(f"  {fold_name(fold)} took {_duration(time.monotonic() - start)}")
     if processes.is_main and scores and run.finished_folds(config.data.folds):
         summarise(job, run)

@@ -77,8 +77,8 @@ class Job:
 
     @property
     def starts_with_probe(self) -> bool:
-        """Whether the head starts as a logistic regression, which needs pretrained features."""
-        return self.config.train.linear_probe and self.pretrained is not None
+        """Whether the head starts as a logistic regression on pretrained features."""
+        return self.pretrained is not None and recipe.starts_with_probe(self.config.train, self._template)
 
     @property
     def trains_on_features(self) -> bool:
@@ -341,7 +341,8 @@ def _check_model(job: Job) -> None:
                 model.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=job.device))
         except (AssertionError, RuntimeError) as error:
             raise UserError(f"{where}: {config.model.name} does not take {size} px: {error}") from None
-    if config.train.linear_probe and job.pretrained is None:
-        say("no pretrained weights: the head starts at random, without a linear probe")
+    if config.train.linear_probe and not job.starts_with_probe:
+        why = "batch norms learn their statistics" if job.pretrained else "no pretrained weights"
+        say(f"{why}: the head starts at random, without a linear probe")
     if job.trains_on_features:
         say("the body is frozen and nothing is augmented: its features are computed once, only the head trains")

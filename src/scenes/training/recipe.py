@@ -78,8 +78,9 @@ def body_is_frozen(train: TrainConfig) -> bool:
 def freezes_batch_norm(train: TrainConfig, is_pretrained: bool) -> bool:
     """Whether batch norms keep their running statistics.
 
-    Weights trained under the statistics of batches score 2 to 6 points lower on 5,000 scenes (EfficientNet-Lite0),
-    whichever statistics they are then predicted with: benchmarks/RESULTS.md.
+    Near to ImageNet (5,000 scenes, EfficientNet-Lite0) weights trained under the statistics of batches score 2 to 6
+    points lower, whichever statistics they are then predicted with; far from it (seedlings) a point higher:
+    benchmarks/RESULTS.md.
     """
     return is_pretrained if train.batch_norm == "auto" else train.batch_norm == "frozen"
 
@@ -87,6 +88,15 @@ def freezes_batch_norm(train: TrainConfig, is_pretrained: bool) -> bool:
 def has_batch_norm(model: Classifier) -> bool:
     """Whether a network has batch norms."""
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
+def starts_with_probe(train: TrainConfig, model: Classifier) -> bool:
+    """Whether a pretrained body's head starts as a linear probe.
+
+    The probe would not fit if batch norms learnt their statistics: the first step changes the features.
+    """
+    are_fixed = freezes_batch_norm(train, is_pretrained=True) or body_is_frozen(train) or not has_batch_norm(model)
+    return train.linear_probe and are_fixed
 
 
 def synchronise_batch_norms(model: Classifier) -> None:
