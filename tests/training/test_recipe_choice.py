@@ -11,6 +11,7 @@ from scenes.config import Config
 from scenes.config_file import load_config, with_recipe
 from scenes.console import UserError
 from scenes.runs import Run
+from scenes.training import recipe_choice
 from tiny import fit
 
 RECIPES = "near: {train.epochs: 1, train.lr: 1e-3}\nfar: {train.epochs: 2, augment: medium}\n"
@@ -30,12 +31,17 @@ def experiment(workspace: Path) -> Path:
     return workspace
 
 
-@pytest.mark.parametrize(("recipe", "augment"), [("near", "light"), ("far", "medium")])
-def test_colours_are_near_and_noise_is_far(recipe: str, augment: str, experiment: Path) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "augment", "few"), [("near", "light", 0), ("far", "medium", 0), ("near", "light", 1000)]
+)
+def test_colours_are_near_and_noise_is_far_but_for_few_rows(
+    recipe: str, augment: str, few: int, experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe_choice, "FEW", few)
     rng = np.random.default_rng(0)
     for name, label in pd.read_csv("input/train.csv").itertuples(index=False):
         pixels = rng.integers(0, 256, (48, 48, 3), np.uint8)
-        if recipe == "near":
+        if recipe == "near" and not few:
             pixels = pixels // 8 + np.uint8(COLOURS[label])
         Image.fromarray(pixels).save(Path("input/SceneImages") / name)
     fit(*WEIGHTS)
@@ -101,7 +107,10 @@ def test_a_mistake_is_shown_where_it_is(tmp_path: Path) -> None:
         load_config(tmp_path / "a.yaml")
 
 
-def test_rows_that_are_all_trained_on_leave_nothing_to_tell_by(experiment: Path) -> None:
+def test_rows_that_are_all_trained_on_leave_nothing_to_tell_by(
+    experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe_choice, "FEW", 0)
     table = pd.read_csv("input/train.csv").groupby("label").head(1)
     table.to_csv("input/train.csv", index=False)
     fit(*WEIGHTS[:2], "--folds=full")
