@@ -13,7 +13,7 @@ from time import monotonic
 
 from scenes.console import StoppedError, UserError, say
 
-COLLECT_AFTER = 50_000  # new objects: at Python's 700, collecting garbage takes a fifth of the seconds of importing
+COLLECT_AFTER = 50_000  # new objects: at Python's 700, collecting garbage takes a sixth of the time of importing
 ONE_SIGNAL_SECONDS = 1.0  # a scheduler may signal both a process and its parent, which passes the signal on
 
 
