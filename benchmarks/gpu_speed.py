@@ -23,8 +23,9 @@ from scenes.model.device import choose_precision
 from scenes.model.fusion import fuse_batch_norms
 from scenes.runs import Run
 from scenes.training import recipe
-from scenes.training.job import Job, prepare
+from scenes.training.job import Job
 from scenes.training.loop import train_fold
+from scenes.training.prepare import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECK_STEPS = 20  # the training loop waits for the GPU this often

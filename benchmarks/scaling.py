@@ -38,7 +38,8 @@ from scenes.data.batches import Schedule, StepSampler, train_loader  # noqa: E40
 from scenes.inference.predict import predict_as_configured  # noqa: E402
 from scenes.inference.views import PLAIN  # noqa: E402
 from scenes.script import add_settings_option, run  # noqa: E402
-from scenes.training.job import Job, prepare  # noqa: E402
+from scenes.training.job import Job  # noqa: E402
+from scenes.training.prepare import prepare  # noqa: E402
 
 T = TypeVar("T")
 STATUS = Path("/proc/self/status")

@@ -52,8 +52,9 @@ from scenes.model.fusion import fuse_batch_norms  # noqa: E402
 from scenes.runs import Run, read_json  # noqa: E402
 from scenes.script import add_settings_option, run  # noqa: E402
 from scenes.training import recipe  # noqa: E402
-from scenes.training.job import Job, prepare  # noqa: E402
+from scenes.training.job import Job  # noqa: E402
 from scenes.training.loop import train_fold  # noqa: E402
+from scenes.training.prepare import prepare  # noqa: E402
 
 WARM_UP = 2  # steps or batches that are not timed
 

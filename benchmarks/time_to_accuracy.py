@@ -232,7 +232,7 @@ def peer_inputs(config: Config) -> Path:
     from safetensors.torch import save_file
 
     from scenes.model.backbone import create_body
-    from scenes.training.job import prepare
+    from scenes.training.prepare import prepare
 
     asked = config.model_dump_json(include={"data": True, "model": True, "image_size": True})
     folder = KEPT.resolve() / f"inputs-{blake2b(asked.encode(), digest_size=4).hexdigest()}"

@@ -148,7 +148,7 @@ class Config(Section):
     submission: Literal["labels", "probabilities", "ranking", "sets", "number"] | None = None  # by default the metric's
     seed: int = 0
     recipe: Literal["auto", "near", "far"] = "auto"  # which of the next two; auto: a linear probe chooses
-    near: dict[str, Any] = {}  # settings, {train.lr: 4e-4}, for images like those of the pretrained weights
+    near: dict[str, Any] = {}  # {train.lr: 4e-4}, also sizes and augment, for images like those of the weights
     far: dict[str, Any] = {}  # for images unlike those; single keys of --set win over both
     image_size: Pixels = 150  # square
     augment: Literal["none", "light", "medium", "strong"] | list[str | dict[str, dict[str, Any]]] = "light"

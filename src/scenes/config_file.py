@@ -140,19 +140,21 @@ def with_recipe(config: Config, recipe: str, places: Mapping[str, str] | None = 
         UserError: If the recipe has a key that no recipe may change, or a wrong value.
     """
     values = config.model_dump(mode="json")
-    settings, allowed = values[recipe], [key for key in valid_keys() if key == "augment" or _is_of_a_recipe(key)]
+    settings, allowed = values[recipe], [key for key in valid_keys() if _is_of_a_recipe(key)]
     problems = []
     for key in settings:
         if key not in allowed:
             where = _place(f"{recipe}.{key}", places or {}) or f"{config.name}: {recipe}"
             near = difflib.get_close_matches(key, allowed, 1, 0.6)
-            remedy = "a recipe has augment and keys of train, in one word: `train.lr: 1e-3`"
+            remedy = "a recipe has augment, image sizes and keys of train, in one word: `train.lr: 1e-3`"
             if near and not isinstance(settings[key], dict):
                 remedy = f"did you mean {near[0]!r}?"
             problems.append(Problem(where, f"{recipe}: {key!r} is not a setting that a recipe may change", remedy))
     raise_problems(problems, "The config cannot be used")
-    values["train"] |= {key.removeprefix("train."): value for key, value in settings.items() if key != "augment"}
-    values |= {"augment": settings.get("augment", values["augment"]), "recipe": recipe, "near": {}, "far": {}}
+    values |= {"recipe": recipe, "near": {}, "far": {}}
+    for key, value in settings.items():
+        section, _, last = key.rpartition(".")
+        (values[section] if section else values)[last] = value
     inner = {
         key.removeprefix(f"{recipe}."): where for key, where in (places or {}).items() if key.startswith(f"{recipe}.")
     }
@@ -165,8 +167,10 @@ def recipes_of(config: Config, places: Mapping[str, str] | None = None) -> list[
 
 
 def _is_of_a_recipe(key: str) -> bool:
-    """Whether a recipe may set a key of train: what is prepared before the choice is the same for both."""
-    return key.startswith("train.") and key not in ("train.batch_size", "train.sizes", "train.time_budget_minutes")
+    """Whether a recipe may set a key; batches and the time are shared out before there is a choice."""
+    if key in ("train.batch_size", "train.time_budget_minutes"):
+        return False
+    return key in ("augment", "image_size", "infer.image_size") or key.startswith("train.")
 
 
 def dump(config: Config) -> str:

@@ -5,14 +5,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
+import train
 from scenes.config import Config
 from scenes.config_file import load_config, with_recipe
 from scenes.console import UserError
 from scenes.runs import Run
 from scenes.training import recipe_choice
-from tiny import fit
+from tiny import TINY, fit
 
 RECIPES = "near: {train.epochs: 1, train.lr: 1e-3}\nfar: {train.epochs: 2, augment: medium}\n"
 WEIGHTS = ["model.name=tf_efficientnet_lite0.in1k", "model.weights=local", "--folds=0"]
@@ -72,6 +75,19 @@ def test_a_run_keeps_its_recipe(experiment: Path, capsys: pytest.CaptureFixture[
     capsys.readouterr()
     fit("--folds=0")
     assert "recipe: near" in capsys.readouterr().out
+
+
+def test_a_recipe_of_another_size_trains_as_a_config_of_that_size(workspace: Path) -> None:
+    settings = [setting for setting in TINY if not setting.startswith("image_size")]
+    (workspace / "chosen.yaml").write_text("image_size: 16\nfar: {image_size: 32, infer.image_size: 40}\n")
+    (workspace / "set.yaml").write_text("image_size: 32\ninfer: {image_size: 40}\n")
+    for name in ("chosen", "set"):
+        train.main([f"{name}.yaml", "--folds=0", "--set", *settings])
+    assert (chosen("chosen").image_size, chosen("chosen").predict_size) == (32, 40)
+    one, other = (load_file(f"runs/{name}/fold0/weights.safetensors") for name in ("chosen", "set"))
+    assert all(torch.equal(one[key], other[key]) for key in other)  # of images as sharp as that size asks for
+    train.main(["chosen.yaml", "--folds=0,1", "--set", *settings])  # a second command keeps size and images
+    assert chosen("chosen").image_size == 32
 
 
 @pytest.mark.parametrize(

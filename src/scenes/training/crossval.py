@@ -26,8 +26,9 @@ from scenes.model.device import explain_precision
 from scenes.runs import RUNS, Run, begin, fold_name, write_json
 from scenes.training import recipe
 from scenes.training.distributed import together
-from scenes.training.job import Job, prepare
+from scenes.training.job import Job
 from scenes.training.loop import train_fold
+from scenes.training.prepare import prepare
 
 
 def cross_validate(config: Config, folds: Sequence[int], scores: bool = True) -> Run:

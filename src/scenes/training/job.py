@@ -1,10 +1,9 @@
 """What all folds of a run share (data, device, pretrained weights, features of a frozen body), and one of the folds."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from scenes.config import Config, TrainConfig
-from scenes.config_file import recipes_of
 from scenes.console import UserError, say
-from scenes.data.augment import AugmentedImages, compose
+from scenes.data.augment import AugmentedImages
 from scenes.data.batches import EvalBatch, EvalImages, Schedule, eval_loader
-from scenes.data.dataset import Dataset, read_dataset
-from scenes.data.resident import ResidentImages, where_to_crop
+from scenes.data.dataset import Dataset
+from scenes.data.resident import ResidentImages
 from scenes.inference.views import PLAIN, views_of
 from scenes.model.backbone import Classifier
-from scenes.model.device import choose_device, choose_precision, is_out_of_memory
-from scenes.model.pretrained import pretrained_state
+from scenes.model.device import choose_precision, is_out_of_memory
 from scenes.randomness import key
-from scenes.runs import FULL, Run, fold_name, read_json
+from scenes.runs import Run, fold_name, read_json
 from scenes.training import recipe
 from scenes.training.distributed import Processes
 from scenes.training.features import body_features
 from scenes.training.recipe import body_is_frozen
-from scenes.training.recipe_choice import choose_recipe
 
 CPU_CROPS = "the CPU makes them from here on; their pixels differ by a grey level, so the weights differ in some digits"
 
@@ -263,86 +259,3 @@ class Fold:
         """What a checkpoint must belong to; the config itself is compared when a run begins."""
         config = self.job.config
         return f"{config.name} {self.name} {config.model.name} {self.job.data.task.outputs} outputs"
-
-
-def prepare(config: Config, folds: Sequence[int]) -> Job:
-    """Reads and checks everything a run needs, before any training.
-
-    Args:
-        config: The experiment.
-        folds: What is to be trained.
-
-    Raises:
-        UserError: With the list of all that is wrong.
-    """
-    for each in recipes_of(config):
-        _check_options(each, folds)
-        if each.train.epochs or not isinstance(each.augment, str):  # a wrong transform is found here, not in a worker
-            compose(each.augment, each.image_size, each.symmetry)
-    data = read_dataset(config)
-    _check_folds(config, data, folds)
-    job = Job(config, data, pretrained_state(config), choose_device())
-    job = replace(job, config=choose_recipe(config, data, (lambda: job.features) if job.pretrained else None))
-    if job.device.type == "cuda":
-        torch.cuda.empty_cache()  # where to crop follows from the free memory
-    _check_model(job)
-    if job.trains_on_features or where_to_crop(data.training_images.shapes, job.config.augment, job.device)[0] == "cpu":
-        return job
-    return replace(job, crops="gpu")
-
-
-def _check_options(config: Config, folds: Sequence[int]) -> None:
-    """Finds mistakes in the config that need no data to be seen."""
-    if FULL in folds and (config.train.early_stopping or config.train.schedule == "plateau"):
-        raise UserError(
-            "--folds full holds no rows out to validate epochs on: add --set train.early_stopping=null, and "
-            "train.schedule=cosine in place of plateau"
-        )
-    train = config.train
-    if body_is_frozen(train) and config.augment == "none" and (train.mixup or train.cutmix or train.sizes):
-        raise UserError(
-            "the body is frozen and nothing is augmented, so the head trains on features: train.mixup, train.cutmix "
-            "and train.sizes have no images to work on; leave them out, or set augment"
-        )
-    if config.data.soft_targets and (FULL in folds or not train.epochs or body_is_frozen(train)):
-        raise UserError(
-            "data.soft_targets are for the folds of a network that trains: leave them out with --folds full, with "
-            "train.epochs: 0 and with a frozen body"
-        )
-    if config.train.wandb and not find_spec("wandb"):
-        raise UserError("train.wandb is set, but wandb is not installed: pip install wandb, or leave it out")
-
-
-def _check_folds(config: Config, data: Dataset, folds: Sequence[int]) -> None:
-    """Finds folds to be trained that hold out no row, as very few rows or very large groups leave them."""
-    if empty := [fold_name(fold) for fold in folds if fold != FULL and not len(data.rows(fold)[1])]:
-        raise UserError(
-            f"{', '.join(empty)} of {config.data.folds} would hold out no row: {len(np.unique(data.groups))} groups of "
-            "rows are too few or too uneven, or all classes too rare; lower data.folds, or train --folds full"
-        )
-
-
-def _check_model(job: Job) -> None:
-    """Finds mistakes that show only with the network and the classes at hand."""
-    config = job.config
-    if config.train.class_weights and job.data.task.kind != "classes":
-        raise UserError(f"train.class_weights are for classes; the task is {job.data.task.kind}: leave them out")
-    if isinstance(config.train.class_weights, list) and len(config.train.class_weights) != job.data.task.outputs:
-        count = len(config.train.class_weights)
-        raise UserError(f"train.class_weights has {count} weights for {job.data.task.outputs} classes")
-    choose_precision(config.train.precision, job.device)
-    choose_precision(config.infer.precision, job.device)
-    model = job.new_model()
-    asked = [(size, "train.sizes") for size in (config.train.sizes or {}).values()]
-    asked += [(view.canvas(config.predict_size), "infer") for view in views_of(config) if not view.crop]
-    for size, where in sorted(set(asked)):
-        try:
-            with torch.no_grad():
-                model.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=job.device))
-        except (AssertionError, RuntimeError) as error:
-            raise UserError(f"{where}: {config.model.name} does not take {size} px: {error}") from None
-    if config.train.linear_probe and not job.starts_with_probe:
-        why = "batch norms learn their statistics" if job.pretrained else "no pretrained weights"
-        say(f"{why}: the head starts at random, without a linear probe")
-    if job.trains_on_features:
-        say("the body is frozen and nothing is augmented: its features are computed once, only the head trains")

@@ -23,12 +23,22 @@ FEW = 200  # training rows: `near` and `far` predict 0.52 and 0.42 right with 96
 NEAR = 0.83  # the share that is explained: of EfficientNet-Lite0 and -Lite2 0.85 on scenes, 0.75 and 0.81 on seedlings
 
 
-def choose_recipe(config: Config, data: Dataset, features: Callable[[], np.ndarray] | None) -> Config:
-    """Puts one of the two recipes, if the config has any, in place of both.
+def with_kept_recipe(config: Config) -> Config:
+    """Puts the recipe that is set, or that the run to resume has, in place of both; until then a config has two."""
+    if not (config.near or config.far):
+        return config
+    run, recipe = Run(RUNS / config.name), config.recipe
+    if recipe == "auto" and run.config_file.exists():
+        recipe = run.load_config().recipe
+    return config if recipe == "auto" else _told(config, recipe, "as set, or as the run began")
 
-    The choice is the config's or that of the run which it resumes; else it is near with few rows, and otherwise follows
-    from the share of the log loss (of numbers: the variance) that a linear probe explains (McFadden 1974, Frontiers in
-    Econometrics). It is measured on one fold's held-out rows, and holds for all folds.
+
+def choose_recipe(config: Config, data: Dataset, features: Callable[[], np.ndarray] | None) -> Config:
+    """Puts the recipe that suits the images in place of both, if the config still has two.
+
+    With few rows it is near; otherwise it follows from the share of the log loss (of numbers: the variance) that a
+    linear probe explains (McFadden 1974, Frontiers in Econometrics). It is measured on one fold's held-out rows, and
+    holds for all folds.
 
     Args:
         config: The experiment.
@@ -37,13 +47,11 @@ def choose_recipe(config: Config, data: Dataset, features: Callable[[], np.ndarr
     """
     if not (config.near or config.far):
         return config
-    recipe = config.recipe
-    run = Run(RUNS / config.name)
-    if recipe == "auto" and run.config_file.exists():
-        recipe = run.load_config().recipe
-    why = "as set, or as the run began"
-    if recipe == "auto":
-        recipe, why = _choose(config, data, features)
+    return _told(config, *_choose(config, data, features))
+
+
+def _told(config: Config, recipe: str, why: str) -> Config:
+    """The config with a recipe in place of both; says which."""
     say(f"recipe: {recipe} ({why})")
     return with_recipe(config, recipe)
 

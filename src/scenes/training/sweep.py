@@ -19,7 +19,7 @@ from scenes.console import Problem, StoppedError, UserError, print_table, raise_
 from scenes.files import only_process, write_result
 from scenes.randomness import key
 from scenes.runs import RUNS, Run, fold_name, read_json
-from scenes.training.job import prepare
+from scenes.training.prepare import prepare
 from scenes.training.trial import CANNOT_TRAIN
 from scenes.training.workers import INTERRUPTED, Slot, Task, failure, follow
 
