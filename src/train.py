@@ -70,7 +70,7 @@ def report_and_submit(experiment: "Experiment", trained: "Run", wants_submission
     from scenes.competition.rows import test_source
     from scenes.runs import FULL
 
-    config, folds = experiment.config, experiment.folds
+    config, folds = trained.load_config(), experiment.folds  # the run's: a recipe may have other sizes and views
     scored = " (scores: metrics.json, held-out probabilities: oof.csv)" if trained.metrics_file.exists() else ""
     say(f"everything about this run: {trained.folder}/{scored}")
     if config.report:

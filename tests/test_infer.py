@@ -100,6 +100,12 @@ def test_views_change_the_probabilities_and_keep_them_probabilities(views: str, 
     np.testing.assert_allclose(other.sum(1), 1, atol=1e-5)
 
 
+def test_views_of_a_size_that_the_network_does_not_take_are_refused(workspace: Path) -> None:
+    fit("--folds=0", "model.name=test_vit", "train.epochs=1")
+    with pytest.raises(UserError, match=r"infer: test_vit does not take \d+ px"):
+        infer.main(["--tta", "multiscale"])
+
+
 @pytest.mark.parametrize("is_kept", [True, False])
 def test_a_view_the_run_dropped_is_not_used(is_kept: bool, finished: Path) -> None:
     metrics = json.loads(Path("runs/tiny/metrics.json").read_text())

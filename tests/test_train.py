@@ -303,6 +303,20 @@ def test_out_of_memory_splits_the_batch_and_trains_the_same(
     assert max(np.abs(one[name] - four[name]).max() for name in one) < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["train.accumulate=9"], r"train\.accumulate: 9 parts .* single row .* 8 at most"),
+        (["model.name=caformer_s18", "train.trainable_stages={0: 0, 1: 3}"], r"caformer_s18.*trainable_stages"),
+        (["model.name=test_vit", "infer.image_size=40", "infer.tta=five_crop"], "infer: test_vit does not take 40 px"),
+    ],
+)
+def test_what_the_network_cannot_do_is_found_before_training(settings: list[str], says: str, workspace: Path) -> None:
+    with pytest.raises(UserError, match=says):
+        fit("--folds=0", *settings)
+    assert not Path("runs").exists()
+
+
 def test_an_optimiser_short_of_memory_says_what_to_do_and_the_run_resumes(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

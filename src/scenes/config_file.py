@@ -14,7 +14,7 @@ from scenes.console import Problem, UserError, raise_problems
 RECIPES = ("near", "far")
 
 # A run may resume with other values of these: they do not change what it computes (train.accumulate: beyond rounding,
-# and which rows share a random draw).
+# which rows share a random draw, and the statistics of batch norms that learn).
 # Where the training data is may change because folds.csv notices when the data itself does.
 FREE_KEYS = (
     "name",

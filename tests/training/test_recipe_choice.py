@@ -7,12 +7,14 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+import infer
 import train
-from scenes.config import Config
+from scenes.config import Config, ModelConfig
 from scenes.config_file import load_config, with_recipe
 from scenes.console import UserError
+from scenes.model.backbone import create_body
 from scenes.runs import Run
 from scenes.training import recipe_choice
 from tiny import TINY, fit
@@ -86,8 +88,24 @@ def test_a_recipe_of_another_size_trains_as_a_config_of_that_size(workspace: Pat
     assert (chosen("chosen").image_size, chosen("chosen").predict_size) == (32, 40)
     one, other = (load_file(f"runs/{name}/fold0/weights.safetensors") for name in ("chosen", "set"))
     assert all(torch.equal(one[key], other[key]) for key in other)  # of images as sharp as that size asks for
-    train.main(["chosen.yaml", "--folds=0,1", "--set", *settings])  # a second command keeps size and images
+    train.main(["chosen.yaml", "--submit", "--set", *settings])  # a second command keeps size and images
     assert chosen("chosen").image_size == 32
+    infer.main(["--run", "runs/chosen", "--out", "again.csv"])
+    submitted = Path("submissions/chosen_probabilities.csv").read_bytes()
+    assert submitted == Path("again_probabilities.csv").read_bytes()
+
+
+def test_a_recipe_of_another_size_reads_the_weights_of_that_size(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe_choice, "FEW", 0)
+    monkeypatch.setattr(recipe_choice, "NEAR", 1.1)  # all are far
+    body = create_body(ModelConfig(name="test_vit"), 160)
+    save_file(body.state_dict(), "body.safetensors")
+    (workspace / "vit.yaml").write_text("image_size: 32\nfar: {image_size: 48}\n")
+    settings = [setting for setting in TINY if not setting.startswith(("image_size", "model"))]
+    train.main(["vit.yaml", "--folds=0", "--set", *settings, "model.name=test_vit", "model.weights=body.safetensors"])
+    assert chosen("vit").image_size == 48
 
 
 @pytest.mark.parametrize(

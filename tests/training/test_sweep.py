@@ -183,6 +183,16 @@ def test_slots_share_the_trials_and_the_sweep_resumes(
     assert "1 trials to go" in capsys.readouterr().out
 
 
+def test_trials_with_the_same_values_train_one_after_the_other(
+    slots: list[HereSlot], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("space.yaml").write_text("augment: [light]\n")
+    run("--parallel=2")
+    started = [label for slot in slots for label in slot.started]
+    assert sorted(started) == [f"trial {trial} fold{fold}" for trial in range(2) for fold in range(2)]
+    assert "2 trials were completed" in capsys.readouterr().out
+
+
 def test_a_trial_whose_process_dies_ends_the_sweep_and_comes_first_next_time(
     slots: list[HereSlot], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,6 @@
 """A run's trained folds, and how they become one prediction."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from scenes.config import Config
 from scenes.console import UserError
 from scenes.inference.calibration import Calibration
 from scenes.inference.predict import share_bodies
-from scenes.inference.views import VIEWS, View, views_of
+from scenes.inference.views import VIEWS, View, sizes_seen, views_of
 from scenes.model.backbone import Classifier
 from scenes.model.fusion import fuse_batch_norms
 from scenes.model.weights import load_classifier, read_task
@@ -42,11 +42,27 @@ def load_folds(run: Run, config: Config, folds: Sequence[int], device: torch.dev
     if other := [fold_name(f) for f, model in zip(folds, models, strict=True) if model.task.columns != columns]:
         raise UserError(f"{run.folder}: {', '.join(other)} was trained on other classes than {fold_name(folds[0])}")
     models = [model.to(device, memory_format=torch.channels_last).eval() for model in models]
+    check_sizes(models[0], sizes_seen(config), "infer")
     for model, fold in zip(models, folds, strict=True):
         model.name = fold_name(fold)
     share_bodies(models)
     fuse_bodies(models, config.predict_size)
     return models
+
+
+def check_sizes(model: Classifier, sizes: Iterable[int], setting: str) -> None:
+    """Finds image sizes, in pixels, that a network does not take.
+
+    Raises:
+        UserError: If there is one; `setting` says where it is from.
+    """
+    model.eval()
+    for size in sorted(set(sizes)):
+        try:
+            with torch.inference_mode():
+                model(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=model.mean.device))
+        except (AssertionError, RuntimeError) as error:
+            raise UserError(f"{setting}: {model.config.name} does not take {size} px: {error}") from None
 
 
 def fuse_bodies(models: Sequence[Classifier], image_size: int) -> None:

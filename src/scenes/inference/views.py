@@ -75,3 +75,9 @@ def views_of(config: Config) -> list[View]:
         ]
     flips, turns = config.symmetry != "none", config.symmetry == "all"
     return [view for view in views if (flips or not view.flip) and (turns or not view.turns)]
+
+
+def sizes_seen(config: Config) -> set[int]:
+    """The image sizes that networks see under the views of ``infer.tta``, in pixels."""
+    size = config.predict_size
+    return {size if view.crop else view.canvas(size) for view in views_of(config)}

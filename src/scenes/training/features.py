@@ -63,6 +63,7 @@ def _key(model: Classifier, images: Images, size: int, device: torch.device, pre
     about = f"{config.name} {config.pool} {size} {device.type} {precision}\n"
     digest = blake2b(about.encode(), digest_size=12)
     digest.update("".join(images.pixel_hashes.tolist()).encode())
+    digest.update(images.shapes.tobytes())  # runs of larger images keep sharper ones
     for name, tensor in {**model.body.state_dict(), "mean": model.mean, "std": model.std}.items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy())

@@ -11,12 +11,16 @@ from scenes.training.job import Fold
 def split_further(fold: Fold, state: State) -> None:
     """Splits batches into twice as many parts, which gives the same gradients in half the memory.
 
+    But for batch norms that learn: their statistics are those of a part.
+
     Raises:
-        UserError: If each part is a single row already.
+        UserError: If the parts cannot be smaller.
     """
-    halved = fold.processes.even(2 * state.accumulate, fold.train.batch_size)
-    if halved == state.accumulate:
-        raise UserError(f"{fold.name}: not even one image fits into memory; lower image_size or take another model")
+    halved = fold.processes.even(2 * state.accumulate, fold.job.most_parts)
+    if halved <= state.accumulate:
+        rows = -(-fold.train.batch_size // state.accumulate)
+        what = "one image fits" if rows == 1 else f"{rows} images fit"
+        raise UserError(f"{fold.name}: not even {what} into memory; lower image_size or take another model")
     state.accumulate = halved
     say(f"  {fold.name}: out of memory; from step {state.step} on batches are split in {state.accumulate}")
     if fold.job.device.type == "cuda":
@@ -25,7 +29,7 @@ def split_further(fold: Fold, state: State) -> None:
 
 def out_of_memory(fold: Fold, state: State, where: str) -> UserError:
     """The error for memory that ran out where a batch cannot simply be split and tried again."""
-    more = min(2 * state.accumulate, fold.train.batch_size)
+    more = min(2 * state.accumulate, fold.job.most_parts)
     return UserError(
         f"{fold.name}: out of memory {where}, at step {state.step}; the last checkpoint is kept. Resume with batches "
         f"in smaller parts: --set train.accumulate={more}; or train a smaller model under another name"

@@ -82,6 +82,14 @@ class Job:
         return body_is_frozen(self.config.train) and self.config.augment == "none"
 
     @property
+    def most_parts(self) -> int:
+        """How many parts a batch can be split into: batch norms cannot learn statistics from a single row."""
+        train = self.config.train
+        is_frozen = recipe.freezes_batch_norm(train, self.pretrained is not None)
+        can_be_rows = is_frozen or not recipe.has_batch_norm(self._template)
+        return train.batch_size if can_be_rows else max(1, train.batch_size // 2)
+
+    @property
     def keeps_body(self) -> bool:
         """Whether `features` are also those of the trained network, and known already."""
         return self.trains_on_features or (self.starts_with_probe and not self.config.train.epochs)

@@ -13,12 +13,13 @@ from scenes.console import UserError, say
 from scenes.data.augment import compose
 from scenes.data.dataset import Dataset, read_dataset
 from scenes.data.resident import where_to_crop
-from scenes.inference.views import views_of
+from scenes.inference.models import check_sizes
+from scenes.inference.views import sizes_seen
 from scenes.model.device import choose_device, choose_precision
 from scenes.model.pretrained import pretrained_state
 from scenes.runs import FULL, fold_name
 from scenes.training.job import Job
-from scenes.training.recipe import body_is_frozen
+from scenes.training.recipe import body_is_frozen, every_stages, set_modes
 from scenes.training.recipe_choice import choose_recipe, with_kept_recipe
 
 
@@ -48,10 +49,11 @@ def prepare(config: Config, folds: Sequence[int]) -> Job:
 
 
 def _with_recipe(job: Job) -> Job:
-    """Chooses a recipe; one of another size needs images as sharp as it would have found them with that size set."""
+    """Chooses a recipe; what depends on the image size is read anew for one of another size."""
     config = choose_recipe(job.config, job.data, (lambda: job.features) if job.pretrained else None)
-    is_same_size = config.largest_size == job.config.largest_size
-    return replace(job, config=config, data=job.data if is_same_size else read_dataset(config))
+    if config.largest_size == job.config.largest_size and config.image_size == job.config.image_size:
+        return replace(job, config=config)
+    return replace(job, config=config, data=read_dataset(config), pretrained=pretrained_state(config))
 
 
 def _check_options(config: Config, folds: Sequence[int]) -> None:
@@ -96,14 +98,15 @@ def _check_model(job: Job) -> None:
     choose_precision(config.train.precision, job.device)
     choose_precision(config.infer.precision, job.device)
     model = job.new_model()
-    asked = [(size, "train.sizes") for size in (config.train.sizes or {}).values()]
-    asked += [(view.canvas(config.predict_size), "infer") for view in views_of(config) if not view.crop]
-    for size, where in sorted(set(asked)):
-        try:
-            with torch.no_grad():
-                model.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=job.device))
-        except (AssertionError, RuntimeError) as error:
-            raise UserError(f"{where}: {config.model.name} does not take {size} px: {error}") from None
+    for stages in every_stages(config.train):
+        set_modes(model, stages, frozen_batch_norm=True)  # timm does not know every network's stages
+    check_sizes(model, (config.train.sizes or {}).values(), "train.sizes")
+    check_sizes(model, sizes_seen(config), "infer")
+    if (parts := config.train.accumulate) > job.most_parts:
+        rows = f"{parts} parts of train.batch_size {config.train.batch_size}"
+        raise UserError(
+            f"train.accumulate: {rows} leave batch norms a single row to learn from; set {job.most_parts} at most"
+        )
     if config.train.linear_probe and not job.starts_with_probe:
         why = "batch norms learn their statistics" if job.pretrained else "no pretrained weights"
         say(f"{why}: the head starts at random, without a linear probe")

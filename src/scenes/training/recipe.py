@@ -68,11 +68,15 @@ def trainable_stages(train: TrainConfig, epoch: int) -> Stages:
     return table[max(begun)] if begun else 0
 
 
+def every_stages(train: TrainConfig) -> list[Stages]:
+    """How many of the body's last stages train, for each part of training."""
+    table = train.trainable_stages
+    return list(table.values()) if isinstance(table, dict) else [table]
+
+
 def body_is_frozen(train: TrainConfig) -> bool:
     """Whether the body never trains, so that its features can be computed once."""
-    table = train.trainable_stages
-    values = list(table.values()) if isinstance(table, dict) else [table]
-    return train.epochs == 0 or all(value == 0 for value in values)
+    return train.epochs == 0 or all(stages == 0 for stages in every_stages(train))
 
 
 def freezes_batch_norm(train: TrainConfig, is_pretrained: bool) -> bool:

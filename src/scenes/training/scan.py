@@ -98,5 +98,6 @@ def _next_command(name: str) -> str:
         config = load_config(file)
         if config.model.name == name and config.train.epochs:
             return f"bash train.sh {file}"
-    own = f"model.name={name} name={name.partition('.')[0]} 'near={{}}' 'far={{}}'"  # its recipes suit small networks
-    return f"bash train.sh configs/effnet_lite0.yaml --set {own}"
+    plain = "infer.image_size=null 'near={}' 'far={}'"  # what it has of these suits small networks
+    own = f"model.name={name} name={name.partition('.')[0]}"
+    return f"bash train.sh configs/effnet_lite0.yaml --set {own} {plain}"

@@ -191,8 +191,9 @@ class _Search:
             self.left -= 1
             self.ready.append(self._begin(self.study.ask()))
         names = {attempt.run.name for attempt in self.running.values()}
-        # A trial with the values of one that is running waits for it: they share a run.
-        attempt = next((attempt for attempt in self.ready if attempt.run.name not in names), None)
+        # A trial with the values of another shares its run, which is deleted at the end: the one that began goes on.
+        waiting = sorted(self.ready, key=lambda attempt: -len(attempt.costs))
+        attempt = next((attempt for attempt in waiting if attempt.run.name not in names), None)
         if attempt is None:
             return None
         self.ready.remove(attempt)
