@@ -67,6 +67,15 @@ def session(exported: Path) -> Any:
     return onnxruntime.InferenceSession(exported / "runs/tiny/tiny.onnx", providers=["CPUExecutionProvider"])
 
 
+@pytest.mark.parametrize("form", ["onnx", "hub-folder"])
+def test_names_that_do_not_fit_the_classes_are_refused(form: str, exported: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="2 names for 6 outputs"):
+        patch.chdir(exported)
+        out = str(tmp_path / "out")
+        export.main(["runs/tiny", "--to", form, "--out", out, "--set", "data.class_names=[a, b]"])
+    assert not list(tmp_path.iterdir())
+
+
 def run(session: Any, images: np.ndarray) -> np.ndarray:
     return session.run(["probabilities"], {"images": images})[0]
 

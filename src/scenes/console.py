@@ -57,7 +57,7 @@ def say(message: str = "") -> None:
         print(message, flush=True)
 
 
-def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
+def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Prints a table, numbers right-aligned; in a pipe as wide as its content."""
     if not is_main_process():
         return
@@ -67,7 +67,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], title: 
     from rich.text import Text
 
     # Text, because a plain string is taken for markup: a class named [red] or :sea: would vanish.
-    table = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD)
     for i, name in enumerate(header):
         table.add_column(Text(name), justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:

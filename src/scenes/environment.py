@@ -200,8 +200,6 @@ def describe() -> dict[str, object]:
 
     commit, dirty = commit_of(ROOT)
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    if not devices and torch.backends.mps.is_available():
-        devices = ["Apple GPU (mps)"]
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -159,7 +159,7 @@ def test_a_run_of_all_rows_has_a_report_without_scores(workspace: Path) -> None:
     ("arguments", "message"),
     [
         (["runs/none"], "not a run"),
-        (["runs/tiny", "--set", "data.class_names=[a, b]"], "2 names for 6 classes"),
+        (["runs/tiny", "--set", "data.class_names=[a, b]"], "2 names for 6 outputs"),
         (["runs/tiny", "runs/tiny"], "runs? tiny"),
         (["runs/tiny", "--out", "runs"], "is a folder"),
     ],

@@ -130,7 +130,7 @@ def export_onnx(run: Run, config: Config, folds: Sequence[int], out: Path | None
     task, chosen = models[0].task, chosen_ensemble(run, config)
     metadata = {
         "classes": json.dumps(task.columns, ensure_ascii=False),
-        "class_names": json.dumps(config.data.class_names or task.names, ensure_ascii=False),
+        "class_names": json.dumps(task.names, ensure_ascii=False),
         "views": ",".join(view.name for view in chosen.views),
         "image_size": str(config.predict_size),
         "run": run.name,

@@ -90,8 +90,7 @@ def predict_files(
     Yields:
         One prediction for each readable file.
     """
-    classes = models[0].task.columns
-    names = config.data.class_names or models[0].task.names
+    classes, names = models[0].task.columns, models[0].task.names
     batch_size = config.infer.batch_size
     batches: Iterable[list[Result]] = predict_batches(models, chosen, config, paths)
     if label:

@@ -35,7 +35,8 @@ def load_folds(run: Run, config: Config, folds: Sequence[int], device: torch.dev
         The networks in float32, channels last, in evaluation mode, batch norms fused.
 
     Raises:
-        UserError: If a fold's weights are damaged or of something else, or the folds' outputs differ.
+        UserError: If a fold's weights are damaged or of something else, the folds' outputs differ, the networks do not
+            take an image size, or the class names do not fit.
     """
     models = [load_classifier(run.weights_file(fold), config) for fold in folds]
     columns = models[0].task.columns
@@ -44,7 +45,7 @@ def load_folds(run: Run, config: Config, folds: Sequence[int], device: torch.dev
     models = [model.to(device, memory_format=torch.channels_last).eval() for model in models]
     check_sizes(models[0], sizes_seen(config), "infer")
     for model, fold in zip(models, folds, strict=True):
-        model.name = fold_name(fold)
+        model.name, model.task = fold_name(fold), renamed(model.task, config)
     share_bodies(models)
     fuse_bodies(models, config.predict_size)
     return models
@@ -85,10 +86,21 @@ def run_task(run: Run, config: Config, folds: Sequence[int]) -> Task:
     Raises:
         UserError: If the weights are damaged or of something else, or the names do not fit.
     """
-    task, names = read_task(run.weights_file(folds[0])), config.data.class_names
-    if names and len(names) != task.outputs:
+    return renamed(read_task(run.weights_file(folds[0])), config)
+
+
+def renamed(task: Task, config: Config) -> Task:
+    """The task under ``data.class_names``, if there are any.
+
+    Raises:
+        UserError: If their number is wrong.
+    """
+    names = config.data.class_names
+    if not names or task.kind == "number":
+        return task
+    if len(names) != task.outputs:
         raise UserError(f"data.class_names: {len(names)} names for {task.outputs} outputs ({some(task.columns)})")
-    return replace(task, names=list(names)) if names else task  # type: ignore[type-var]
+    return replace(task, names=list(names))  # type: ignore[type-var]
 
 
 class ChosenEnsemble(NamedTuple):

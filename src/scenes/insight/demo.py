@@ -26,7 +26,6 @@ from scenes.inference.models import ChosenEnsemble, chosen_ensemble, load_folds
 from scenes.inference.predict import predict
 from scenes.insight import page, saliency
 from scenes.insight.neighbours import Neighbours, find_neighbours, load_neighbours, save_neighbours
-from scenes.insight.results import renamed
 from scenes.model.backbone import Classifier
 from scenes.model.device import choose_device, choose_precision
 from scenes.runs import Run
@@ -111,7 +110,7 @@ def load_demo(run: Run, config: Config, folds: Sequence[int]) -> Demo:
         UserError: If a fold's weights cannot be used.
     """
     models = load_folds(run, config, folds, choose_device())
-    task = renamed(models[0].task, config)
+    task = models[0].task
     layer = saliency.spatial_layer(models[0], config.predict_size)
     neighbours = _neighbours(run, config, models[0], task)
     return Demo(config.name, config, task, models, chosen_ensemble(run, config), layer, neighbours)

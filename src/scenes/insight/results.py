@@ -1,6 +1,6 @@
 """Reads the files of a finished run: scores, held-out predictions, histories, times."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from scenes.competition.task import Task, task_from_dict
 from scenes.config import Config
 from scenes.console import UserError
 from scenes.inference.evaluate import gather
+from scenes.inference.models import renamed
 from scenes.inference.oof import ABOUT, read_oof
 from scenes.runs import FULL, Run, fold_name, read_json
 
@@ -121,20 +122,6 @@ def read_held_out(run: Run, config: Config, metrics: dict[str, Any]) -> HeldOut:
         oof.views,
         oof.view_names,
     )
-
-
-def renamed(task: Task, config: Config) -> Task:
-    """The task under the config's class names, if there are any.
-
-    Raises:
-        UserError: If their number is wrong.
-    """
-    names = config.data.class_names
-    if not names or task.kind == "number":
-        return task
-    if len(names) != task.outputs:
-        raise UserError(f"data.class_names: {len(names)} names for {task.outputs} classes ({', '.join(task.columns)})")
-    return replace(task, names=names)  # type: ignore[type-var]
 
 
 def read_histories(run: Run, folds: int) -> dict[str, pd.DataFrame]:

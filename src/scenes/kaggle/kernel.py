@@ -185,8 +185,8 @@ class _Prediction:
         path = working() / "submission.csv"
         for file, table in ((working() / "submission_probabilities.csv", by_output), (path, submission)):
             write_text(file, table.to_csv(index=False, lineterminator="\n"))
-        names = self.config.data.class_names or classes
-        return Submitted(path, ready, submission, by_output.iloc[:, 1:].to_numpy(), names, self.inputs.table.paths)
+        probabilities, names = by_output.iloc[:, 1:].to_numpy(), self.task.names
+        return Submitted(path, ready, submission, probabilities, names, self.inputs.table.paths)
 
 
 def train(bundle: Path, budget_minutes: float) -> None:

@@ -38,7 +38,7 @@ def export_timm(model: Classifier, config: Config, folder: Path, card: str) -> N
     make_folder(folder.parent)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
         part = Path(scratch, folder.name)
-        about = {"label_names": list(config.data.class_names or model.task.names)}
+        about = {"label_names": list(model.task.names)}
         try:
             timm.models.save_for_hf(target, part, model_config=about, model_args=arguments, safe_serialization=True)
             difference = _compare(model, part, config.predict_size)
