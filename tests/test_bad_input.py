@@ -682,6 +682,28 @@ def test_skipping_leaves_enough_and_forgives_nothing_else(
     check_refusal(Case("", lambda: None, says, (*TRAIN, "data.on_bad_image=skip")), capsys)
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["metric=log_loss"], ("'4'", "not labels of the training rows")),
+        (["data.relabel={NAME: '4'}"], ("data.relabel", "unknown label: '4'")),
+    ],
+)
+def test_a_class_without_a_readable_image_is_found_before_training(
+    settings: list[str], says: tuple[str, ...], workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [row.split(",") for row in CSV.read_text().splitlines()[1:]]
+    for name, label in rows:
+        if label == "4":
+            (IMAGES / name).write_bytes(b"")
+    names = [row.split(",")[0] for row in Path("input/test.csv").read_text().splitlines()[1:]]
+    sample = ["image_name,0,1,2,3,4,5", *(f"{name},0,0,0,0,0,1" for name in names)]
+    Path("input/sample_submission.csv").write_text("\n".join(sample))
+    other = next(name for name, label in rows if label != "4")
+    command = (*TRAIN, "data.on_bad_image=skip", *(setting.replace("NAME", other) for setting in settings))
+    check_refusal(Case("", lambda: None, says, command), capsys)
+
+
 def test_a_test_image_that_cannot_be_read_gets_the_class_shares(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

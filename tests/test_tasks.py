@@ -13,6 +13,7 @@ import check
 import distill
 import export
 import infer
+import kernel
 import predict
 import relabel
 import report
@@ -75,6 +76,9 @@ def test_every_command_serves_the_task(
     shown = json.loads(capsys.readouterr().out)
     key = "value" if settings is NUMBER else "probability"
     assert len(shown) == 120 and all(np.isfinite(each[key]) for each in shown)
+
+    kernel.main(["build", "--run", "runs/one", "--owner", "someone", "--competition", "some-competition"])
+    assert f"{metrics['metric']['value']:.4f} ±" in Path("runs/one/kaggle/kernel/notebook.ipynb").read_text()
 
     blend.main(["runs/one", "runs/two"])
     assert Path("submissions/blend.csv").exists()

@@ -180,6 +180,19 @@ def test_the_built_in_sample_beside_the_files_is_not_taken_for_them(tmp_path: Pa
     assert detect(tmp_path).values["data.train_csv"] == "train/{label}/{file}"
 
 
+def test_numbers_in_several_columns_are_no_flags(tmp_path: Path) -> None:
+    flags(tmp_path, 2)
+    table(tmp_path / "train.csv", ["id", "a", "b", "c"], [(name, 0.25, i / 8, 0.5) for i, name in enumerate(TRAIN)])
+    assert any("other values than 0 and 1" in line for line in detect(tmp_path).unknown)
+
+
+def test_a_column_named_like_an_image_is_still_a_column(tmp_path: Path) -> None:
+    images(tmp_path, *(f"train/{i}.png" for i in COUNT), *(f"test/x{i}.png" for i in COUNT))
+    table(tmp_path / "train.csv", ["id", "0", "1"], [(i, i % 2, 1 - i % 2) for i in COUNT])
+    table(tmp_path / "sample_submission.csv", ["id", "0", "1"], [(f"x{i}", 0.5, 0.5) for i in COUNT])
+    assert detect(tmp_path).values["data.label_columns"] == ["0", "1"]
+
+
 def test_pixels_in_a_csv_are_refused_by_name(tmp_path: Path) -> None:
     table(tmp_path / "train.csv", ["label", *(f"pixel{i}" for i in range(784))], [[0] * 785] * 3)
     with pytest.raises(UserError, match=r"train\.csv.*pixels"):

@@ -212,6 +212,15 @@ def tiff(values: np.ndarray, *more: tuple[int, int, int, int]) -> bytes:
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + lists + body
 
 
+def big_endian_tiff(values: np.ndarray, photometric: int) -> bytes:
+    """A TIFF of 16-bit gray values whose first byte is the higher one."""
+    (height, width), body = values.shape, values.astype(">u2").tobytes()
+    tags = {256: width, 257: height, 258: 16, 259: 1, 262: photometric, 273: 0, 277: 1, 278: height, 279: len(body)}
+    tags[273] = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack(">HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"MM\0*" + struct.pack(">IH", 8, len(tags)) + entries + bytes(4) + body
+
+
 RAMP = np.linspace(0, 1, 60).reshape(6, 10)  # 0 … 1
 LEVELS = np.round(RAMP * 255)
 DEEP = {
@@ -279,6 +288,20 @@ def test_gray_maps_are_scaled_by_the_largest_value_they_name(file: Path) -> None
 def test_white_is_zero(file: Path) -> None:
     values = (RAMP * 65535).astype(np.uint16)
     assert abs(decoded(file, tiff(values, (262, 3, 1, 0)))[..., 0] - LEVELS[::-1, ::-1]).max() <= 1
+
+
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_the_order_of_bytes_changes_nothing(file: Path, photometric: int) -> None:
+    values = (RAMP * 65535).astype(np.uint16)
+    little = decoded(file, tiff(values, (262, 3, 1, photometric)))
+    assert (decoded(file, big_endian_tiff(values, photometric)) == little).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("bands", [3, 4])
+def test_bands_that_are_no_colours_are_refused(file: Path, dtype: type, bands: int) -> None:
+    values = np.dstack([RAMP * (at + 1) for at in range(bands)]).astype(dtype)
+    assert f"{bands} bands" in refusal(file, tiff(values, (262, 3, 1, 1)))
 
 
 @pytest.mark.parametrize("values", [DEEP["int16"], DEEP["float64"], (np.dstack([RAMP] * 3) * 65535).astype(np.uint16)])

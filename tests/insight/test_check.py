@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from safetensors.torch import save_file
 
 import check
@@ -141,6 +142,23 @@ def test_bad_data_is_reported_and_the_rest_looked_at(workspace: Path, capsys: py
     assert "secret.jpg" not in page.partition("<nav")[2]
 
 
+def test_images_that_need_a_range_are_told_from_bad_ones(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in zip(rows("train.csv")["image_name"][:2], (10, 900), strict=True):
+        Image.fromarray(np.full((48, 48), value, np.int32)).save(IMAGES / name, "TIFF")
+    printed, _ = run(capsys)
+    assert "data.pixel_range: [10, 900]" in printed
+    assert "cannot be read" not in printed
+
+
+def test_the_images_may_lie_beside_the_csv(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in IMAGES.iterdir():
+        file.rename(Path("input") / file.name)
+    shutil.copy("tiny.yaml", "input")
+    monkeypatch.chdir("input")
+    check.main([*PLAIN, "data.root=.", "data.image_dir=."])
+    assert Path("check.html").exists()
+
+
 def test_without_test_images(workspace: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("test.csv", "sample_submission.csv"):  # which names the test rows too
         Path("input", name).unlink(missing_ok=True)
@@ -206,6 +224,10 @@ def test_groups_edited_by_hand_are_kept(workspace: Path, weights: Path, capsys: 
 def test_nothing_is_done_for_a_wrong_config_or_unreadable_images(workspace: Path) -> None:
     with pytest.raises(UserError, match="no transform 'Flipp'"):
         check.main([*PLAIN, "augment=[Flipp]"])
+    for file in IMAGES.iterdir():
+        Image.fromarray(np.full((48, 48), 900, np.int32)).save(file, "TIFF")
+    with pytest.raises(UserError, match=r"data\.pixel_range: \[900, 900\]"):
+        check.main(PLAIN)
     shutil.rmtree(IMAGES)
     with pytest.raises(UserError, match="no row has an image that can be read"):
         check.main(PLAIN)

@@ -286,6 +286,17 @@ def test_planted_errors_among_several_labels_are_found() -> None:
     assert table["suggested"].tolist() == task.as_texts(truth[rows])
 
 
+@pytest.mark.parametrize("shown", [(1.0, 0.0), (0.0, 0.0)])
+def test_labels_that_all_rows_have_or_none_are_not_judged(shown: tuple[float, float]) -> None:
+    draw = np.random.default_rng(0)
+    task = Labels(["a", "b", "c"], ["a", "b", "c"])
+    targets = np.tile(np.array([*shown, shown[0]], np.float32), (60, 1))
+    targets[:30, 2] = 1 - shown[0] if any(shown) else 0
+    predictions = draw.random((60, 3)).astype(np.float32)
+    rows, table = label_errors.find_label_errors(task, [str(row) for row in range(60)], targets, predictions)
+    assert len(rows) == len(table)
+
+
 class Bright(torch.nn.Module):
     """A network whose first class is decided by the brightest place of its map."""
 

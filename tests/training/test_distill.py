@@ -90,6 +90,12 @@ def test_hard_targets_in_the_file_train_as_labels_do(taught: Path) -> None:
     np.testing.assert_allclose(student, alone, atol=1e-4)
 
 
+def test_rows_that_are_left_out_may_be_in_the_file(taught: Path) -> None:
+    name = pd.read_csv("input/train.csv", dtype=str)["image_name"][0]
+    fit(*STUDENT, f"data.drop=[{name}]", "train.epochs=1")
+    assert name not in Path("runs/student/oof.csv").read_text()
+
+
 def leak(soft: pd.DataFrame) -> pd.DataFrame:
     """Gives fold 0 what was made for fold 1."""
     return soft.assign(fold=1 - soft["fold"])

@@ -42,6 +42,9 @@ def read_columns(file: Path, wanted: list[str], origin: str = COLUMN_KEYS) -> tu
     return pd.DataFrame([rows[row] for row in kept], index=index, columns=header, dtype=str), problems
 
 
+csv.field_size_limit(2**31 - 1)  # a cell may be long, such as a mask in run lengths; Python's limit is 128 KiB
+
+
 def read_cells(file: Path, most: int | None = None) -> tuple[list[int], list[list[str]]]:
     """Reads the line on which each row begins, and the rows, the header first; blank lines are left out.
 

@@ -14,13 +14,16 @@ from scenes.config import DataConfig
 from scenes.console import Problem, UserError, raise_problems
 
 
-def decision_problems(table: Table, classes: Sequence[str], data: DataConfig) -> list[Problem]:
+def decision_problems(
+    table: Table, classes: Sequence[str], data: DataConfig, left_out: Collection[str] = ()
+) -> list[Problem]:
     """Finds what is wrong with data.drop and data.relabel.
 
     Args:
         table: The training rows.
         classes: Their labels; none for a task that has no classes.
         data: The config's data section.
+        left_out: Training images that are no longer used.
     """
     problems: list[Problem] = []
 
@@ -30,7 +33,7 @@ def decision_problems(table: Table, classes: Sequence[str], data: DataConfig) ->
             remedy = f"did you mean {', '.join(map(repr, dict.fromkeys(near)))}?" if near else otherwise
             problems.append(Problem(key, f"{what}: {some(found)}", remedy))
 
-    names, dropped = set(table.names), Counter(data.drop)
+    names, dropped = {*table.names, *left_out}, Counter(data.drop)
     stray = f"names are as in the column {data.id_column or data.image_column!r}"
     for key, listed in (("data.drop", data.drop), ("data.relabel", data.relabel)):
         report(key, (name for name in listed if name not in names), f"not in {table.file}", table.names, stray)

@@ -84,9 +84,9 @@ def table_rows(files: Inventory, sample: Source | None, found: Detected) -> Rows
 
 def _name_columns(files: Inventory, table: Source, sample: Source | None) -> tuple[str, str | None]:
     """The columns of the ids and of the images' names; None for the second where none names images."""
-    if not table.is_json and any(files.candidates(column) for column in table.columns):
-        return "", None  # a row in place of the header
     shares = {column: _share(files, cells) for column, cells in table.columns.items()}
+    if not table.is_json and any(files.candidates(column) and shares[column] >= FOUND for column in table.columns):
+        return "", None  # a row in place of the header
     asked = next(iter(sample.columns)) if sample else ""
     keys = [key for key in IMAGE_KEYS if key in table.columns] if table.is_json else []
     ids = asked if asked in table.columns and not table.is_json else next(iter(keys), "")

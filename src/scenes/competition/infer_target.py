@@ -104,6 +104,8 @@ def _flag_target(table: Source, shared: list[str], asked: list[str]) -> Target:
         if len(shared) == len(asked)
         else [f"{len(asked) - len(shared)} of the sample's columns are not in {table.file}"]
     )
+    if other := next((cell for row in cells for cell in row if cell not in FLAGS), None):
+        missing.append(f"{table.file} has other values than 0 and 1 in them, such as {other!r}: several numbers a row")
     is_one_hot = all(count == 1 for count in ones)
     task = "classes" if is_one_hot else "labels"
     task_why = "each row has exactly one 1" if is_one_hot else "rows have any number of ones"

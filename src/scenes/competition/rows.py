@@ -44,7 +44,7 @@ def read_train_rows(data: DataConfig) -> tuple[Table, list[Problem]]:
     keys, finder = _image_keys(columns, data, is_test=False), Finder(folder, _suffix(data, data.train_csv))
     paths, found = _find_images(keys, finder)
     ids = columns[_id_column(data)].tolist()
-    names = ids if data.image_column == _id_column(data) or len(set(ids)) == len(ids) else keys
+    names = ids if len(set(ids)) == len(ids) else keys  # a pattern can tell apart images of one name
     table = Table(data.root / data.train_csv, names, paths, columns)
     problems += _id_problems(table, keys, found, is_test=False)
     spared = None if data.on_bad_image == "skip" else set(data.drop)

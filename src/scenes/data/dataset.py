@@ -1,12 +1,12 @@
 """All data of a run, read and checked once: rows, labels, decoded images, folds, decisions, soft targets."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
-from scenes.competition.decisions import decide, read_near_duplicates
+from scenes.competition.decisions import decide, decision_problems, read_near_duplicates
 from scenes.competition.metric import Metric, competition_metric
 from scenes.competition.rows import (
     Table,
@@ -122,7 +122,8 @@ def read_dataset(config: Config) -> Dataset:
         fold_of, rare = keep_rare_classes(targets, groups, fold_of, 0 if data.fold_column else data.folds)
         if rare:
             say(_rare_classes(task, rare))
-    soft, test_images = _read_soft_targets(config, table, task, fold_of) if data.soft_targets else ({}, None)
+    left_out = [*data.drop, *(name for name, _ in skipped)]
+    soft, test_images = _read_soft_targets(config, table, task, fold_of, left_out) if data.soft_targets else ({}, None)
     return Dataset(table, task, targets, metric, images, groups, fold_of, skipped, soft, test_images)
 
 
@@ -175,6 +176,9 @@ def read_rows_and_images(config: Config) -> tuple[Table, Task, np.ndarray, Image
         say(bad_image_rows(table, reasons, "left out of training and scoring, the image cannot be read"))
         table = table.take([row for row in range(len(table)) if row not in reasons])
         task, targets, problems = read_targets(table, data, task_kind(config))
+        if task:  # a class may have lost all its images
+            problems += decision_problems(table, class_labels(task), data, [name for name, _ in skipped])
+            problems += check_submission_form(config, task, test) if test else []
         if not len(table):
             problems.append(Problem(str(table.file), "no row has an image that can be read", f"see {data.image_dir}"))
     raise_problems(problems)
@@ -204,7 +208,7 @@ def _rare_classes(task: Task, rare: list[int]) -> str:
 
 
 def _read_soft_targets(
-    config: Config, table: Table, task: Task, fold_of: np.ndarray
+    config: Config, table: Table, task: Task, fold_of: np.ndarray, left_out: Collection[str]
 ) -> tuple[dict[int, SoftTargets], Images | None]:
     """Reads the soft targets, and the test images if some are for them."""
     data, test, images = config.data, None, None
@@ -213,7 +217,7 @@ def _read_soft_targets(
         images, image_problems = read_images(test, config.largest_size, data, "test")
         raise_problems(problems + image_problems)
     assert data.soft_targets
-    soft = read_soft_targets(data.root / data.soft_targets, table, test, task, fold_of)
+    soft = read_soft_targets(data.root / data.soft_targets, table, test, task, fold_of, left_out)
     extra = sum(int((targets.rows >= len(table)).sum()) for targets in soft.values())
     listed = sum(len(targets.rows) for targets in soft.values())
     say(f"soft targets, per fold: {(listed - extra) // len(soft)} training rows, {extra // len(soft)} test images")

@@ -2,17 +2,18 @@
 
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from scenes.data.formats import JPEG, PNG, TIFF, BadImageError, jpeg_header, kind_of_file, png_without_metadata
 from scenes.environment import usable_cores
@@ -33,7 +34,8 @@ REDUCED = (
     (2, cv2.IMREAD_REDUCED_GRAYSCALE_2),
 )
 EXIF, EXIF_ORIENTATION = b"Exif\0\0", 0x112
-TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT = 258, 262, 339
+TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLES, TIFF_EXTRA, TIFF_SAMPLE_FORMAT = 258, 262, 277, 338, 339
+ALPHA = (1, 2)  # what extra samples may be, besides bands of their own
 WHITE_IS_ZERO, UNSIGNED, SIGNED = 0, 1, 2
 UNSCALED = "pixels without data.pixel_range"
 
@@ -242,6 +244,7 @@ def _by_pillow(data: bytes) -> np.ndarray:
 def _gray_values(image: Image.Image, sample_format: int) -> np.ndarray:
     """The values of a gray image of more than 8 bits, of the type that the file says."""
     values, tags = np.asarray(image), getattr(image, "tag_v2", {})
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
     if image.format == "PPM" and image.mode == "I":
         return values.astype(np.uint16)
     if image.mode == "I" and tags.get(TIFF_BITS) == (32,) and sample_format == UNSIGNED:
@@ -262,7 +265,24 @@ def _by_opencv(data: bytes) -> np.ndarray:
     if values is None:
         raise BadImageError("cut off, damaged, or a TIFF of a kind that cannot be read here: convert it to PNG")
     _check_size(*values.shape[:2])
-    return values if values.ndim == 2 else values[..., 2::-1]  # from BGR or BGRA
+    if values.ndim == 3:
+        return values[..., 2::-1]  # from BGR or BGRA
+    tags = _tiff_tags(data)
+    bands = tags.get(TIFF_SAMPLES, 1) - sum(kind in ALPHA for kind in tags.get(TIFF_EXTRA, ()))
+    if bands > 1:  # which OpenCV mixes to gray, or leaves out
+        raise BadImageError(f"a TIFF of {bands} bands that are not marked as RGB: convert it to RGB")
+    is_inverted = values.dtype == np.uint16 and tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO
+    return 65535 - values if is_inverted else values
+
+
+def _tiff_tags(data: bytes) -> Mapping[int, Any]:
+    """The tags of a TIFF's first image, where Pillow cannot open it; none of another file."""
+    if not data.startswith(TIFF):
+        return {}
+    tags, stream = ImageFileDirectory_v2(data[:8]), BytesIO(data)
+    stream.seek(tags.next)
+    tags.load(stream)
+    return tags
 
 
 def _as_uint8(values: np.ndarray, pixel_range: Sequence[float] | None) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Soft targets: probabilities to train on in place of labels, each by models that never saw the fold it is for."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +37,7 @@ class SoftTargets(NamedTuple):
 
 
 def read_soft_targets(
-    file: Path, train: Table, test: Table | None, task: Task, fold_of: np.ndarray
+    file: Path, train: Table, test: Table | None, task: Task, fold_of: np.ndarray, left_out: Collection[str] = ()
 ) -> dict[int, SoftTargets]:
     """Reads predictions for training images (distillation) and for test images (pseudo-labels), fold by fold.
 
@@ -48,6 +48,7 @@ def read_soft_targets(
         test: The test rows, if there are any.
         task: What is predicted.
         fold_of: int64, shape (n,): each training row's fold.
+        left_out: Training images that may be in the file but are no longer used.
 
     Raises:
         UserError: With the list of all that is wrong.
@@ -56,6 +57,7 @@ def read_soft_targets(
         raise UserError(f"data.soft_targets: no file at {file}; {ORIGIN}")
     columns, problems = read_columns(file, [*ABOUT, *task.columns], ORIGIN)
     raise_problems(problems)
+    columns = columns[~columns["image_name"].isin([*left_out])]
     names = columns["image_name"].tolist()
     if test:
         check_names_differ(train, test, names)

@@ -170,22 +170,27 @@ def _by_fold(
     return found
 
 
-def _print_scores(task: Task, metrics: dict[str, Any]) -> None:
+def score_table(metrics: dict[str, Any]) -> tuple[list[str], dict[str, list[str]]]:
+    """What people read of metrics.json: the names of the scores, and the scores of each fold and of ``all``."""
     name = metrics["metric"]["name"]
-    is_classes = task.kind == "classes"
-    columns = ["accuracy ± s.e.", "log loss"] if is_classes else []
-    if name not in ("accuracy", "log_loss"):
+    columns = ["accuracy ± s.e.", "log loss"] if metrics["task"]["kind"] == "classes" else []
+    if name not in ("accuracy", "log_loss") or not columns:
         columns.insert(0, f"{name} ± s.e.")
     cells = {
         f"{name} ± s.e.": lambda scores: with_error(scores["value"], scores["se"]),
         "accuracy ± s.e.": lambda scores: with_error(scores["accuracy"], scores["accuracy_se"]),
         "log loss": lambda scores: f"{scores['log_loss']:.4f}",
     }
-    parts = {f"fold {fold}": scores for fold, scores in metrics["per_fold"].items()}
-    parts["all"] = metrics | {key: metrics["metric"][key] for key in ("value", "se")}
-    rows = [(part, scores["n"], *(cells[column](scores) for column in columns)) for part, scores in parts.items()]
-    print_table(["out of fold", "n", *columns], rows)
+    parts = metrics["per_fold"] | {"all": metrics | {key: metrics["metric"][key] for key in ("value", "se")}}
+    rows = {part: [str(scores["n"]), *(cells[name](scores) for name in columns)] for part, scores in parts.items()}
+    return ["n", *columns], rows
+
+
+def _print_scores(task: Task, metrics: dict[str, Any]) -> None:
+    columns, rows = score_table(metrics)
+    print_table(["out of fold", *columns], [(_part(part), *cells) for part, cells in rows.items()])
     _print_outputs(task, metrics)
+    name = metrics["metric"]["name"]
     part = "" if len(metrics["folds"]) == metrics["of"] else f" ({len(metrics['folds'])} of {metrics['of']} folds)"
     score = with_error(metrics["metric"]["value"], metrics["metric"]["se"])
     extras = {
@@ -197,6 +202,10 @@ def _print_scores(task: Task, metrics: dict[str, Any]) -> None:
     others = "".join(f", {key.replace('_', ' ')} {metrics[key]:.4f}" for key in extras if key != shown)
     say(f"CV {name}{part}: {score} (n = {metrics['n']}){others}")
     _print_choices(metrics)
+
+
+def _part(part: str) -> str:
+    return part if part == "all" else f"fold {part}"
 
 
 def _print_outputs(task: Task, metrics: dict[str, Any]) -> None:

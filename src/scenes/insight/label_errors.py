@@ -36,8 +36,11 @@ def find_label_errors(
 
     exact = predictions.astype(np.float64)
     several = task.kind == "labels"
-    given = [np.flatnonzero(row >= 0.5).tolist() for row in targets] if several else targets
-    found = find_label_issues(given, exact, return_indices_ranked_by="self_confidence", n_jobs=1, multi_label=several)
+    # A label that all rows have, or none, cannot be judged; and cleanlab compares two outputs at least.
+    judged = np.flatnonzero(targets.min(0) < targets.max(0)) if several else np.arange(task.outputs)
+    given = [np.flatnonzero(row >= 0.5).tolist() for row in targets[:, judged]] if several else targets
+    options = {"return_indices_ranked_by": "self_confidence", "n_jobs": 1, "multi_label": several}
+    found = find_label_issues(given, exact[:, judged], **options) if len(judged) > 1 else []
     rows = np.asarray(found, np.int64)
     if several:
         suggested = (exact >= 0.5).astype(np.float32)

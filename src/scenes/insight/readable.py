@@ -13,7 +13,8 @@ from scenes.competition.targets import Targets, read_targets, task_kind
 from scenes.competition.task import Task
 from scenes.config import Config, DataConfig
 from scenes.console import Problem, UserError, raise_problems
-from scenes.data.images import Images, read_good_images
+from scenes.data.decode import UNSCALED
+from scenes.data.images import Images, read_good_images, unreadable_rows
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,13 @@ def read(config: Config) -> Readable:
             tables.append((test, image_folder(data, source, data.test_image_dir or data.image_dir), "test"))
         except UserError as error:
             problems.append(Problem(str(data.root / source), "cannot be used and is left out here", str(error)))
-    sides = [_readable(table, folder, data, size, label) for table, folder, label in tables]
-    for side, (table, folder, _) in zip(sides, tables, strict=True):
+    sides = []
+    for table, folder, label in tables:
+        side, image_problems = _readable(table, folder, data, size, label)
+        problems += image_problems
         if side is None:
             problems.append(Problem(str(table.file), "no row has an image that can be read", f"see {folder}"))
+        sides.append(side)
     if sides[0] is None:
         raise_problems(problems)
     assert sides[0] is not None
@@ -147,18 +151,24 @@ def _decided(table: Table, targets: Targets, data: DataConfig) -> Table:
     return replace(table, columns=table.columns.assign(**{column: given}))
 
 
-def _readable(table: Table, folder: Path, data: DataConfig, size: int, label: str) -> Side | None:
-    """Opens the images with valid names and readable files; None if there are none."""
-    root, seen = f"{os.path.normpath(folder)}{os.sep}", set()
+def _readable(table: Table, folder: Path, data: DataConfig, size: int, label: str) -> tuple[Side | None, list[Problem]]:
+    """Opens the images with valid names and readable files; None if there are none.
+
+    What a setting would make readable is returned as problems; and all else too, if nothing can be read.
+    """
+    root, seen = os.path.join(os.path.abspath(folder), ""), set()  # noqa: PTH100, PTH118 - of many paths, these are quick
     valid = []
     for row, (name, path) in enumerate(zip(table.names, table.paths, strict=True)):
-        is_inside = "\0" not in name and os.path.normpath(path).startswith(root)
+        is_inside = "\0" not in name and os.path.abspath(path).startswith(root)  # noqa: PTH100
         row_is = (name, path) if label == "test" else (name,)  # a test id may have several images
         if name.strip() and is_inside and row_is not in seen:
             valid.append(row)
         seen.add(row_is)
     table = table.take(valid)
     images, reasons = read_good_images(table, size, data, label)
-    unreadable = [(table.columns.index[row], table.names[row], why) for row, why in reasons.items()]
+    if images is None:
+        return None, unreadable_rows(table, reasons)
+    unscaled = {row: why for row, why in reasons.items() if UNSCALED in why}
+    lost = [(table.columns.index[row], table.names[row], why) for row, why in reasons.items() if row not in unscaled]
     good = [row for row in range(len(table)) if row not in reasons]
-    return Side(table.take(good), images, unreadable) if images else None
+    return Side(table.take(good), images, lost), unreadable_rows(table, unscaled)

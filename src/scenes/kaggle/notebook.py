@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scenes.competition.scores import with_error
 from scenes.config import Config
-from scenes.runs import FULL, fold_name
+from scenes.inference.evaluate import score_table
+from scenes.runs import fold_name
 
 BOOTSTRAP = Path(__file__).with_name("bootstrap.py")
 
@@ -114,18 +114,15 @@ def _title(what: str, config: Config, manifest: dict[str, Any], dataset: str) ->
 
 def _scores(manifest: dict[str, Any], metrics: dict[str, Any]) -> str:
     """Lists the scores of the folds that are used, and of all held-out rows together."""
-    kept = [(fold_name(fold), metrics["per_fold"].get(str(fold))) for fold in manifest["folds"] if fold != FULL]
-    rows = [(name, scores) for name, scores in kept if scores] + [(f"all {len(metrics['folds'])} folds", metrics)]
-    lines = [
-        f"| {name} | {scores['n']} | {with_error(scores['accuracy'], scores['accuracy_se'])} "
-        f"| {scores['log_loss']:.4f} |"
-        for name, scores in rows
-    ]
+    columns, cells = score_table(metrics)
+    names = {str(fold): fold_name(fold) for fold in manifest["folds"]} | {"all": f"all {len(metrics['folds'])} folds"}
+    table = [["out of fold", *columns], ["---"] * (1 + len(columns))]
+    table += [[name, *cells[part]] for part, name in names.items() if part in cells]
+    lines = [f"| {' | '.join(row)} |" for row in table]
     notes = [f"\nOptimistic: {metrics['optimistic']}."] if metrics["optimistic"] else []
     if half := manifest["half"]:
         notes.append(f"\nHalf precision: {half['metric']} {half['half']:.4f} instead of {half['full']:.4f}.")
-    header = "## Cross-validation\n\n| out of fold | n | accuracy ± s.e. | log loss |\n|---|---|---|---|"
-    return "\n".join([header, *lines, *notes])
+    return "\n".join(["## Cross-validation\n", *lines, *notes])
 
 
 def _attach(dataset: str, digest: str) -> list[Cell]:
