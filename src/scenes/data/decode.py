@@ -2,13 +2,13 @@
 
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -36,6 +36,7 @@ REDUCED = (
 EXIF, EXIF_ORIENTATION = b"Exif\0\0", 0x112
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLES, TIFF_EXTRA, TIFF_SAMPLE_FORMAT = 258, 262, 277, 338, 339
 ALPHA = (1, 2)  # what extra samples may be, besides bands of their own
+BIG_TIFF = 43  # its version
 WHITE_IS_ZERO, UNSIGNED, SIGNED = 0, 1, 2
 UNSCALED = "pixels without data.pixel_range"
 
@@ -267,22 +268,24 @@ def _by_opencv(data: bytes) -> np.ndarray:
     _check_size(*values.shape[:2])
     if values.ndim == 3:
         return values[..., 2::-1]  # from BGR or BGRA
-    tags = _tiff_tags(data)
-    bands = tags.get(TIFF_SAMPLES, 1) - sum(kind in ALPHA for kind in tags.get(TIFF_EXTRA, ()))
+    bands, is_inverted = _bands(data)
     if bands > 1:  # which OpenCV mixes to gray, or leaves out
         raise BadImageError(f"a TIFF of {bands} bands that are not marked as RGB: convert it to RGB")
-    is_inverted = values.dtype == np.uint16 and tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO
-    return 65535 - values if is_inverted else values
+    return 65535 - values if is_inverted and values.dtype == np.uint16 else values
 
 
-def _tiff_tags(data: bytes) -> Mapping[int, Any]:
-    """The tags of a TIFF's first image, where Pillow cannot open it; none of another file."""
-    if not data.startswith(TIFF):
-        return {}
-    tags, stream = ImageFileDirectory_v2(data[:8]), BytesIO(data)
-    stream.seek(tags.next)
-    tags.load(stream)
-    return tags
+def _bands(data: bytes) -> tuple[int, bool]:
+    """How many bands besides alpha a TIFF that Pillow cannot open has, and whether 0 is white."""
+    try:
+        stream = BytesIO(data)
+        is_big = BIG_TIFF in data[2:4]
+        tags = ImageFileDirectory_v2(stream.read(16 if is_big else 8))
+        stream.seek(tags.next)
+        tags.load(stream)
+        alphas = sum(kind in ALPHA for kind in tags.get(TIFF_EXTRA, ()))
+        return tags.get(TIFF_SAMPLES, 1) - alphas, tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO
+    except Exception:  # another kind of file, or damaged tags, of which OpenCV could make something
+        return 1, False
 
 
 def _as_uint8(values: np.ndarray, pixel_range: Sequence[float] | None) -> np.ndarray:
