@@ -14,7 +14,7 @@ import torch
 from scenes.data.augment import FLIPS, AugmentedImages, compose
 from scenes.data.batches import Sample
 from scenes.data.resident import WAYS, DrawnCrops, ResidentImages, where_to_crop
-from scenes.training import job, recipe
+from scenes.training import job, prepare, recipe
 from tiny import fit
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -76,7 +76,7 @@ def test_a_run_resumes_with_its_crops_to_the_same_bytes(
 ) -> None:
     weights = Path("runs/tiny/fold0/weights.safetensors")
     with monkeypatch.context() as patch:
-        patch.setattr(job, "where_to_crop", lambda *_: ("gpu", ""))
+        patch.setattr(prepare, "where_to_crop", lambda *_: ("gpu", ""))
         fit("--folds=0")
         straight = weights.read_bytes()
         loss, expected = (
@@ -88,7 +88,7 @@ def test_a_run_resumes_with_its_crops_to_the_same_bytes(
     assert json.loads(Path("runs/tiny/precision.json").read_text())["crops"] == "gpu"
     checkpoint = Path("runs/tiny").rename("kept")
     with monkeypatch.context() as patch:
-        patch.setattr(job, "where_to_crop", lambda *_: ("gpu", ""))
+        patch.setattr(prepare, "where_to_crop", lambda *_: ("gpu", ""))
         shutil.copytree(checkpoint, "runs/tiny")
         fit("--folds=0")
         assert weights.read_bytes() == straight
@@ -121,7 +121,7 @@ def test_images_the_gpu_has_no_room_for_after_all_are_cropped_on_the_cpu(
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(job, "where_to_crop", lambda *_: ("gpu", ""))
+    monkeypatch.setattr(prepare, "where_to_crop", lambda *_: ("gpu", ""))
     monkeypatch.setattr(job, "ResidentImages", full)
     fit("--folds=0")
     assert "no room" in capsys.readouterr().out
