@@ -40,14 +40,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             export_int8(chosen, config, folds, file, graph)
         return
     from scenes.inference.card import model_card
-    from scenes.inference.models import renamed
     from scenes.model.export import export_timm
     from scenes.model.weights import load_classifier
     from scenes.runs import fold_name
 
     for fold in folds:
         model, card = load_classifier(chosen.weights_file(fold), config), model_card(chosen, config, fold)
-        model.task = renamed(model.task, config)
         export_timm(model, config, (arguments.out or chosen.folder / "hub") / fold_name(fold), card)
 
 

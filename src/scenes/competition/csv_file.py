@@ -10,6 +10,7 @@ from scenes.competition.table import problem_for_places
 from scenes.console import Problem, UserError, raise_problems
 
 COLUMN_KEYS = "names are set by data.image_column, data.label_column, …; python src/prepare.py detect infers them"
+csv.field_size_limit(2**31 - 1)  # a cell may be long, such as a mask in run lengths; Python's limit is 128 KiB
 
 
 def read_columns(file: Path, wanted: list[str], origin: str = COLUMN_KEYS) -> tuple[pd.DataFrame, list[Problem]]:
@@ -40,9 +41,6 @@ def read_columns(file: Path, wanted: list[str], origin: str = COLUMN_KEYS) -> tu
         raise_problems(problems or [Problem(str(file), "a header but no rows")])
     index = [lines[row + 1] for row in kept]
     return pd.DataFrame([rows[row] for row in kept], index=index, columns=header, dtype=str), problems
-
-
-csv.field_size_limit(2**31 - 1)  # a cell may be long, such as a mask in run lengths; Python's limit is 128 KiB
 
 
 def read_cells(file: Path, most: int | None = None) -> tuple[list[int], list[list[str]]]:

@@ -99,20 +99,18 @@ def _flag_target(table: Source, shared: list[str], asked: list[str]) -> Target:
     """Several columns of 0 and 1."""
     cells = list(zip(*(table.columns[column] for column in shared), strict=True))
     ones = [sum(FLAGS.get(cell, 0) for cell in row) for row in cells]
-    missing = (
-        []
-        if len(shared) == len(asked)
-        else [f"{len(asked) - len(shared)} of the sample's columns are not in {table.file}"]
-    )
+    unknown = []
+    if missing := len(asked) - len(shared):
+        unknown.append(f"{missing} of the sample's columns are not in {table.file}")
     if other := next((cell for row in cells for cell in row if cell not in FLAGS), None):
-        missing.append(f"{table.file} has other values than 0 and 1 in them, such as {other!r}: several numbers a row")
+        unknown.append(f"{table.file} has other values than 0 and 1 in them, such as {other!r}: several numbers a row")
     is_one_hot = all(count == 1 for count in ones)
     task = "classes" if is_one_hot else "labels"
     task_why = "each row has exactly one 1" if is_one_hot else "rows have any number of ones"
     metric = "log_loss" if is_one_hot else "roc_auc"
     form = f"a probability for each {'class' if is_one_hot else 'label'}"
     why = f"the sample's columns, of 0 and 1 in {table.file}"
-    return Target(shared, why, True, task, task_why, metric, form, unknown=missing)
+    return Target(shared, why, True, task, task_why, metric, form, unknown=unknown)
 
 
 def _cell_target(

@@ -182,13 +182,14 @@ def score_table(metrics: dict[str, Any]) -> tuple[list[str], dict[str, list[str]
         "log loss": lambda scores: f"{scores['log_loss']:.4f}",
     }
     parts = metrics["per_fold"] | {"all": metrics | {key: metrics["metric"][key] for key in ("value", "se")}}
-    rows = {part: [str(scores["n"]), *(cells[name](scores) for name in columns)] for part, scores in parts.items()}
+    rows = {part: [str(scores["n"]), *(cells[column](scores) for column in columns)] for part, scores in parts.items()}
     return ["n", *columns], rows
 
 
 def _print_scores(task: Task, metrics: dict[str, Any]) -> None:
     columns, rows = score_table(metrics)
-    print_table(["out of fold", *columns], [(_part(part), *cells) for part, cells in rows.items()])
+    lines = [(part if part == "all" else f"fold {part}", *cells) for part, cells in rows.items()]
+    print_table(["out of fold", *columns], lines)
     _print_outputs(task, metrics)
     name = metrics["metric"]["name"]
     part = "" if len(metrics["folds"]) == metrics["of"] else f" ({len(metrics['folds'])} of {metrics['of']} folds)"
@@ -202,10 +203,6 @@ def _print_scores(task: Task, metrics: dict[str, Any]) -> None:
     others = "".join(f", {key.replace('_', ' ')} {metrics[key]:.4f}" for key in extras if key != shown)
     say(f"CV {name}{part}: {score} (n = {metrics['n']}){others}")
     _print_choices(metrics)
-
-
-def _part(part: str) -> str:
-    return part if part == "all" else f"fold {part}"
 
 
 def _print_outputs(task: Task, metrics: dict[str, Any]) -> None:

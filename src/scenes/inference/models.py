@@ -1,7 +1,6 @@
 """A run's trained folds, and how they become one prediction."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from itertools import chain
 from typing import NamedTuple
 
@@ -9,7 +8,6 @@ import numpy as np
 import torch
 
 from scenes.competition.decoding import Decoding
-from scenes.competition.table import some
 from scenes.competition.task import Task
 from scenes.config import Config
 from scenes.console import UserError
@@ -18,7 +16,7 @@ from scenes.inference.predict import share_bodies
 from scenes.inference.views import VIEWS, View, sizes_seen, views_of
 from scenes.model.backbone import Classifier
 from scenes.model.fusion import fuse_batch_norms
-from scenes.model.weights import load_classifier, read_task
+from scenes.model.weights import load_classifier, read_task, renamed
 from scenes.runs import Run, fold_name, read_json
 
 
@@ -45,7 +43,7 @@ def load_folds(run: Run, config: Config, folds: Sequence[int], device: torch.dev
     models = [model.to(device, memory_format=torch.channels_last).eval() for model in models]
     check_sizes(models[0], sizes_seen(config), "infer")
     for model, fold in zip(models, folds, strict=True):
-        model.name, model.task = fold_name(fold), renamed(model.task, config)
+        model.name = fold_name(fold)
     share_bodies(models)
     fuse_bodies(models, config.predict_size)
     return models
@@ -87,20 +85,6 @@ def run_task(run: Run, config: Config, folds: Sequence[int]) -> Task:
         UserError: If the weights are damaged or of something else, or the names do not fit.
     """
     return renamed(read_task(run.weights_file(folds[0])), config)
-
-
-def renamed(task: Task, config: Config) -> Task:
-    """The task under ``data.class_names``, if there are any.
-
-    Raises:
-        UserError: If their number is wrong.
-    """
-    names = config.data.class_names
-    if not names or task.kind == "number":
-        return task
-    if len(names) != task.outputs:
-        raise UserError(f"data.class_names: {len(names)} names for {task.outputs} outputs ({some(task.columns)})")
-    return replace(task, names=list(names))  # type: ignore[type-var]
 
 
 class ChosenEnsemble(NamedTuple):

@@ -14,8 +14,8 @@ from scenes.competition.task import Task, task_from_dict
 from scenes.config import Config
 from scenes.console import UserError
 from scenes.inference.evaluate import gather
-from scenes.inference.models import renamed
 from scenes.inference.oof import ABOUT, read_oof
+from scenes.model.weights import renamed
 from scenes.runs import FULL, Run, fold_name, read_json
 
 # What is needed from metrics.json.

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from scenes.competition.table import some
 from scenes.competition.task import Task, class_task, task_from_dict
 from scenes.config import Config
 from scenes.console import UserError
@@ -88,12 +90,12 @@ def load_classifier(path: Path, config: Config) -> Classifier:
         config: The run's config.
 
     Returns:
-        The network in float32 on the CPU; its task says what the outputs mean.
+        The network in float32 on the CPU; its task says what the outputs mean, by the names of ``data.class_names``.
 
     Raises:
-        UserError: If the file is damaged, of something else, or of another network.
+        UserError: If the file is damaged, of something else, or of another network, or the names do not fit.
     """
-    model = Classifier(config.model, config.image_size, read_task(path))
+    model = Classifier(config.model, config.image_size, renamed(read_task(path), config))
     try:
         model.load_state_dict(read_state(path))
     except RuntimeError as error:
@@ -113,6 +115,20 @@ def read_task(path: Path) -> Task:
     if "task" not in metadata:  # written before there were other tasks than classes
         return class_task(metadata["classes"])
     return task_from_dict(metadata["task"])
+
+
+def renamed(task: Task, config: Config) -> Task:
+    """The task under ``data.class_names``, if there are any.
+
+    Raises:
+        UserError: If their number is wrong.
+    """
+    names = config.data.class_names
+    if not names or task.kind == "number":
+        return task
+    if len(names) != task.outputs:
+        raise UserError(f"data.class_names: {len(names)} names for {task.outputs} outputs ({some(task.columns)})")
+    return replace(task, names=list(names))  # type: ignore[type-var]
 
 
 def read_prior(path: Path) -> np.ndarray:
