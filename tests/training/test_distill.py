@@ -96,6 +96,13 @@ def test_rows_that_are_left_out_may_be_in_the_file(taught: Path) -> None:
     assert name not in Path("runs/student/oof.csv").read_text()
 
 
+def test_a_label_that_a_person_corrected_counts_over_soft_targets(taught: Path) -> None:
+    name = read(SOFT).query("fold == 0")["image_name"].iloc[0]
+    data = read_dataset(load_config(Path("tiny.yaml"), [*TINY, *STUDENT, f'data.relabel={{"{name}": "5"}}']))
+    targets = data.training_targets(0)[1]
+    np.testing.assert_array_equal(targets[data.table.names.index(name)], np.eye(6)[5])
+
+
 def leak(soft: pd.DataFrame) -> pd.DataFrame:
     """Gives fold 0 what was made for fold 1."""
     return soft.assign(fold=1 - soft["fold"])

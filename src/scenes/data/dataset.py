@@ -122,7 +122,7 @@ def read_dataset(config: Config) -> Dataset:
         fold_of, rare = keep_rare_classes(targets, groups, fold_of, 0 if data.fold_column else data.folds)
         if rare:
             say(_rare_classes(task, rare))
-    left_out = [*data.drop, *(name for name, _ in skipped)]
+    left_out = [*data.drop, *data.relabel, *(name for name, _ in skipped)]  # a person's decision counts over models'
     soft, test_images = _read_soft_targets(config, table, task, fold_of, left_out) if data.soft_targets else ({}, None)
     return Dataset(table, task, targets, metric, images, groups, fold_of, skipped, soft, test_images)
 

@@ -48,7 +48,7 @@ def read_soft_targets(
         test: The test rows, if there are any.
         task: What is predicted.
         fold_of: int64, shape (n,): each training row's fold.
-        left_out: Training images that may be in the file but are no longer used.
+        left_out: Training images whose rows in the file do not count.
 
     Raises:
         UserError: With the list of all that is wrong.
