@@ -106,6 +106,13 @@ def test_a_blend_that_is_worse_than_a_member_says_so(two_runs: Path, capsys: pyt
     assert "no gain: tiny alone" in capsys.readouterr().out
 
 
+def test_a_blend_is_as_optimistic_as_its_members(two_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = Path("runs/other/metrics.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"optimistic": "a sweep chose its settings"}))
+    evaluate_blend(read_members([Run(Path("runs/tiny")), Run(Path("runs/other"))]))
+    assert "other are: a sweep chose" in capsys.readouterr().out
+
+
 def test_members_are_scored_by_what_they_decide(two_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("tiny", "other"):
         change_oof(name, towards_the_middle)

@@ -11,7 +11,9 @@ from sklearn.model_selection import StratifiedKFold
 
 from scenes.competition.decisions import read_near_duplicates
 from scenes.competition.table import Table
+from scenes.config import Config
 from scenes.console import UserError
+from scenes.data.dataset import read_dataset
 from scenes.data.folds import ALWAYS_TRAINED, given_folds, group_rows, keep_rare_classes, make_folds, write_or_compare
 from scenes.runs import FULL, fold_name, parse_folds
 
@@ -81,6 +83,15 @@ def test_folds_that_there_are_not_cost_nothing(text: str) -> None:
 
 def test_equal_pixels_are_a_group() -> None:
     assert group_rows(np.array(["a", "b", "a", "c"])).tolist() == [0, 1, 0, 2]
+
+
+def test_images_of_one_id_share_a_fold(workspace: Path) -> None:
+    rows = pd.read_csv("input/train.csv", dtype=str)
+    rows["case"] = [f"c{row // 3}" for row in range(len(rows))]
+    rows.to_csv("input/train.csv", index=False)
+    Path("input/test.csv").unlink()
+    data = read_dataset(Config(name="x", image_size=32, data={"folds": 2, "id_column": "case"}))
+    assert (pd.Series(data.fold_of).groupby(rows["case"]).nunique() == 1).all()
 
 
 def test_groups_and_equal_pixels_are_joined_through_others() -> None:

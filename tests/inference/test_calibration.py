@@ -52,6 +52,19 @@ def test_a_label_with_few_rows_shares_its_temperature() -> None:
     assert found.temperatures[1] == fit_labels(predictions, targets).temperatures[0]
 
 
+def test_where_all_rows_are_right_a_wrong_one_is_still_reckoned_with() -> None:
+    for rows in (60, 600):
+        sure = np.tile(np.array([[0.9, 0.1]], np.float32), (rows, 1))
+        surer = fit_classes(sure, np.zeros(rows, int)).apply(sure)
+        assert 1 / (rows + 2) < surer[0, 1] < 1 / rows
+        chances = np.tile(np.array([[0.9, 0.8]], np.float32), (rows, 1))
+        chances[::2, 0] = 0.1
+        flags = (chances >= 0.5).astype(np.float32)
+        flags[: rows // 5, 1] = 0
+        easy = fit_each_label(chances, flags).apply(chances)[1, 0]
+        assert 1 / (rows + 2) < 1 - easy < 1 / rows
+
+
 @given(st.integers(2, 6), st.floats(0.05, 20), st.integers(0, 10**6))
 @settings(max_examples=60, deadline=None)
 def test_no_decision_changes(outputs: int, temperature: float, seed: int) -> None:

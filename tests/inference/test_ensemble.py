@@ -182,3 +182,9 @@ def test_with_one_fold_nothing_is_calibrated_or_decoded(metric: Metric, targets:
     fitted = fit_ensemble(equal_weights, surer[None], targets, np.zeros(600, int), TASK, metric)
     assert not fitted.ensemble.calibration.temperatures
     np.testing.assert_allclose(fitted.decisions, surer, rtol=1e-6)
+
+
+def test_with_one_fold_the_ensemble_is_what_was_scored(targets: np.ndarray) -> None:
+    views = np.stack([member(targets, 3, 1), member(targets, -3, 2)])  # the second hurts
+    fitted = fit_ensemble(view_weights, views, targets, np.zeros(600, int), TASK, ACCURACY)
+    np.testing.assert_array_equal(fitted.ensemble.predict(views), fitted.predictions)

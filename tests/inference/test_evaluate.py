@@ -1,6 +1,7 @@
 """What all folds say together: the metric first, the task's own scores, calibration and decoding."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.numpy import save_file
 
 from scenes.competition.task import Labels, Number, Task, class_task
 from scenes.config import Config
+from scenes.data.folds import ALWAYS_TRAINED
 from scenes.inference.evaluate import evaluate_run
 from scenes.inference.models import chosen_ensemble
 from scenes.runs import Run
@@ -41,17 +43,17 @@ def predicted(task: Task, random: np.random.Generator) -> tuple[np.ndarray, np.n
     return targets, softmax(6 * (np.eye(4)[targets] + noise))
 
 
-def evaluated(task: Task, metric: str | None) -> dict[str, Any]:
+def evaluated(task: Task, metric: str | None, fold_of: np.ndarray = FOLD_OF) -> dict[str, Any]:
     """The metrics.json of a run whose folds predicted so."""
     targets, views = predicted(task, np.random.default_rng(0))
     run, config = Run(Path("runs/t")), Config(name="t", metric=metric, data={"folds": FOLDS})
     for fold in range(FOLDS):
-        rows = np.flatnonzero(fold == FOLD_OF)
+        rows = np.flatnonzero(fold == fold_of)
         run.fold_folder(fold).mkdir(parents=True)
         run.weights_file(fold).touch()
         content = {"rows": rows, "probabilities": np.ascontiguousarray(views[:, rows].astype(np.float32))}
         save_file(content, run.fold_oof_file(fold), {"views": "plain,hflip"})
-    returned = evaluate_run(run, config, task, NAMES, targets, FOLD_OF)
+    returned = evaluate_run(run, config, task, NAMES, targets, fold_of)
     kept = json.loads(run.metrics_file.read_text())
     assert kept == json.loads(json.dumps(returned))
     chosen = chosen_ensemble(run, config)
@@ -59,8 +61,9 @@ def evaluated(task: Task, metric: str | None) -> dict[str, Any]:
     assert chosen.decoding.rule == kept["decoding"]["rule"]
     table = pd.read_csv(run.oof_file, dtype={"label": str})
     assert list(table) == ["image_name", "label", "fold", *task.columns]
-    assert table["image_name"].tolist() == NAMES
-    np.testing.assert_array_equal(task.from_texts(table["label"].tolist()), targets)
+    is_scored = fold_of >= 0
+    assert table["image_name"].tolist() == [name for name, scored in zip(NAMES, is_scored, strict=True) if scored]
+    np.testing.assert_array_equal(task.from_texts(table["label"].tolist()), targets[is_scored])
     return kept
 
 
@@ -92,6 +95,13 @@ def test_the_metric_of_the_competition_is_the_headline(capsys: pytest.CaptureFix
     assert f"{kept['accuracy']:.4f}" in printed
 
 
+def test_a_score_without_the_rarest_rows_is_called_optimistic() -> None:
+    assert evaluated(CLASSES, None)["optimistic"] is None
+    shutil.rmtree("runs")
+    fold_of = np.where(np.arange(ROWS) < 7, ALWAYS_TRAINED, FOLD_OF)
+    assert evaluated(CLASSES, None, fold_of)["optimistic"].startswith("7 rows")
+
+
 @pytest.mark.parametrize("metric", [None, "labels_f1_micro"])
 def test_labels(metric: str | None) -> None:
     kept = evaluated(LABELS, metric)
@@ -101,6 +111,15 @@ def test_labels(metric: str | None) -> None:
     assert kept["calibration"]["log_loss_after"] <= kept["calibration"]["log_loss_before"]
     if metric:
         assert kept["metric"]["value"] >= kept["decoding"]["plain_value"]
+
+
+def test_thresholds_are_for_the_metric_they_were_chosen_by() -> None:
+    run = Run(Path("runs/t"))
+    run.folder.mkdir(parents=True)
+    decoding = {"rule": "labels", "values": [0.3, 0.4], "lowest": 0.0}
+    run.metrics_file.write_text(json.dumps({"views": {}, "metric": {"name": "labels_f1_micro"}, "decoding": decoding}))
+    for metric, rule in ((None, "labels"), ("labels_f1_micro", "labels"), ("accuracy", "plain")):
+        assert chosen_ensemble(run, Config(name="t", metric=metric)).decoding.rule == rule
 
 
 def test_numbers() -> None:

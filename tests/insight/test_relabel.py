@@ -11,7 +11,9 @@ import pytest
 
 import relabel
 import train
+from scenes.competition.experiment import load_experiment
 from scenes.competition.rows import read_train
+from scenes.competition.task import Number
 from scenes.config import Config, DataConfig
 from scenes.config_file import load_config
 from scenes.console import UserError
@@ -226,6 +228,34 @@ def test_a_class_must_not_vanish(workspace: Path) -> None:
     rows = read("input/train.csv")
     with pytest.raises(UserError, match="leaves the class '3' without a row"):
         dataset(drop=rows["image_name"][rows["label"] == "3"].tolist())
+
+
+def test_a_class_that_never_had_a_row_is_none_that_vanished(workspace: Path) -> None:
+    rows = read("input/train.csv")
+    for label in "0123456":
+        rows[f"is {label}"] = (rows["label"] == label).astype(int)
+    rows.drop(columns="label").to_csv("input/train.csv", index=False)
+    data = dataset(label_columns=[f"is {label}" for label in "0123456"])
+    assert data.task.outputs == 7
+    assert data.targets.max() == 5
+
+
+def test_a_dropped_outlier_leaves_no_mark_on_numbers(workspace: Path) -> None:
+    rows = read("input/train.csv")
+    rows.loc[3, "label"] = "1000000"
+    rows.to_csv("input/train.csv", index=False)
+    data = DataConfig(drop=[rows["image_name"][3]], folds=2)
+    task = read_dataset(Config(name="x", image_size=48, task="number", data=data)).task
+    assert isinstance(task, Number)
+    assert (task.low, task.high) == (0, 5)
+    assert task.deviation < 3
+
+
+def test_the_config_counts_over_what_the_competition_says(reviewed: Path) -> None:
+    Path("input/competition.yaml").write_text("symmetry: none\n")
+    decide("drop")
+    relabel.main(["runs/tiny", "--apply"])
+    assert load_experiment(Path("configs/tiny_relabelled.yaml"), []).symmetry == "mirror"
 
 
 def problems(**data: Any) -> str:

@@ -67,12 +67,11 @@ def decide(table: Table, targets: np.ndarray, classes: Sequence[str], data: Data
     """
     dropped, place = set(data.drop), {label: at for at, label in enumerate(classes)}
     kept = [row for row, name in enumerate(table.names) if name not in dropped]
-    targets = targets.copy()
+    before, targets = targets, targets.copy()
     for row, name in enumerate(table.names):
         if name in data.relabel:
             targets[row] = place[data.relabel[name]]
-    left = np.bincount(targets[kept], minlength=len(classes)) if classes else ()
-    gone = [label for label, count in zip(classes, left, strict=True) if not count]
+    gone = [label for at, label in enumerate(classes) if at in before and at not in targets[kept]]
     what, remedy = "leaves the class {!r} without a row", "keep some of its rows"
     raise_problems([Problem("data.drop, data.relabel", what.format(label), remedy) for label in gone])
     return kept, targets[kept]

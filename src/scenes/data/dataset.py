@@ -19,7 +19,7 @@ from scenes.competition.rows import (
 )
 from scenes.competition.submission import check_submission_form
 from scenes.competition.targets import read_targets, task_kind
-from scenes.competition.task import Task
+from scenes.competition.task import Number, Task
 from scenes.config import Config, DataConfig
 from scenes.console import Problem, raise_problems, say
 from scenes.data.folds import given_folds, group_rows, keep_rare_classes, make_folds, write_or_compare
@@ -65,24 +65,27 @@ class Dataset:
             return everything, everything[:0]
         return everything[self.fold_of != fold], everything[self.fold_of == fold]
 
-    def training_targets(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
-        """What a fold trains on.
+    def training_rows(self, fold: int) -> np.ndarray:
+        """The rows a fold trains on, int64; test images with soft targets are numbered after those of train.csv."""
+        soft = self.soft[fold].rows if fold in self.soft else np.empty(0, np.int64)
+        return np.concatenate([self.rows(fold)[0], soft[soft >= len(self.table)]])
+
+    def training_outputs(self, fold: int) -> np.ndarray:
+        """What the network's outputs should be in a fold's training, by row as in `training_rows`.
 
         Returns:
-            The rows, test images with soft targets numbered after those of train.csv; and by row what the network's
-            outputs should be: float32, shape (n, outputs), or with soft targets (n + test rows, outputs).
+            float32, shape (n, outputs), or with soft targets (n + test rows, outputs).
         """
-        rows, outputs = self.rows(fold)[0], self.task.as_outputs(self.targets)
+        outputs = self.task.as_outputs(self.targets)
         if fold not in self.soft:
-            return rows, outputs
-        soft, count = self.soft[fold], len(self.table)
+            return outputs
         outputs = np.concatenate([outputs, np.zeros((len(self.test_images or ()), outputs.shape[1]), np.float32)])
-        outputs[soft.rows] = soft.outputs
-        return np.concatenate([rows, soft.rows[soft.rows >= count]]), outputs
+        outputs[self.soft[fold].rows] = self.soft[fold].outputs
+        return outputs
 
     @property
     def training_images(self) -> Images | JoinedImages:
-        """The images training draws from, by row as in `training_targets`."""
+        """The images training draws from, by row as in `training_rows`."""
         return JoinedImages(self.images, self.test_images) if self.test_images else self.images
 
     def fold_table(self) -> pd.DataFrame:
@@ -118,6 +121,8 @@ def read_dataset(config: Config) -> Dataset:
     # After the split, so that dropping a row moves no other row.
     rows, targets = decide(table, targets, class_labels(task), data)
     table, images, groups, fold_of = table.take(rows), images.take(rows), groups[rows], fold_of[rows]
+    if task.kind == "number" and len(targets):
+        task = Number.of(task.columns[0], targets)  # a dropped outlier would set the scale
     if task.kind == "classes":
         fold_of, rare = keep_rare_classes(targets, groups, fold_of, 0 if data.fold_column else data.folds)
         if rare:
@@ -192,6 +197,8 @@ def _groupings(
 ) -> Iterator[Sequence[str] | np.ndarray]:
     """What rows can have in common that must not be split between folds."""
     yield images.pixel_hashes
+    if data.id_column and data.id_column != data.image_column:  # images of one id get one prediction
+        yield table.columns[data.id_column].tolist()
     if data.group_column:
         yield table.columns[data.group_column].tolist()
     if data.near_duplicates:

@@ -159,6 +159,9 @@ def _print_members(
         [what, *names],
         [(name, *(f"{share:.3f}" for share in shares)) for name, shares in zip(names, alike, strict=True)],
     )
+    for run in members.runs:
+        if why := read_json(run.metrics_file, "optimistic")["optimistic"]:
+            say(f"the scores are optimistic, as those of {run.name} are: {why}")
     if is_classes:
         say(f"at least one member is right: {oracle_accuracy(members.predictions, targets):.4f}")
 

@@ -1,6 +1,8 @@
 """Temperature scaling (Guo et al. 2017, arXiv:1706.04599): how sure predictions are, without changing what they say.
 
-It is applied after the average over folds, views and members (Rahaman and Thiery 2020, arXiv:2007.08792).
+It is applied after the average over folds, views and members (Rahaman and Thiery 2020, arXiv:2007.08792). Where all
+held-out rows are right, the likeliest temperature would make every probability 0 or 1. So the fit counts one row more
+that is wrong: the average row, as Platt smooths targets (1999, Advances in Large Margin Classifiers, section 2.2).
 """
 
 from collections.abc import Callable, Mapping
@@ -70,13 +72,17 @@ def no_calibration(kind: str) -> Calibration:
 
 def fit_classes(predictions: np.ndarray, targets: np.ndarray) -> Calibration:
     """The temperature with the lowest log loss for class probabilities (n, classes) and targets (n,)."""
-    logs = _logs(predictions)
-    true = logs[np.arange(len(targets)), targets]
+    logs, rows = _logs(predictions), np.arange(len(targets))
+    true = logs[rows, targets]
+    others = logs.copy()
+    others[rows, targets] = -np.inf
+    rival = others.max(1) if predictions.shape[1] > 1 else true  # the likeliest class that is wrong
 
     def loss(temperature: float) -> float:
         scaled = logs / temperature
         highest = scaled.max(1)
-        return float((np.log(np.exp(scaled - highest[:, None]).sum(1)) + highest - true / temperature).mean())
+        total = np.log(np.exp(scaled - highest[:, None]).sum(1)) + highest
+        return _with_a_wrong_row(total - true / temperature, total - rival / temperature)
 
     return Calibration("classes", [_lowest(loss)])
 
@@ -120,7 +126,18 @@ def calibration_error(predictions: np.ndarray, targets: np.ndarray) -> float:
 
 def _label_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
     signed = np.where(targets >= 0.5, logits, -logits)
-    return _lowest(lambda temperature: float(np.logaddexp(0, -signed / temperature).mean()))
+
+    def loss(temperature: float) -> float:
+        scaled = signed / temperature
+        return _with_a_wrong_row(np.logaddexp(0, -scaled), np.logaddexp(0, scaled))
+
+    return _lowest(loss)
+
+
+def _with_a_wrong_row(losses: np.ndarray, if_wrong: np.ndarray) -> float:
+    """The mean loss of all rows and one more, the average row with a wrong target."""
+    count = len(losses)
+    return float((count * losses.mean() + if_wrong.mean()) / (count + 1))
 
 
 def _lowest(loss: Callable[[float], float]) -> float:

@@ -123,7 +123,8 @@ def fit_ensemble(
         gain, error = metric.gain(decisions, candidate, targets)
         if gain > error:
             recipe, decisions = tried, candidate
-    return Fitted(recipe.fit(members, targets), predictions, decisions, uncalibrated)
+    ensemble = recipe.fit(members, targets) if has_folds else Ensemble(equal_weights(members, targets), plain)
+    return Fitted(ensemble, predictions, decisions, uncalibrated)
 
 
 def _loses(metric: Metric, before: np.ndarray, after: np.ndarray, targets: np.ndarray) -> bool:

@@ -13,6 +13,7 @@ from scenes.competition.scores import all_scores, with_error
 from scenes.competition.task import Task
 from scenes.config import Config
 from scenes.console import UserError, print_table, say
+from scenes.data.folds import ALWAYS_TRAINED
 from scenes.files import write_text
 from scenes.inference.calibration import calibration_error
 from scenes.inference.ensemble import Fitted, cost, cost_name, fit_ensemble, selection_metric, view_weights
@@ -60,9 +61,13 @@ def gather(run: Run, folds: int) -> OutOfFold:
     return OutOfFold(all_rows[order], np.concatenate(views, 1)[:, order], names.pop().split(","))
 
 
-def optimistic(config: Config) -> str | None:
-    """Why the cross-validation score is better than the truth, if it is."""
+def optimistic(config: Config, never_held_out: int = 0) -> str | None:
+    """Why the cross-validation score is better than the truth, if it is; given how many rows train in every fold."""
     reasons = []
+    if never_held_out:
+        reasons.append(
+            f"{never_held_out} rows of rare classes, the hardest ones, train in every fold and are not scored"
+        )
     if config.train.early_stopping:
         reasons.append("early stopping chose each fold's epoch by the rows the fold is scored on")
     if config.train.schedule == "plateau":
@@ -83,13 +88,14 @@ def evaluate_run(
         task: What is predicted.
         names: The ids of all training rows.
         targets: Theirs, in the task's form.
-        fold_of: int, shape (n,): their folds.
+        fold_of: int, shape (n,): their folds, or ALWAYS_TRAINED.
 
     Returns:
         What metrics.json holds.
     """
     metric = competition_metric(config, task)
     oof = gather(run, config.data.folds)
+    never_held_out = int((fold_of == ALWAYS_TRAINED).sum())
     targets, fold_of = targets[oof.rows], fold_of[oof.rows]
     selection = selection_metric(metric, task)
     fitted = fit_ensemble(view_weights(selection), oof.views, targets, fold_of, task, metric)
@@ -102,7 +108,7 @@ def evaluate_run(
     metrics = {
         "folds": folds,
         "of": config.data.folds,
-        "optimistic": optimistic(config),
+        "optimistic": optimistic(config, never_held_out),
         "task": task.to_dict(),
         "metric": {"name": metric.name, "larger_is_better": metric.larger_is_better}
         | _scored(metric, fitted.decisions, targets),

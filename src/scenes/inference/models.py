@@ -124,8 +124,9 @@ def chosen_ensemble(run: Run, config: Config) -> ChosenEnsemble:
         if scored.keys() <= known.keys():
             views = [known[name] for name in scored]
     views = [view for view in views if scored.get(view.name, {}).get("kept", True)]
+    fitted_to = chosen.get("metric", {}).get("name")  # thresholds for one metric would be wrong for another
     return ChosenEnsemble(
         views,
         Calibration.from_dict(chosen.get("calibration", {"kind": "classes"})),
-        Decoding.from_dict(chosen.get("decoding", {})),
+        Decoding.from_dict(chosen.get("decoding", {}) if config.metric in (None, fitted_to) else {}),
     )

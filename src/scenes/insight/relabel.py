@@ -110,9 +110,10 @@ def apply_sheet(run: Run, config: Config, out: Path | None = None) -> Path:
             f"{sheet_file(run)}: no decision changes a row; write keep, drop or a label into the column `decision`, or "
             "accept all suggestions with --accept-all"
         )
-    values: dict[str, Any] = config.model_dump(mode="json", exclude_defaults=True)
-    values.pop("name", None)
-    values["data"] = values.get("data", {}) | {"drop": list(drop), "relabel": relabel}
+    values: dict[str, Any] = config.model_dump(mode="json")  # all, as a default would give way to competition.yaml
+    values.pop("name")
+    values["train"].pop("time_budget_minutes")  # of a session
+    values["data"] |= {"drop": list(drop), "relabel": relabel}
     values["selected_on"] = list(dict.fromkeys([*config.selected_on, str(run.folder)]))
     validate(values | {"name": out.stem}, str(out))
     text = f"# {run.name} with the decisions of {sheet_file(run)}, written by relabel.py.\n{plain_yaml.dump(values)}"

@@ -221,7 +221,7 @@ class Fold:
     @cached_property
     def schedule(self) -> Schedule:
         """Which rows each step trains on."""
-        config, rows = self.job.config, self.job.data.training_targets(self.number)[0]
+        config, rows = self.job.config, self.job.data.training_rows(self.number)
         return Schedule(rows, config.train.epochs, config.train.batch_size, config.seed, self.number)
 
     @cached_property
@@ -234,7 +234,7 @@ class Fold:
     @cached_property
     def targets(self) -> Tensor:
         """What the network's outputs should be, by row: float32, shape (n, outputs), on the device."""
-        return torch.from_numpy(self.job.data.training_targets(self.number)[1]).to(self.job.device)
+        return torch.from_numpy(self.job.data.training_outputs(self.number)).to(self.job.device)
 
     @cached_property
     def class_weights(self) -> Tensor | None:
