@@ -33,7 +33,6 @@ VARIANTS: dict[str, list[str]] = {
     "mixup 0.2": ["train.mixup=0.2"],
     "cutmix 1.0": ["train.cutmix=1.0"],
     "drop path 0.1": ["model.drop_path=0.1"],
-    "sizes 112, 150, 150": ["train.sizes={0: 112, 1: 150}"],
     "1 epoch": ["train.epochs=1"],
     "5 epochs": ["train.epochs=5"],
     "all stages train": ["train.trainable_stages=all"],

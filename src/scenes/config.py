@@ -109,7 +109,6 @@ class TrainConfig(Section):
     label_smoothing: Fraction = 0.1
     mixup: Annotated[float, Field(ge=0)] = 0.0  # of Beta(mixup, mixup); 0: off
     cutmix: Annotated[float, Field(ge=0)] = 0.0  # likewise; with both on, each micro-batch gets one of them
-    sizes: dict[Annotated[int, Field(ge=0)], Pixels] | None = None  # {epoch: image size}; from there on, till the next
     class_weights: Literal["balanced"] | list[Annotated[float, Field(gt=0)]] | None = None
     average_epochs: Annotated[int, Field(ge=1)] = 1  # the mean of the weights after so many last epochs counts
     early_stopping: Annotated[int, Field(ge=1)] | None = None  # patience in epochs; the CV is then optimistic
@@ -148,7 +147,7 @@ class Config(Section):
     submission: Literal["labels", "probabilities", "ranking", "sets", "number"] | None = None  # by default the metric's
     seed: int = 0
     recipe: Literal["auto", "near", "far"] = "auto"  # which of the next two; auto: a linear probe chooses
-    near: dict[str, Any] = {}  # {train.lr: 4e-4}, also sizes and augment, for images like those of the weights
+    near: dict[str, Any] = {}  # {train.lr: 4e-4}, also image sizes and augment, for images like those of the weights
     far: dict[str, Any] = {}  # for images unlike those; single keys of --set win over both
     image_size: Pixels = 150  # square
     augment: Literal["none", "light", "medium", "strong"] | list[str | dict[str, dict[str, Any]]] = "light"
@@ -168,7 +167,7 @@ class Config(Section):
     @property
     def largest_size(self) -> int:
         """The largest image size a run asks for, in pixels: what decoded images are kept for."""
-        return max(self.image_size, self.predict_size, *(self.train.sizes or {}).values())
+        return max(self.image_size, self.predict_size)
 
     @field_validator("name")
     @classmethod

@@ -128,7 +128,8 @@ class Run:
             raise UserError(f"{self.folder}: not a run (no config.yaml in it); there are: {_listed(RUNS)}")
         values, places = read_values(self.config_file, overrides or [])
         if isinstance(train := values.get("train"), dict):
-            train.pop("ema_decay", None)  # a setting of former versions; the weights that it averaged are those saved
+            for former in ("ema_decay", "sizes"):  # settings of earlier versions, which only training needed
+                train.pop(former, None)
         return validate(values, str(self.config_file), places)
 
     def chosen_folds(self, text: str | None, folds: int) -> list[int]:

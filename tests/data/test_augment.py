@@ -46,16 +46,6 @@ def augmented(augment: Any, seed: int = 1, fold: int = 2, size: int = SIZE) -> A
     return AugmentedImages(IMAGES, augment, size, seed, fold)  # type: ignore[arg-type]
 
 
-def test_sizes_follow_from_the_epoch_and_a_batch_has_one() -> None:
-    data = AugmentedImages(IMAGES, "light", 40, 1, 2, sizes={1: 24, 3: 32})  # type: ignore[arg-type]
-    assert [data.size(epoch) for epoch in range(5)] == [40, 24, 24, 32, 32]
-    batch = data.__getitems__([Sample(0, 0), Sample(1, 1)])
-    assert batch.images.shape == (2, 40, 40, 3)
-    assert data.image(Sample(0, 2)).shape == (24, 24, 3)
-    other = AugmentedImages(IMAGES, "light", 24, 1, 2)  # type: ignore[arg-type]
-    np.testing.assert_array_equal(data.image(Sample(0, 2)), other.image(Sample(0, 2)))
-
-
 def disturbed(data: AugmentedImages, order: list[int]) -> dict[int, np.ndarray]:
     """Augments the samples in an order, while others draw from every global generator."""
     made = {}

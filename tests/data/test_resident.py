@@ -33,8 +33,8 @@ IMAGES = [picture(seed, *shape) for seed, shape in enumerate(SHAPES)]
 @pytest.mark.parametrize(("augment", "symmetry"), [("none", "all"), *(("light", symmetry) for symmetry in FLIPS)])
 def test_crops_and_flips_are_those_of_the_cpu(augment: str, symmetry: str, size: int) -> None:
     shapes = np.array(SHAPES)
-    augmented = AugmentedImages(IMAGES, augment, 32, 7, 0, {1: size}, symmetry)
-    samples = [Sample(row, epoch, 1) for epoch in range(1, 9) for row in range(len(IMAGES))]
+    augmented = AugmentedImages(IMAGES, augment, size, 7, 0, symmetry)
+    samples = [Sample(row, epoch) for epoch in range(1, 9) for row in range(len(IMAGES))]
     drawn = DrawnCrops(augmented, shapes).__getitems__(samples)
     made = ResidentImages(IMAGES, shapes, CPU).crops(drawn.images, size)
     assert made.dtype == torch.uint8

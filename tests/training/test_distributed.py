@@ -49,7 +49,6 @@ SETTINGS = [
     "train.accumulate=2",
     "train.mixup=0.2",
     "train.average_epochs=2",
-    "train.sizes={0: 24, 2: 32}",
     "train.trainable_stages={0: 0, 1: 2, 3: all}",
     "model.dropout=0.1",
     "model.drop_path=0.1",
@@ -236,7 +235,7 @@ def test_batch_norm_that_learns_ends_as_the_main_processs_everywhere(workspace: 
 
 
 def test_a_dry_run_and_a_head_on_features_know_processes(workspace: Path) -> None:
-    head = ["augment=none", "train.trainable_stages=0", "train.mixup=0", "train.sizes=null", "train.average_epochs=1"]
+    head = ["augment=none", "train.trainable_stages=0", "train.mixup=0", "train.average_epochs=1"]
     assert launch(2, [*COMMAND[:3], "--dry-run", "--set", *SETTINGS, *head]) == [0, 0]
     told, silent = logs()
     assert told.count("would take about") == 1

@@ -5,7 +5,7 @@ import inspect
 import os
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +70,6 @@ class AugmentedImages(Dataset[TrainBatch]):
         size: int,
         seed: int,
         fold: int,
-        sizes: Mapping[int, int] | None = None,
         symmetry: str = "mirror",
     ) -> None:
         """Takes the images and what the augmentation follows from.
@@ -81,42 +80,30 @@ class AugmentedImages(Dataset[TrainBatch]):
             size: Pixels.
             seed: The run's.
             fold: Its number.
-            sizes: Progressive resizing, other sizes from certain epochs on.
             symmetry: The competition's, see `compose`.
         """
-        self.images, self.augment, self.seed, self.fold, self.symmetry = images, augment, seed, fold, symmetry
-        self.sizes = {0: size} | dict(sizes or {})
-        self._transforms: dict[int, A.Compose] = {}
+        self.images, self.augment, self.size = images, augment, size
+        self.seed, self.fold, self.symmetry = seed, fold, symmetry
+        self._transform: A.Compose | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_transforms": {}}
+        return {**self.__dict__, "_transform": None}
 
-    def size(self, epoch: int) -> int:
-        """The image size in an epoch, in pixels."""
-        return self.sizes[max(start for start in self.sizes if start <= epoch)]
-
-    def size_of(self, samples: Sequence[Sample]) -> int:
-        """The image size of a batch, in pixels; one that spans two epochs has that of the first."""
-        first = samples[0]
-        return self.size(first.epoch if first.begun is None else first.begun)
-
-    def about_to_draw(self, sample: Sample, size: int) -> "A.Compose":
+    def about_to_draw(self, sample: Sample) -> "A.Compose":
         """The transforms, with the random state from which they draw what they do to a sample."""
         seed = key("augment", self.seed, self.fold, sample.epoch, sample.row)
-        if size not in self._transforms:
-            self._transforms[size] = compose(self.augment, size, self.symmetry)
-        transform = self._transforms[size]
+        self._transform = transform = self._transform or compose(self.augment, self.size, self.symmetry)
         transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
         cv2.setRNGSeed(seed % 2**31)  # some transforms draw from OpenCV's own generator
         return transform
 
-    def image(self, sample: Sample, size: int | None = None) -> np.ndarray:
-        """Augments one image: RGB, uint8, shape (size, size, 3); by default of its epoch's size.
+    def image(self, sample: Sample) -> np.ndarray:
+        """Augments one image: RGB, uint8, shape (size, size, 3).
 
         Raises:
             UserError: If a transform of the user's own list cannot take it, e.g. a distortion one pixel of height.
         """
-        transform = self.about_to_draw(sample, size or self.size(sample.epoch))
+        transform = self.about_to_draw(sample)
         image = self.images[sample.row]
         try:
             return transform(image=image)["image"]
@@ -129,10 +116,9 @@ class AugmentedImages(Dataset[TrainBatch]):
 
     def __getitems__(self, samples: Sequence[Sample]) -> TrainBatch:
         """Fills one array with a whole batch."""
-        size = self.size_of(samples)
-        images = np.empty((len(samples), size, size, 3), np.uint8)
+        images = np.empty((len(samples), self.size, self.size, 3), np.uint8)
         for place, sample in enumerate(samples):
-            images[place] = self.image(sample, size)
+            images[place] = self.image(sample)
         return TrainBatch(torch.from_numpy(images), torch.tensor([sample.row for sample in samples]))
 
 

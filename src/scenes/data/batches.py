@@ -33,12 +33,10 @@ class Sample(NamedTuple):
     Attributes:
         row: Which.
         epoch: In which epoch.
-        begun: The epoch its batch begins in, which decides the batch's image size; by default the same.
     """
 
     row: int
     epoch: int
-    begun: int | None = None
 
 
 class Schedule:
@@ -60,7 +58,7 @@ class Schedule:
         """Lists the samples of one optimiser step."""
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
         cuts = (divmod(position, len(self.rows)) for position in positions)
-        return [Sample(int(self._order(epoch)[place]), epoch, self.epoch(step)) for epoch, place in cuts]
+        return [Sample(int(self._order(epoch)[place]), epoch) for epoch, place in cuts]
 
     def epoch(self, step: int) -> int:
         """How many epochs are complete before a step."""

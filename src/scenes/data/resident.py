@@ -67,16 +67,15 @@ class DrawnCrops(Dataset[TrainBatch]):
 
     def __getitems__(self, samples: Sequence[Sample]) -> TrainBatch:
         """Draws a whole batch."""
-        size = self.augmented.size_of(samples)
-        drawn = torch.tensor([self._draw(sample, size) for sample in samples])
+        drawn = torch.tensor([self._draw(sample) for sample in samples])
         return TrainBatch(drawn, torch.tensor([sample.row for sample in samples]))
 
-    def _draw(self, sample: Sample, size: int) -> tuple[int, ...]:
+    def _draw(self, sample: Sample) -> tuple[int, ...]:
         import albumentations as A  # slow, and only needed here
 
         height, width = map(int, self.shapes[sample.row])
         left, top, right, bottom, way = 0, 0, width, height, "e"
-        transform = self.augmented.about_to_draw(sample, size)
+        transform = self.augmented.about_to_draw(sample)
         transform.py_random.random()  # as albumentations draws first, whether to do anything at all
         for step in transform.transforms:
             if not step.should_apply():

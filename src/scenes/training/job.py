@@ -228,8 +228,8 @@ class Fold:
     def augmented(self) -> AugmentedImages:
         """The images it trains on, as the CPU augments them."""
         config, images = self.job.config, self.job.data.training_images
-        sizes, symmetry = config.train.sizes, config.symmetry
-        return AugmentedImages(images, config.augment, config.image_size, config.seed, self.number, sizes, symmetry)
+        size, symmetry = config.image_size, config.symmetry
+        return AugmentedImages(images, config.augment, size, config.seed, self.number, symmetry)
 
     @cached_property
     def targets(self) -> Tensor:

@@ -163,7 +163,7 @@ def _batches(fold: Fold, state: State) -> Generator[tuple[Tensor, Tensor]]:
         crops = DrawnCrops(fold.augmented, job.data.training_images.shapes)
         yield from train_loader(crops, sampler, config.loader.workers, job.device, DRAWN * 8)
         return
-    image_bytes = 3 * max(fold.augmented.sizes.values()) ** 2
+    image_bytes = 3 * fold.augmented.size**2
     for batch in train_loader(fold.augmented, sampler, config.loader.workers, job.device, image_bytes):
         yield batch.images.permute(0, 3, 1, 2), batch.rows
 
@@ -247,7 +247,7 @@ def _loss(fold: Fold, state: State, network: nn.Module, number: int, inputs: Ten
     seed_all(key("step", job.config.seed, fold.number, state.step, number))  # for mixing, dropout and drop path
     inputs = inputs.to(job.device, non_blocking=True)
     if job.resident:
-        inputs = job.resident.crops(inputs, fold.augmented.size(fold.schedule.epoch(state.step)))
+        inputs = job.resident.crops(inputs, fold.augmented.size)
     targets = fold.targets[rows.to(job.device, non_blocking=True)]
     if train.mixup or train.cutmix:
         inputs, targets = recipe.mix(inputs, targets, train)

@@ -64,10 +64,10 @@ def _check_options(config: Config, folds: Sequence[int]) -> None:
             "train.schedule=cosine in place of plateau"
         )
     train = config.train
-    if body_is_frozen(train) and config.augment == "none" and (train.mixup or train.cutmix or train.sizes):
+    if body_is_frozen(train) and config.augment == "none" and (train.mixup or train.cutmix):
         raise UserError(
-            "the body is frozen and nothing is augmented, so the head trains on features: train.mixup, train.cutmix "
-            "and train.sizes have no images to work on; leave them out, or set augment"
+            "the body is frozen and nothing is augmented, so the head trains on features: train.mixup and train.cutmix "
+            "have no images to work on; leave them out, or set augment"
         )
     if config.data.soft_targets and (FULL in folds or not train.epochs or body_is_frozen(train)):
         raise UserError(
@@ -100,7 +100,6 @@ def _check_model(job: Job) -> None:
     model = job.new_model()
     for stages in every_stages(config.train):
         set_modes(model, stages, frozen_batch_norm=True)  # timm does not know every network's stages
-    check_sizes(model, (config.train.sizes or {}).values(), "train.sizes")
     check_sizes(model, sizes_seen(config), "infer")
     if (parts := config.train.accumulate) > job.most_parts:
         rows = f"{parts} parts of train.batch_size {config.train.batch_size}"
