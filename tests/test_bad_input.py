@@ -327,7 +327,7 @@ BAD_COMMANDS = [
     Case("--set x", lambda: None, ("--set", "key=value", "'x'"), (*PLAIN_RUN, "--set", "x")),
     Case("--set unknown", lambda: None, ("--set trian.lr=1", "did you mean"), (*PLAIN_RUN, "--set", "trian.lr=1")),
     Case("--set [", lambda: None, ("--set seed=[", "not valid YAML"), (*PLAIN_RUN, "--set", "seed=[")),
-    Case("a config that is missing", lambda: None, ("no config at", "tiny.yaml"), ("train", "tinny.yaml")),
+    Case("a config that is missing", lambda: None, ("no such config", "tiny.yaml"), ("train", "tinny.yaml")),
     Case("a folder as a config", lambda: None, ("input", "cannot be read"), ("train", "input")),
     Case("no config", lambda: None, ("usage", "config"), ("train",)),
     Case("an unknown option", lambda: None, ("usage", "--fold5"), (*PLAIN_RUN, "--fold5")),
@@ -610,7 +610,7 @@ def test_a_bare_environment(workspace: Path) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
     done = subprocess.run([*command[:2], "日本.yaml"], env=environment, capture_output=True, check=False)
     assert done.returncode == 2
-    assert b"no config at" in done.stderr
+    assert b"no such config" in done.stderr
     assert b"tiny.yaml" in done.stderr
     assert b"Traceback" not in done.stderr
 

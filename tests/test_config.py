@@ -120,8 +120,8 @@ def test_a_key_like_no_other_comes_with_where_all_keys_are_listed(tmp_path: Path
     [
         ("seed: [1, 2]", ["line 1: seed: ", "(given: [1, 2])"]),
         ("seed: 1.5", ["seed: ", "1.5"]),
-        ("seed: true", ["seed: true and false have no meaning here"]),
-        ("train: {trainable_stages: true}", ["train.trainable_stages: true and false"]),
+        ("seed: true", ["seed: must not be true or false"]),
+        ("train: {trainable_stages: true}", ["train.trainable_stages: must not be true"]),
         ("train: {trainable_stages: most}", ["train.trainable_stages: ", "'all'", "; or "]),
         ("image_size: 8", ["image_size: ", "16"]),
         ("image_size: 99999999999", ["image_size: ", "4096"]),
@@ -146,9 +146,9 @@ def test_a_key_like_no_other_comes_with_where_all_keys_are_listed(tmp_path: Path
         ("loader: {workers: some}", ["loader.workers: ", "'auto'"]),
         ("augment: heavy", ["augment: ", "'light'", "'heavy'"]),
         ("augment: [3]", ["augment: "]),
-        ("train: [1]", ["line 1: train: a section", "[1]"]),
-        ("seed: 1\ntrain:\n", ["line 2: train: a section"]),
-        ("train: yes\n", ["train: a section"]),
+        ("train: [1]", ["line 1: train: expected a section", "[1]"]),
+        ("seed: 1\ntrain:\n", ["line 2: train: expected a section"]),
+        ("train: yes\n", ["train: expected a section"]),
         ("3: 4", ["line 1: unknown key '3'"]),
         ("~: 4", ["line 1: unknown key '~'"]),
         ("train: {3: 4}", ["line 1: unknown key 'train.3'"]),
@@ -204,9 +204,9 @@ def test_a_long_wrong_value_is_quoted_shortly(tmp_path: Path) -> None:
         ("train: {lr: 1e400}", "not a finite number"),
         ("augment: [{A: {p: .inf}}]", "not a finite number"),
         ("%YAML 9.9\n---\na: 1", "not valid YAML"),
-        ("seed 1", "made of `key: value` lines, this is a str"),
-        ("- seed", "made of `key: value` lines, this is a list"),
-        ("3", "made of `key: value` lines, this is a int"),
+        ("seed 1", "`key: value` lines, found a str"),
+        ("- seed", "`key: value` lines, found a list"),
+        ("3", "`key: value` lines, found a int"),
         ("a: " + "[" * 700 + "]" * 700, "nested too deeply"),
         ("{a: " * 2000 + "}" * 2000, "nested too deeply"),
         ("\n".join(" " * i + "a:" for i in range(600)), "nested too deeply"),
@@ -230,7 +230,7 @@ def test_bytes_that_are_no_utf8(tmp_path: Path, content: bytes) -> None:
 def test_a_missing_file_lists_its_neighbours(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").touch()
     (tmp_path / "b.yaml").touch()
-    with pytest.raises(UserError, match=r"no config at .*c\.yaml; there are: .*a\.yaml, .*b\.yaml"):
+    with pytest.raises(UserError, match=r"c\.yaml: no such config; available: .*a\.yaml, .*b\.yaml"):
         load_config(tmp_path / "c.yaml")
 
 
@@ -348,10 +348,10 @@ def test_a_mistake_in_set_is_placed_there_and_not_in_the_file(tmp_path: Path) ->
     ("pair", "part"),
     [
         ("seed=[1", "--set seed=[1, line 1: not valid YAML"),
-        ("seed.a=1", "seed is 3, which has nothing below it"),
+        ("seed.a=1", "seed is the value 3"),
         ("seed=1=2", "--set seed=1=2: seed: Input should be a valid integer"),
         ("seed=*a", "aliases"),
-        ("train=3", "--set train=3: train: a section"),
+        ("train=3", "--set train=3: train: expected a section"),
         ("train.lr.x=3", "--set train.lr.x=3"),
         (".=3", "unknown key"),
         ("a..b=3", "unknown key 'a'"),

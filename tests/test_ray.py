@@ -14,7 +14,7 @@ import infer
 import predict
 from processes import STEADY, logged, meanwhile, steady, until
 from scenes.ray_cluster import connect
-from scenes.training.workers import Task, follow, make_slots
+from scenes.training.workers import Task, make_slots, run_tasks
 from tiny import fit, results
 
 ray = pytest.importorskip("ray")
@@ -116,7 +116,9 @@ def test_ray_replaces_a_killed_process_and_a_killed_worker_and_passes_a_signal_o
 
     slots = make_slots("ray", 2)
     with meanwhile(disturb):
-        assert follow(slots, lambda _: tasks.pop() if tasks else None, lambda task, code, _: codes.update({task: code}))
+        assert run_tasks(
+            slots, lambda _: tasks.pop() if tasks else None, lambda task, code, _: codes.update({task: code})
+        )
     assert list(codes.values()) == [130, 130]
     assert all("interrupted" in Path(name, "log.txt").read_text() for name in ("one", "two"))
 

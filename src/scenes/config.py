@@ -22,9 +22,9 @@ class Section(BaseModel):
         """Refuses what pydantic would convert (true to 1) or explain in its own terms (an empty section)."""
         kind = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and kind is not bool:
-            raise ValueError("true and false have no meaning here")
+            raise ValueError("must not be true or false")
         if isinstance(kind, type) and issubclass(kind, Section) and not isinstance(value, kind | dict):
-            raise ValueError("a section, its `key: value` lines belong below it, indented; without any, leave it out")
+            raise ValueError("expected a section: indent its `key: value` lines below it, or remove it")
         return value
 
 

@@ -66,7 +66,7 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, An
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UserError(f"no config at {path}; there are: {_neighbours(path)}") from None
+        raise UserError(f"{path}: no such config; available: {_neighbours(path)}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
@@ -74,7 +74,7 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, An
     values, lines = plain_yaml.parse(text, str(path))
     values = {} if values is None else values
     if not isinstance(values, dict):
-        raise UserError(f"{path}: a config is made of `key: value` lines, this is a {type(values).__name__}")
+        raise UserError(f"{path}: expected `key: value` lines, found a {type(values).__name__}")
     values.setdefault("name", path.stem)
     places = {key: f"{path}, line {line}" for key, line in lines.items()}
     has_recipes = any(values.get(recipe) for recipe in RECIPES)
@@ -205,7 +205,7 @@ def _apply(values: dict[str, Any], pair: str) -> str:
     for section in sections:
         target = target.setdefault(section, {})
         if not isinstance(target, dict):
-            raise UserError(f"--set {pair}: {section} is {_short(target)}, which has nothing below it to set")
+            raise UserError(f"--set {pair}: {section} is the value {_short(target)}, not a section")
     target[last] = plain_yaml.parse(text, f"--set {pair}").values
     return key.strip()
 

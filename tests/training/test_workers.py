@@ -13,7 +13,7 @@ import train
 from processes import STEADY, logged, meanwhile, steady, until
 from scenes.console import StoppedError, UserError
 from scenes.training import workers
-from scenes.training.workers import Slot, Task, failure, follow, make_slots
+from scenes.training.workers import Slot, Task, failure, make_slots, run_tasks
 from tiny import TINY, fit, results
 
 
@@ -145,7 +145,7 @@ def test_a_free_slot_takes_the_next_task_and_a_killed_one_is_named(
             problem = failure(task, code, list(lines))  # type: ignore[call-overload]
             assert "killed by signal 9" in str(problem) and "memory" in str(problem)
 
-    assert not follow(two_slots(), lambda _: left.pop(0) if left else None, ended)
+    assert not run_tasks(two_slots(), lambda _: left.pop(0) if left else None, ended)
     assert codes == {"t0": 0, "t1": 3, "t2": -9, "t3": 0, "t4": 1}
     assert "[t4] why" in capsys.readouterr().out
 
@@ -165,7 +165,7 @@ def test_a_second_signal_does_not_wait(tmp_path: Path, monkeypatch: pytest.Monke
 
     start = time.monotonic()
     with meanwhile(interrupt_twice), pytest.raises(KeyboardInterrupt):
-        follow(two_slots(), lambda _: tasks.pop() if tasks else None, lambda *_: None)
+        run_tasks(two_slots(), lambda _: tasks.pop() if tasks else None, lambda *_: None)
     assert time.monotonic() < start + 60
 
 
@@ -180,7 +180,7 @@ def test_an_error_of_the_parent_lets_the_processes_save(tmp_path: Path, monkeypa
         raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):
-        follow(two_slots(), next_task, lambda *_: None)
+        run_tasks(two_slots(), next_task, lambda *_: None)
     until(logged("interrupted", "one"))
 
 

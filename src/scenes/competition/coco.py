@@ -36,7 +36,7 @@ def read_json(file: Path, wanted: list[str], separator: str | None) -> tuple[pd.
     content = load(file)
     images = content.get("images") if isinstance(content, dict) else content
     if not are_objects(images):
-        raise UserError(f"{file}: no list of images; it is to hold `images` and `annotations`, or be a list of images")
+        raise UserError(f"{file}: no list of images; expected `images` and `annotations`, or a list of images")
     key = id_key(images)
     if key is None:
         raise UserError(

@@ -42,7 +42,7 @@ def read(root: Path) -> tuple[dict[str, Any], dict[str, str]]:
     values, lines = plain_yaml.parse(text, str(file))
     values = {} if values is None else values
     if not isinstance(values, dict):
-        raise UserError(f"{file}: a description is made of `key: value` lines, this is a {type(values).__name__}")
+        raise UserError(f"{file}: expected `key: value` lines, found a {type(values).__name__}")
     places = {key: f"{file}, line {line}" for key, line in lines.items()}
     known = {*TOP_KEYS, "data", *(f"data.{key}" for key in DATA_KEYS)}
     remedy = f"a competition is described by {', '.join(TOP_KEYS)} and keys of data; others belong in configs/*.yaml"

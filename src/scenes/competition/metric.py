@@ -82,7 +82,7 @@ def metric_named(name: str, task: Task) -> Metric:
     if not entry:
         near = difflib.get_close_matches(name, METRICS, 1, 0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"metric: there is no {name!r}; {hint}there are {', '.join(METRICS)}, with a number for k")
+        raise UserError(f"metric: unknown {name!r}; {hint}available: {', '.join(METRICS)} (k is a number)")
     tasks, wants, larger_is_better, function = entry
     if task.kind not in tasks:
         fitting = [other for other, (kinds, *_) in METRICS.items() if task.kind in kinds]

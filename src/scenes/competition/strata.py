@@ -5,7 +5,7 @@ import pandas as pd
 
 
 def stratified_folds(strata: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Deals the rows of one stratum after another to the folds in turn, then shuffles within each stratum.
+    """Assigns the rows of each stratum to the folds in turn, then shuffles within the stratum.
 
     The folds are those of scikit-learn's StratifiedKFold, whose import takes as long as torch's.
 

@@ -86,7 +86,7 @@ def _iterative_folds(labels: np.ndarray, group_of: np.ndarray, folds: int, seed:
 
     of_group = np.zeros((group_of.max() + 1, labels.shape[1] + 1), np.int64)
     np.maximum.at(of_group[:, :-1], group_of, labels)
-    of_group[:, -1] = 1  # one more, which all have: a single label is no table of labels, and groups count evenly
+    of_group[:, -1] = 1  # the splitter needs two columns, and a constant one balances how many groups a fold has
     splitter = MultilabelStratifiedKFold(folds, shuffle=True, random_state=seed)
     return _fold_of(splitter.split(of_group, of_group), len(of_group))[group_of]
 

@@ -122,8 +122,8 @@ def _range_remedy(paths: Sequence[Path]) -> str:
     low, high = (f"{end:g}" for end in value_range(paths[:MEASURED]))
     looked_at = "they" if len(paths) <= MEASURED else f"the first {MEASURED}"
     return (
-        f"{looked_at} hold values from {low} to {high}; say which become black and white, for training and test "
-        f"images alike: data.pixel_range: [{low}, {high}]"
+        f"{looked_at} hold values from {low} to {high}; set the values of black and white, for training and "
+        f"test images alike: data.pixel_range: [{low}, {high}]"
     )
 
 

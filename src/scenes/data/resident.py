@@ -19,7 +19,7 @@ PRESETS = ("none", "light")  # what else there is changes more than crops and fl
 SHARE = 1 / 3  # of the free memory, at most
 CHUNK = 256  # images that are copied at once
 DRAWN = 8  # numbers that say what becomes of an image: see `DrawnCrops`
-# How a transform of the square is made: by turning the rows around, the columns, and then exchanging them.
+# How each symmetry of the square is made: whether rows are flipped, columns are, and then both exchanged.
 WAYS = {
     "e": (0, 0, 0),
     "h": (0, 1, 0),

@@ -114,7 +114,7 @@ def chosen_ensemble(run: Run, config: Config) -> ChosenEnsemble:
 
     Returns:
         The views of ``infer.tta`` without those that made the score worse, the calibration and the decoding; before
-        any fold is scored all views and neither of the others.
+        any fold is scored all views, no calibration and the plain decoding.
     """
     chosen = read_json(run.metrics_file, "views") if run.metrics_file.exists() else {}
     scored = chosen.get("views", {})

@@ -64,7 +64,9 @@ def predict(
     """
     for model in models:
         model.eval()
-    network = InParts(lambda seen: _predict_batch(models, seen.to(device, non_blocking=True)), batch_axis=1)
+    network = SplitWhenOutOfMemory(
+        lambda seen: _predict_batch(models, seen.to(device, non_blocking=True)), batch_axis=1
+    )
     if batches is None:
         dataset = EvalImages(images, rows, [view.canvas(size) for view in views])
         batches = eval_loader(dataset, batch_size, workers, device)
@@ -142,7 +144,7 @@ def predict_as_configured(
     )
 
 
-class InParts:
+class SplitWhenOutOfMemory:
     """Runs a network on batches, which it splits into ever smaller parts when memory runs out."""
 
     def __init__(self, network: Callable[[Tensor], Tensor], batch_axis: int = 0) -> None:

@@ -110,7 +110,7 @@ def read(config: Config) -> Readable:
     data = config.data.model_copy(update={"on_bad_image": "skip"})  # lists missing files together with damaged ones
     size = config.largest_size  # the same cache as training
     table, targets, problems = read_train(config.model_copy(update={"data": data}))
-    tables = [(_decided(table, targets, data), image_folder(data, data.train_csv, data.image_dir), "training")]
+    tables = [(_apply_decisions(table, targets, data), image_folder(data, data.train_csv, data.image_dir), "training")]
     if source := test_source(data):
         try:
             test, test_problems = read_test(data, may_lack_images=True)
@@ -138,7 +138,7 @@ def read(config: Config) -> Readable:
     return Readable(sides[0], task, values, sides[1] if len(sides) > 1 else None, problems)
 
 
-def _decided(table: Table, targets: Targets, data: DataConfig) -> Table:
+def _apply_decisions(table: Table, targets: Targets, data: DataConfig) -> Table:
     """The labelled rows, with data.drop and data.relabel applied."""
     dropped, column = set(data.drop), data.label_column
     is_class = targets.values.dtype == np.int64

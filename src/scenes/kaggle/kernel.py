@@ -26,7 +26,7 @@ from scenes.environment import unsatisfied
 from scenes.files import write_text
 from scenes.model.pretrained import kaggle_input
 from scenes.runs import Run, fold_name, folds_text
-from scenes.training.workers import INTERRUPTED, OUT_OF_TIME, Slot, Task, follow, gpu_count, local_slots
+from scenes.training.workers import INTERRUPTED, OUT_OF_TIME, Slot, Task, gpu_count, local_slots, run_tasks
 
 SEARCH_DEPTH = 5
 LEAST_MINUTES = 1.0  # to train, however long the search for the data took
@@ -106,7 +106,7 @@ def infer(bundle: Path, budget_minutes: float) -> Submitted:
         prediction = _Prediction(source, folds, until, Path(scratch), _data_settings(root, scratch))
         gpus = gpu_count()
         slots = local_slots(min(max(1, gpus), len(folds)), gpus)
-        is_interrupted = follow(slots, prediction.next_task, prediction.ended, prediction.is_over)
+        is_interrupted = run_tasks(slots, prediction.next_task, prediction.ended, prediction.is_over)
         if is_interrupted:
             raise StoppedError("interrupted", INTERRUPTED, "the submission is of the folds so far")
         done = prediction.done
@@ -228,7 +228,7 @@ def _train_py(bundle: Path, folds: Sequence[int], settings: Sequence[str], scrat
     tasks = [Task("", Path(scratch) / "log.txt", [*arguments, *options], settings)]
     slot = Slot("all GPUs", {"SCENES_KAGGLE_INPUT": str(bundle)})  # where it looks for pretrained weights
     codes: list[int] = []
-    follow([slot], lambda _: tasks.pop() if tasks else None, lambda _task, code, _lines: codes.append(code))
+    run_tasks([slot], lambda _: tasks.pop() if tasks else None, lambda _task, code, _lines: codes.append(code))
     return codes[0] if codes else INTERRUPTED
 
 

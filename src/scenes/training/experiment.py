@@ -14,7 +14,7 @@ from scenes.console import Problem, StoppedError, raise_problems
 from scenes.environment import ROOT
 from scenes.runs import RUNS, Run, fold_name, folds_text
 from scenes.training.crossval import open_run
-from scenes.training.workers import INTERRUPTED, OUT_OF_TIME, Slot, Task, failure, follow
+from scenes.training.workers import INTERRUPTED, OUT_OF_TIME, Slot, Task, failure, run_tasks
 
 FAILED = "Some could not be trained; everything else is done"
 
@@ -81,7 +81,7 @@ def train_folds(
         if code not in (0, OUT_OF_TIME, INTERRUPTED):
             failures.append(failure(task, code, lines))
 
-    is_interrupted = follow(slots, next_task, ended)
+    is_interrupted = run_tasks(slots, next_task, ended)
     if INTERRUPTED in codes or (is_interrupted and tasks):
         raise StoppedError("interrupted", INTERRUPTED)
     for experiment in experiments:

@@ -11,7 +11,7 @@ from scenes.console import Meter
 from scenes.data.batches import EvalImages, eval_loader
 from scenes.data.images import Images
 from scenes.files import make_folder, write_atomic
-from scenes.inference.predict import InParts, autocast
+from scenes.inference.predict import SplitWhenOutOfMemory, autocast
 from scenes.model.backbone import Classifier
 from scenes.model.device import synchronise
 from scenes.model.fusion import fuse_batch_norms
@@ -83,7 +83,7 @@ def _compute(
     loader = eval_loader(EvalImages(images, np.arange(len(images)), [size]), batch_size, workers, device)
     meter = Meter(len(loader), "features of the frozen body", "img", batch_size)
     fused = fuse_batch_norms(model.body, size)
-    body = InParts(lambda canvas: fused(model.normalise(canvas.to(device, non_blocking=True))))
+    body = SplitWhenOutOfMemory(lambda canvas: fused(model.normalise(canvas.to(device, non_blocking=True))))
     done = []
     with torch.inference_mode(), autocast(device, precision):
         for batch in prefetched(loader, device):

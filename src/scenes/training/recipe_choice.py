@@ -24,17 +24,17 @@ NEAR = 0.83  # the share that is explained: of EfficientNet-Lite0 and -Lite2 0.8
 
 
 def with_kept_recipe(config: Config) -> Config:
-    """Puts the recipe that is set, or that the run to resume has, in place of both; until then a config has two."""
+    """Applies the recipe that is set, or that of the run to resume; without either a config keeps both."""
     if not (config.near or config.far):
         return config
     run, recipe = Run(RUNS / config.name), config.recipe
     if recipe == "auto" and run.config_file.exists():
         recipe = run.load_config().recipe
-    return config if recipe == "auto" else _told(config, recipe, "as set, or as the run began")
+    return config if recipe == "auto" else _apply(config, recipe, "as set, or as the run began")
 
 
 def choose_recipe(config: Config, data: Dataset, features: Callable[[], np.ndarray] | None) -> Config:
-    """Puts the recipe that suits the images in place of both, if the config still has two.
+    """Applies the recipe that suits the images, if the config still has both.
 
     With few rows it is near; otherwise it follows from the share of the log loss (of numbers: the variance) that a
     linear probe explains (McFadden 1974, Frontiers in Econometrics). It is measured on one fold's held-out rows, and
@@ -47,10 +47,10 @@ def choose_recipe(config: Config, data: Dataset, features: Callable[[], np.ndarr
     """
     if not (config.near or config.far):
         return config
-    return _told(config, *_choose(config, data, features))
+    return _apply(config, *_choose(config, data, features))
 
 
-def _told(config: Config, recipe: str, why: str) -> Config:
+def _apply(config: Config, recipe: str, why: str) -> Config:
     """The config with a recipe in place of both; says which."""
     say(f"recipe: {recipe} ({why})")
     return with_recipe(config, recipe)

@@ -21,7 +21,7 @@ from scenes.randomness import key
 from scenes.runs import RUNS, Run, fold_name, read_json
 from scenes.training.prepare import prepare
 from scenes.training.trial import CANNOT_TRAIN
-from scenes.training.workers import INTERRUPTED, Slot, Task, failure, follow
+from scenes.training.workers import INTERRUPTED, Slot, Task, failure, run_tasks
 
 SHOWN = 5  # trials in the table at the end
 RANGE_KEYS = {"low", "high", "log"}
@@ -182,7 +182,7 @@ class _Search:
             UserError: With the folds that failed for a reason other than their settings.
             StoppedError: If a signal stopped it.
         """
-        if follow(slots, self._next_task, self._ended):
+        if run_tasks(slots, self._next_task, self._ended):
             raise StoppedError("interrupted", INTERRUPTED)
         raise_problems(self.failures, "The sweep stopped; trials that were running are complete")
 

@@ -1,7 +1,7 @@
 """Runs commands side by side, each in a child process on a GPU, a share of the cores or a Ray cluster.
 
-A child prints to its task's log file, which `follow` reads and shows, so its output survives this process. This module
-imports nothing heavy, because a child calls `end_with_parent` before all else.
+A child prints to its task's log file, which `run_tasks` reads and shows, so its output survives this process. This
+module imports nothing heavy, because a child calls `end_with_parent` before all else.
 """
 
 import os
@@ -230,7 +230,7 @@ def failure(task: Task, code: int, lines: Sequence[str]) -> Problem:
     return Problem(task.label, f"{how}; {task.log_file} ends:{shown}", f"{remedy}; the same command continues")
 
 
-def follow(
+def run_tasks(
     slots: Sequence[Slot],
     next_task: Callable[[Slot], Task | None],
     ended: Callable[[Task, int, Sequence[str]], None],
