@@ -40,7 +40,7 @@ class DataConfig(Section):
     image_suffix: str = ""  # ".jpg" where the CSV names images without it
     image_column: str = "image_name"
     image_pattern: str | None = None  # "{chain}/{image}": columns that make the image's path, where no column has it
-    id_column: str | None = None  # what a submission prints; by default image_column
+    id_column: str | None = None  # what a submission prints, by default image_column; images of one id share a fold
     label_column: str = "label"
     label_columns: list[str] | None = None  # several columns of 0 and 1, in place of label_column
     label_separator: str | None = None  # " " where label_column has several labels in a cell
