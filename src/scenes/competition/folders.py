@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from scenes.competition.find import is_litter, split_suffix
 from scenes.competition.path_pattern import natural
+from scenes.competition.table import some
 from scenes.console import Problem, UserError, raise_problems
 from scenes.files import write_text
 
@@ -20,7 +21,6 @@ ROLES = {
     "test": ("test", "testing", "seg_test"),
 }
 CSVS = ("train.csv", "test.csv", "test_labels.csv", "sample_submission.csv")
-EXAMPLES = 5
 
 
 class Row(NamedTuple):
@@ -202,7 +202,7 @@ class _Reader:
         if not names or (len(names) == 1 and not listing.images):
             return [Row(self.name(image)) for image in self.images(folder)]
         if not self.problems:  # else the classes are not known
-            what = "neither images alone nor folders of the training classes alone: " + _some(sorted(names))
+            what = "neither images alone nor folders of the training classes alone: " + some(sorted(names))
             self.report(folder, what, "put the test images directly there, or into folders named as those in train")
         return []
 
@@ -212,7 +212,7 @@ class _Reader:
             folder = self.look(folder).folders[0]
         listing = self.look(folder)
         if listing.folders:
-            inner = _some([inner.name for inner in listing.folders])
+            inner = some([inner.name for inner in listing.folders])
             self.report(folder, f"holds folders ({inner}) where images are expected", "move their images up")
         elif not listing.images:
             self.report(folder, "no images", "put its images there, or remove the folder")
@@ -224,7 +224,7 @@ class _Reader:
         strange = ("has more classes than train:", sorted(validation - train, key=natural))
         for verb, classes in (lacking, strange):
             if classes:
-                self.report(folder, f"{verb} {_some(classes)}", "training and validation need the same class folders")
+                self.report(folder, f"{verb} {some(classes)}", "training and validation need the same class folders")
 
     def descend(self, folder: Path, stop: Collection[str] = ()) -> Path:
         """Goes down through folders that hold one folder alone, as far as that is no class folder."""
@@ -278,11 +278,6 @@ def _list(folder: Path) -> _Listing:
     for paths in (listing.folders, listing.images):
         paths.sort(key=lambda path: natural(path.name))
     return listing
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first few names."""
-    return ", ".join(names[:EXAMPLES]) + (f" and {len(names) - EXAMPLES} more" if len(names) > EXAMPLES else "")
 
 
 def _csv_text(rows: Iterable[Sequence[str]]) -> str:

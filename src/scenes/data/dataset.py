@@ -18,6 +18,7 @@ from scenes.competition.rows import (
     test_source,
 )
 from scenes.competition.submission import check_submission_form
+from scenes.competition.table import some
 from scenes.competition.targets import read_targets, task_kind
 from scenes.competition.task import Number, Task
 from scenes.config import Config, DataConfig
@@ -26,8 +27,6 @@ from scenes.data.folds import given_folds, group_rows, keep_rare_classes, make_f
 from scenes.data.images import Images, read_good_images, read_images, unreadable_rows
 from scenes.data.soft_targets import JoinedImages, SoftTargets, read_soft_targets
 from scenes.runs import FULL, Run
-
-EXAMPLES = 5  # how many classes a message names
 
 
 @dataclass(frozen=True)
@@ -207,10 +206,9 @@ def _groupings(
 
 def _rare_classes(task: Task, rare: list[int]) -> str:
     names = [task.names[target] for target in rare]
-    listed = ", ".join(map(repr, names[:EXAMPLES])) + (f" and {len(names) - EXAMPLES} more" if names[EXAMPLES:] else "")
     return (
         f"{len(names)} of {task.outputs} classes train in every fold and have no held-out score, "
-        f"as they have too few rows or a single group: {listed}"
+        f"as they have too few rows or a single group: {some(names)}"
     )
 
 
