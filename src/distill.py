@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,8 +24,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     teachers = [Run(folder) for folder in arguments.runs]
     write_soft_targets(teachers, out)
-    path = os.path.relpath(out, teachers[0].load_config().data.root)
-    say(f"next: bash train.sh configs/NAME.yaml --set data.soft_targets={path} name=STUDENT")
+    path = os.path.relpath(out.resolve(), teachers[0].load_config().data.root.resolve())
+    say(f"next: bash train.sh configs/NAME.yaml --set {shlex.quote(f'data.soft_targets={path}')} name=STUDENT")
 
 
 if __name__ == "__main__":

@@ -106,11 +106,18 @@ def detect_competition(root: Path) -> None:
     for archive in archives.packed(root) if root.is_dir() else ():
         archives.unpack(archive)
     found = detect(root)
-    write_text(file, description.text(found.lines, found.unknown))
     print_table(["", "inferred", "from"], found.summary)
     say("not known from the files:")
     for note in found.unknown:
         say(f"  {note}")
+    text = description.text(found.lines, found.unknown)
+    try:
+        write_text(file, text)
+    except OSError as error:  # Kaggle's notebooks cannot write to input/
+        say(text)
+        raise UserError(
+            f"{file}: cannot be written ({error.strerror}); a config may have the lines above too"
+        ) from None
     say(f"wrote {file}: look it over, then python src/check.py configs/effnet_lite0.yaml{set_root(root)}")
 
 

@@ -469,3 +469,11 @@ def test_differences_ignores_exactly_what_cannot_change_a_result(key: str) -> No
 def test_a_difference_shows_both_values() -> None:
     old, new = (validate({"name": "x", "train": {"trainable_stages": {0: n}}}, "test") for n in (1, 2))
     assert differences(old, new) == [("train.trainable_stages", {"0": 1}, {"0": 2})]
+
+
+@pytest.mark.parametrize("separator", ["|", ">", " ", ",", "' '", '"|"'])
+def test_a_separator_is_itself(tmp_path: Path, separator: str) -> None:
+    config = load(tmp_path, "seed: 3", f"data.label_separator={separator}")
+    assert config.data.label_separator == separator.strip("'\"")
+    with pytest.raises(UserError, match="label_separator"):
+        load(tmp_path, "data: {label_separator: ''}")

@@ -75,7 +75,7 @@ def test_one_problem_is_not_plural_and_none_raises_nothing() -> None:
         (KeyboardInterrupt(), 130, "give the same command again"),
         (OSError(errno.ENOSPC, "No space left on device", "x.pt"), 2, "error: No space left on device (x.pt)"),
         (OSError(errno.EACCES, "Permission denied", "runs"), 2, "error: Permission denied (runs)"),
-        (OSError(errno.EROFS, "Read-only file system"), 2, "error: Read-only file system; the last saved state"),
+        (OSError(errno.EROFS, "Read-only file system"), 2, "error: Read-only file system; what was saved"),
     ],
 )
 def test_run_turns_what_a_user_can_fix_into_a_message(

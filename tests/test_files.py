@@ -131,3 +131,9 @@ def test_a_file_where_a_folder_is_needed_is_named(tmp_path: Path) -> None:
     for folder in ("a", "a/b/c"):
         with pytest.raises(UserError, match=rf"{tmp_path / 'a'}: is a file"):
             write_text(tmp_path / folder / "x", "")
+
+
+def test_a_foreign_file_of_that_kind_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / ".a.csv.backup.tmp").touch()
+    write_text(tmp_path / "a.csv", "x")
+    assert (tmp_path / ".a.csv.backup.tmp").exists()

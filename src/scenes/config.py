@@ -1,5 +1,6 @@
 """Every knob with its default on one screen; experiment files are checked against it."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -43,7 +44,7 @@ class DataConfig(Section):
     id_column: str | None = None  # what a submission prints, by default image_column; images of one id share a fold
     label_column: str = "label"
     label_columns: list[str] | None = None  # several columns of 0 and 1, in place of label_column
-    label_separator: str | None = None  # " " where label_column has several labels in a cell
+    label_separator: Annotated[str, Field(min_length=1)] | None = None  # " " where a cell has several labels
     class_names: list[str] | None = None  # for people to read, in the order of the sorted labels
     group_column: str | None = None  # rows of one group share a fold
     near_duplicates: Path | None = None  # check.py's near_duplicates.csv: rows of one group share a fold
@@ -57,6 +58,12 @@ class DataConfig(Section):
     pixel_range: tuple[float, float] | None = None  # [black, white] of images of more than 8 bits, such as [0, 4095]
     cache: Path = Path(".cache")  # decoded images and frozen features, shared by all runs
     sample: bool = False  # draw the built-in sample competition into root if it is not there
+
+    @field_validator("*")
+    @classmethod
+    def _is_no_home(cls, value: object) -> object:
+        """Expands ``~``, which a shell leaves alone in ``key=~/…``."""
+        return Path(os.path.expanduser(value)) if isinstance(value, Path) else value  # noqa: PTH111 - never raises
 
     @field_validator("pixel_range")
     @classmethod
@@ -85,6 +92,11 @@ class ModelConfig(Section):
     hidden: Annotated[int, Field(ge=0, le=65_536)] = 0  # width of a hidden layer in the head; 0: a linear head
     dropout: Fraction = 0.0  # before each linear layer of the head
     drop_path: Fraction = 0.0  # stochastic depth of the body, timm's drop_path_rate
+
+    @field_validator("weights")
+    @classmethod
+    def _is_no_home(cls, value: str) -> str:
+        return os.path.expanduser(value)  # noqa: PTH111 - never raises
 
 
 class TrainConfig(Section):

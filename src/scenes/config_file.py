@@ -206,7 +206,9 @@ def _apply(values: dict[str, Any], pair: str) -> str:
         target = target.setdefault(section, {})
         if not isinstance(target, dict):
             raise UserError(f"--set {pair}: {section} is the value {_short(target)}, not a section")
-    target[last] = plain_yaml.parse(text, f"--set {pair}").values
+    is_sign = (len(text) == 1 and text.isascii() and not text.isalnum() and text != "~") or (text and not text.strip())
+    # A separator, such as `|`, is not to be read as the sign that it is in YAML.
+    target[last] = text if is_sign else plain_yaml.parse(text, f"--set {pair}").values
     return key.strip()
 
 

@@ -29,7 +29,8 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """
     make_folder(path.parent)
     for left_over in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        if not _is_running(int(left_over.suffixes[-2][1:])):
+        process = left_over.suffixes[-2][1:]
+        if process.isdecimal() and not _is_running(int(process)):
             left_over.unlink(missing_ok=True)  # its process was killed
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -204,6 +205,8 @@ def unzip(archive: Path, folder: Path) -> list[Path]:
                     raise UserError(f"{archive}: the entry {entry.filename!r} would leave the folder; not unpacked")
             if bad := opened.testzip():
                 raise UserError(f"{archive}: the entry {bad!r} is damaged; download the archive again")
+            for entry in entries:
+                entry.filename = entry.filename.replace("\\", "/")  # some of Windows' programs write backslashes
             return [Path(opened.extract(entry, folder)) for entry in entries]
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise UserError(f"{archive}: not a readable zip archive ({error}); download it again") from None

@@ -125,7 +125,7 @@ class Run:
             UserError: If this is not a run's folder, or the overrides are wrong.
         """
         if not self.config_file.exists():
-            raise UserError(f"{self.folder}: not a run (no config.yaml in it); there are: {_listed(RUNS)}")
+            raise UserError(f"{self.folder}: not a run (it has no config.yaml); available: {_listed(RUNS)}")
         values, places = read_values(self.config_file, overrides or [])
         if isinstance(train := values.get("train"), dict):
             for former in ("ema_decay", "sizes"):  # settings of earlier versions, which only training needed

@@ -63,7 +63,7 @@ def report(error: BaseException, quiet: bool = False) -> int:
         message, code = "\ninterrupted: what was saved is kept; give the same command again to resume", 130
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
         where = f" ({error.filename})" if error.filename else ""
-        remedy = "the last saved state is kept: free some space or allow writing, and give the same command again"
+        remedy = "what was saved is intact; free some space or allow writing, then run the same command again"
         message, code = f"error: {error.strerror}{where}; {remedy}", 2
     else:
         raise error

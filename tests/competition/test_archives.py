@@ -8,6 +8,7 @@ import pytest
 
 from scenes.competition import archives
 from scenes.console import UserError
+from scenes.files import unzip
 from small import make_zip
 
 
@@ -78,3 +79,17 @@ def test_what_does_not_fit_on_the_disk_is_refused_before_it_is_unpacked(
     with pytest.raises(UserError, match="GB"):
         archives.unpack(zipped(tmp_path / "a.zip", "1.jpg"))
     assert names(tmp_path) == ["a.zip"]
+
+
+def test_what_was_unpacked_by_hand_is_not_unpacked_again(tmp_path: Path) -> None:
+    archive = make_zip(tmp_path / "my-comp.zip", {"train.csv": b"1", "train/a.jpg": b"2", "__MACOSX/x": b""})
+    assert archives.packed(tmp_path) == [archive]
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train.csv").touch()
+    assert archives.packed(tmp_path) == [archive]  # an image lacks
+    (tmp_path / "train/a.jpg").touch()
+    assert archives.packed(tmp_path) == []
+
+
+def test_backslashes_are_folders(tmp_path: Path) -> None:
+    assert unzip(make_zip(tmp_path / "a.zip", {"a\\b.txt": b"1"}), tmp_path) == [tmp_path / "a/b.txt"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scenes.competition.coco import read_json
+from scenes.competition.coco import load, read_json
 from scenes.competition.rows import read_test, read_train_rows
 from scenes.config import DataConfig
 from scenes.console import UserError
@@ -91,3 +91,18 @@ def test_everything_that_is_wrong_is_said_with_its_key(tmp_path: Path) -> None:
     _, problems = read_train_rows(data)
     said = " ".join(problem.what for problem in problems)
     assert [text for text in ("images[2] ('7')", "images[3]", "annotations[2] ('77')") if text not in said] == []
+
+
+@pytest.mark.parametrize(
+    "text", ['{"images": [{"id": 1}], "annotations": 5}', '{"images": [{"id": 1}], "annotations": [null]}']
+)
+def test_annotations_that_are_no_objects_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=r"a\.json: .annotations"):
+        read_json(tmp_path / "a.json", [], None)
+
+
+def test_a_number_of_thousands_of_digits_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[" + "1" * 5000 + "]")
+    with pytest.raises(UserError, match=r"a\.json: not readable"):
+        load(tmp_path / "a.json")

@@ -1,6 +1,8 @@
 """What a competition is follows from its files; what does not is said."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from scenes.console import UserError
 from small import images, table
 
 COUNT = range(20)
+CONFIG = Path(__file__).parents[2] / "configs/effnet_lite0.yaml"
 TRAIN = [f"t{i}" for i in COUNT]
 TEST = [f"x{i}" for i in COUNT]
 
@@ -206,3 +209,58 @@ def test_a_table_without_a_header_or_without_images_is_no_list_of_rows(tmp_path:
     table(tmp_path / "train.csv", header, [(f"{name}.png", i % 2) for i, name in enumerate(names)])
     with pytest.raises(UserError, match=r"train\.csv"):
         detect(tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["training_set", "archive/train", "a/b/Train"])
+def test_class_folders_may_lie_in_others(tmp_path: Path, prefix: str) -> None:
+    test = f"{prefix.rpartition('/')[0]}/test".lstrip("/")
+    images(tmp_path, *(f"{prefix}/{'xy'[i % 2]}/{i}.jpg" for i in COUNT), *(f"{test}/{i}.jpg" for i in COUNT))
+    found = detect(tmp_path).values
+    assert found["data.train_csv"] == f"{prefix}/{{label}}/{{file}}"
+    assert found["data.test_csv"] == f"{test}/{{file}}"
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.csv.gz", "train_labels.tsv"])
+def test_a_table_that_cannot_be_read_is_named_and_nothing_guessed_instead(tmp_path: Path, name: str) -> None:
+    images(tmp_path, *(f"train/{'xy'[i % 2]}_{i}.jpg" for i in COUNT))
+    (tmp_path / name).write_bytes("id,kind\nx_0.jpg,caf\xe9\n".encode("latin-1"))
+    with pytest.raises(UserError, match=f"not read: .*{name}"):
+        detect(tmp_path)
+
+
+def test_where_nothing_can_be_written_the_lines_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_column(tmp_path, cycle("a", "b"), "a")
+
+    def refuses(path: Path, _: str) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr("scenes.files.write_text", refuses)
+    with pytest.raises(UserError, match=r"competition.yaml: cannot be written \(Read-only"):
+        prepare.main(["detect", str(tmp_path)])
+    assert "label_column: kind" in capsys.readouterr().out
+
+
+def test_names_that_no_csv_can_hold_are_refused(tmp_path: Path) -> None:
+    images(tmp_path, *(f"train/{'xy'[i % 2]}/{i}.jpg" for i in COUNT))
+    (tmp_path / os.fsdecode(b"train/x/caf\xe9.jpg")).touch()
+    with pytest.raises(UserError, match=r"caf.*not UTF-8"):
+        detect(tmp_path)
+    with pytest.raises(UserError, match=r"caf.*not UTF-8"):
+        read_train_rows(load_experiment(CONFIG, [f"data.root={tmp_path}", "data.train_csv=train/{label}/{file}"]).data)
+
+
+@pytest.mark.parametrize("text", ["data:\n", "data: [1]\n", "data: 3\n"])
+def test_a_description_without_data(tmp_path: Path, text: str) -> None:
+    (tmp_path / "competition.yaml").write_text(text)
+    if text == "data:\n":
+        assert load_experiment(CONFIG, [f"data.root={tmp_path}"]).data.root == tmp_path
+    else:
+        with pytest.raises(UserError, match=r"competition.yaml, line 1: data"):
+            load_experiment(CONFIG, [f"data.root={tmp_path}"])
+
+
+def test_label_columns_that_are_no_list_are_refused_by_name(workspace: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.label_columns"):
+        load_experiment(Path("tiny.yaml"), ["data.label_columns=5"])

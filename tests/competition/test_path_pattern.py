@@ -52,3 +52,11 @@ def test_a_pattern_that_cannot_be_used(tmp_path: Path, pattern: str, says: list[
     with pytest.raises(UserError) as error:
         read_train_rows(DataConfig(root=tmp_path, train_csv=pattern))
     assert [text for text in says if text not in str(error.value)] == []
+
+
+def test_a_repeated_field_matches_the_same_text(tmp_path: Path) -> None:
+    images(tmp_path, "cat/cat_1.jpg", "cat/dog_2.jpg", "dog/dog_3.jpg")
+    rows = read_pattern(tmp_path, "{label}/{label}_{number}.jpg", "image")
+    assert rows["image"].tolist() == ["cat/cat_1.jpg", "dog/dog_3.jpg"]
+    with pytest.raises(UserError, match=r"\{0\}"):
+        read_pattern(tmp_path, "{0}/{label}.jpg", "image")

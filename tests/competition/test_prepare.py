@@ -129,11 +129,14 @@ def test_odd_names_survive_the_csv_and_the_config(tmp_path: Path, capsys: pytest
         (["1.jpg", "2.jpg"], ["no class folders; 2 images lie there"]),
         (["a/1.jpg"], ["only one class folder (a)"]),
         (["a/1.jpg", "b/readme.txt"], ["b: no images"]),
-        (["a/1.jpg", "b/1.jpg", "b/inner/2.jpg"], ["b: holds folders (inner)"]),
+        (["a/1.jpg", "b/1.jpg", "b/inner/2.jpg"], ["b: holds folders ('inner')"]),
         (["test/1.jpg"], ["holds test/ but no train/"]),
         (["train/1.jpg", "test/1.jpg"], ["train: no class folders; 1 images"]),
         (["cat/1.jpg", "cat /1.jpg"], ["differ only in spaces: 'cat '"]),
-        (["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/c/1.jpg"], ["lacks b", "more classes than train: c"]),
+        (
+            ["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/c/1.jpg"],
+            ["lacks 'b'", "more classes than train: 'c'"],
+        ),
         (["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "valid/a/1.jpg"], ["val and valid play the same part"]),
         (["train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg", "test/z/1.jpg"], ["neither images alone nor"]),
         (["train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg", "test/2.jpg"], ["neither images alone nor"]),
@@ -322,7 +325,7 @@ def test_failures_of_kaggle_come_with_a_remedy(
 
 def test_kaggle_that_delivers_nothing(tmp_path: Path, kaggle: Path) -> None:
     stand_in(kaggle, 'touch "$6/scenes.7z"')
-    with pytest.raises(UserError, match="no zip archive"):
+    with pytest.raises(UserError, match="one zip archive"):
         download(tmp_path / "in")
 
 

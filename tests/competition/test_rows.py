@@ -25,6 +25,25 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("values", [{"sample_submission": "sampl.csv"}, {"sample_submission": "/nowhere/s.csv"}])
+def test_a_sample_that_is_named_must_be_there(root: Path, values: dict[str, str]) -> None:
+    with pytest.raises(UserError, match=r"sample_submission: .*s.*\.csv"):
+        read_test(DataConfig(root=root, **values))
+
+
+def test_a_sample_may_lie_elsewhere(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    sample = tmp_path_factory.mktemp("elsewhere") / "s.csv"
+    sample.write_text("image_name,label\na.jpg,0\n")
+    assert read_test(DataConfig(root=root, sample_submission=sample))[0].names == ["a.jpg"]
+
+
+def test_a_home_is_no_folder_of_that_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(root))
+    data = DataConfig(root="~", cache="~/c", near_duplicates=None)
+    assert (data.root, data.cache, data.train_csv) == (root, root / "c", Path("train.csv"))
+    assert Config(name="x", model={"weights": "~/w.pth"}).model.weights == f"{root}/w.pth"
+
+
 def add(root: Path, *names: str) -> None:
     images(root / "SceneImages", *names)
 
@@ -308,7 +327,7 @@ def test_links_that_the_user_made_are_followed(root: Path) -> None:
     (root / "SceneImages/x.jpg").symlink_to(root / "collection/x.jpg")
     (root / "SceneImages/link").symlink_to(root / "collection", target_is_directory=True)
     table, _, wrong = read(root, rows("a.jpg,0", "x.jpg,0", "link/y.jpg,1", "y.jpg,1", "c.jpg,1"))
-    assert list(wrong) == ["1 row whose image an earlier row has under another name: line 5 ('y.jpg: y.jpg')"]
+    assert list(wrong) == ["1 row with the image of an earlier row under another name: line 5 ('y.jpg: y.jpg')"]
     assert all(path.is_file() for path in table.paths)
 
 

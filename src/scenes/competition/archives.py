@@ -18,7 +18,19 @@ FREE_DISK_RESERVE = 2**30  # bytes
 def packed(root: Path) -> list[Path]:
     """The archives in a folder whose content is not beside them yet."""
     found = sorted(file for file in root.iterdir() if file.is_file() and _stem(file) and not file.name.startswith("."))
-    return [file for file in found if not os.path.lexists(root / _stem(file))]
+    return [file for file in found if not os.path.lexists(root / _stem(file)) and not _is_unpacked(file)]
+
+
+def _is_unpacked(archive: Path) -> bool:
+    """Whether everything in a zip archive lies beside it, as after ``unzip``; a tar would have to be read for that."""
+    if not archive.name.lower().endswith(".zip"):
+        return False
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            names = [name for name in opened.namelist() if not name.startswith("__MACOSX")]
+    except (OSError, zipfile.BadZipFile):
+        return False  # unpacking says what is wrong
+    return bool(names) and all(os.path.lexists(archive.parent / name) for name in names)
 
 
 def unpack(archive: Path) -> Path:

@@ -1,7 +1,7 @@
 """COCO-style JSON as rows: each image joined with its annotations."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -44,6 +44,8 @@ def read_json(file: Path, wanted: list[str], separator: str | None) -> tuple[pd.
         )
     rows, problems = _index_images(file, images, key)
     annotations = content.get("annotations") if isinstance(content, dict) else None
+    if annotations and not are_objects(annotations):
+        raise UserError(f"{file}: `annotations` is no list of objects; get the file again")
     problems += _join(file, rows, annotations or [], wanted, separator)
     places = [f"images[{row.pop('')}]" for row in rows.values()]
     columns = pd.DataFrame(list(rows.values()), index=places, dtype=str).fillna("")
@@ -68,6 +70,8 @@ def load(file: Path) -> Any:
         is_cut = error.pos >= len(text.rstrip()) - 1
         what = "the JSON is cut off" if is_cut else f"not valid JSON ({error.msg})"
         raise UserError(f"{file}, line {error.lineno}: {what}; get the file again") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"{file}: not readable ({error})") from None
     except RecursionError:
         raise UserError(f"{file}: nested too deeply") from None
 
@@ -102,7 +106,7 @@ def _index_images(file: Path, images: list[dict[str, Any]], key: str) -> tuple[R
 
 
 def _join(
-    file: Path, rows: Rows, annotations: list[Mapping[str, Any]], wanted: list[str], separator: str | None
+    file: Path, rows: Rows, annotations: Sequence[Mapping[str, Any]], wanted: list[str], separator: str | None
 ) -> list[Problem]:
     """Adds the annotations' values to the images' rows."""
     strange: list[tuple[int | str, str]] = []
@@ -124,7 +128,7 @@ def _join(
         rows[name] |= cells
         if separator is None and any(len(set(values.get(column, ()))) > 1 for column in wanted):
             several += [(name, cells[column]) for column in wanted if len(set(values.get(column, ()))) > 1]
-    remedy = "for several labels an image set data.label_separator (' '); else take out all but one"
+    remedy = "for several labels an image add --set \"data.label_separator=' '\"; else take out all but one"
     return problems + problem_for_places(file, several, "with annotations that differ", remedy)
 
 

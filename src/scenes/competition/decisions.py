@@ -71,7 +71,8 @@ def decide(table: Table, targets: np.ndarray, classes: Sequence[str], data: Data
     for row, name in enumerate(table.names):
         if name in data.relabel:
             targets[row] = place[data.relabel[name]]
-    gone = [label for at, label in enumerate(classes) if at in before and at not in targets[kept]]
+    counts = [np.bincount(each, minlength=len(classes)) if classes else () for each in (before, targets[kept])]
+    gone = [label for label, had, has in zip(classes, *counts, strict=True) if had and not has]
     what, remedy = "leaves the class {!r} without a row", "keep some of its rows"
     raise_problems([Problem("data.drop, data.relabel", what.format(label), remedy) for label in gone])
     return kept, targets[kept]

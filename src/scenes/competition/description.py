@@ -43,7 +43,11 @@ def read(root: Path) -> tuple[dict[str, Any], dict[str, str]]:
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise UserError(f"{file}: expected `key: value` lines, found a {type(values).__name__}")
+    if values.get("data", {}) is None:  # all its lines are commented out
+        values["data"] = {}
     places = {key: f"{file}, line {line}" for key, line in lines.items()}
+    if not isinstance(values.get("data", {}), dict):
+        raise UserError(f"{places['data']}: data: expected indented `key: value` lines, found {values['data']!r}")
     known = {*TOP_KEYS, "data", *(f"data.{key}" for key in DATA_KEYS)}
     remedy = f"a competition is described by {', '.join(TOP_KEYS)} and keys of data; others belong in configs/*.yaml"
     strange = [key for key in lines if key not in known and (key.count(".") == 0 or key.rpartition(".")[0] == "data")]

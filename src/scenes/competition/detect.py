@@ -27,22 +27,24 @@ def detect(root: Path) -> Detected:
     found = Detected()
     sample = next((table for table in files.tables if any(fnmatch(table.stem, like) for like in SAMPLES)), None)
     rows = table_rows(files, sample, found)
-    if rows is None and not any(table.role == "train" for table in files.tables):
+    has_table = any(table.role == "train" for table in files.tables)
+    if rows is None and not has_table and not any("train" in name.lower() for name in files.unreadable):
         rows = path_rows(files, sample, found)
+    unread = [*files.unreadable.values()]
     if rows is None:
-        listed = ", ".join(table.file for table in files.tables) or "no table"
+        listed = ", ".join(table.file for table in files.tables)
+        looked_at = f"in {listed} or in the images' paths" if listed else "in the images' paths, and there is no table"
         raise UserError(
-            f"{root}: no training rows found in {listed} or in the images' paths; name them by data.train_csv, "
-            "data.image_column, data.label_column and data.image_dir"
+            f"{root}: no training rows found {looked_at}; name them by data.train_csv, data.image_column, "
+            "data.label_column and data.image_dir" + "".join(f"\n  not read: {why}" for why in unread)
         )
+    found.unknown += [f"what is in {why}" for why in unread]
     infer_test_rows(files, rows, sample, found)
     if sample and sample.file != "sample_submission.csv":
         found.set("data.sample_submission", sample.file, "the file of that kind")
     _describe_target(rows, found)
     _groups(rows, found)
-    found.set(
-        "symmetry", "mirror", "a guess: none for text or digits, all where up is anywhere (plants from above, cells)"
-    )
+    found.set("symmetry", "mirror", "guessed; none for text or digits, all where orientation has no meaning (cells)")
     return found
 
 
@@ -69,7 +71,7 @@ def _describe_target(rows: Rows, found: Detected) -> None:
     if target.names:
         found.set("data.class_names", target.names, "for people to read")
     found.set("task", target.task, target.task_why)
-    found.set("metric", target.metric, f"a guess for {target.metric_why}; say the competition's own")
+    found.set("metric", target.metric, f"guessed for {target.metric_why}; set the competition's own")
     found.summary.append(
         ("labels", ", ".join(target.columns[:6]) + (", …" if len(target.columns) > 6 else ""), target.why)
     )

@@ -49,7 +49,7 @@ def download(slug: str, out: Path) -> list[Path]:
         kaggle_cli.call(["competitions", "download", "-c", slug, "-p", str(hidden)], remedies)
         archives = sorted(hidden.glob("*.zip"))
         if len(archives) != 1:
-            raise UserError(f"{hidden}: kaggle delivered no zip archive; see what it holds, and unpack it by hand")
+            raise UserError(f"{hidden}: expected one zip archive from kaggle; look into the folder, and unpack by hand")
         return _unpack(archives[0], hidden, out)
     finally:
         if hidden.is_dir() and not any(hidden.iterdir()):

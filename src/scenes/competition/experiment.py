@@ -1,5 +1,6 @@
 """An experiment's config over its competition's description: read from competition.yaml, else inferred."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Config:
     values, places = read_values(path, overrides)
     data = values.get("data")
     given: Mapping[str, Any] = data if isinstance(data, dict) else {}
-    root = Path(str(given.get("root", DataConfig().root)))
+    root = Path(os.path.expanduser(str(given.get("root", DataConfig().root))))  # noqa: PTH111 - `~` of nobody stays
     below, below_places = description.read(root)
     if not below and not given.get("sample") and not _is_as_configured(root, given):
         below = _inferred(root)
@@ -51,7 +52,8 @@ def _is_as_configured(root: Path, given: Mapping[str, Any]) -> bool:
         header = (read_cells(root / source, 1)[1] or [[]])[0]
     except UserError:
         return True
-    labels = given.get("label_columns") or [setting("label_column")]
+    columns = given.get("label_columns")
+    labels = map(str, columns) if isinstance(columns, list) and columns else [setting("label_column")]
     return {setting("image_column"), *labels} <= set(header)
 
 

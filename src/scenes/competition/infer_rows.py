@@ -134,8 +134,8 @@ def _place_images(files: Inventory, table: Source, names: str, image: str, found
 def path_rows(files: Inventory, sample: Source | None, found: Detected) -> Rows | None:
     """Rows whose labels are in the images' paths: in a folder for each class, or before a number in the name."""
     name = next(iter(sample.columns)) if sample else "image"
-    train = [image for image in files.images if "train" in image.split("/")[0].lower()]
-    others = [image for image in files.images if "test" not in image.split("/")[0].lower()]
+    train = [image for image in files.images if _is_below(image, "train")]
+    others = [image for image in files.images if not _is_below(image, "test")]
     for images in (train, others, files.images):
         for pattern in _patterns(images):
             expression = re.compile(as_expression(pattern))
@@ -150,6 +150,11 @@ def path_rows(files: Inventory, sample: Source | None, found: Detected) -> Rows 
                 columns = {"label": labels, name: [match.string for match in matches]}
                 return Rows(Source(pattern, columns), name, Target.of_classes("label", labels, sample))
     return None
+
+
+def _is_below(image: str, word: str) -> bool:
+    """Whether a folder of an image's path has a word in its name."""
+    return any(word in folder.lower() for folder in image.split("/")[:-1])
 
 
 def _patterns(images: Sequence[str]) -> Iterator[str]:
@@ -194,7 +199,7 @@ def infer_test_rows(files: Inventory, rows: Rows, sample: Source | None, found: 
 
 def _folder_of_tests(files: Inventory, found: Detected) -> None:
     """Takes all images of a test folder for the test rows."""
-    images = [image for image in files.images if "test" in image.split("/")[0].lower() and "/" in image]
+    images = [image for image in files.images if _is_below(image, "test")]
     levels = {image.count("/") for image in images}
     if len(levels) != 1:
         found.unknown.append("the test images: there is no test table, no sample submission and no test folder")

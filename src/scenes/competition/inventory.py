@@ -9,11 +9,13 @@ from typing import NamedTuple
 from scenes.competition.coco import JOIN_KEYS, are_objects, as_text, id_key, load
 from scenes.competition.csv_file import read_cells
 from scenes.competition.find import image_files, is_litter, normal, split_suffix
+from scenes.competition.path_pattern import check_utf8
 from scenes.console import UserError
 
 CELLS = 2_000_000  # of a CSV that are looked at
 TRIED = 200  # names of a table that are searched for
 ROLES = ("train", "test", "val")
+TABLES = (".csv", ".json", ".csv.gz", ".tsv", ".parquet", ".xlsx")  # the first two are read
 DEPTH = 3  # folders below which no table is looked for
 
 
@@ -67,17 +69,27 @@ class Inventory:
         # The built-in sample may have been drawn beside the competition's own files.
         skipped = "sample" if (root / "sample" / "test_labels.csv").exists() else ""
         self.images = [file for file in image_files(root) if file.split("/")[0] != skipped]
+        check_utf8(self.images)
         self.tables: list[Source] = []
+        self.unreadable: dict[str, str] = {}  # tables and why they are not read
         self.json: dict[str, object] = {}
         for file in _tables(root, skipped):
             name = file.relative_to(root).as_posix()
             if file.suffix.lower() == ".csv":
-                self.tables += _csv_source(file, name)
+                self._add_csv(file, name)
+            elif file.suffix.lower() != ".json":
+                self.unreadable[name] = f"{file}: neither .csv nor .json; unpack or convert it"
             else:
                 self._add_json(file, name)
         self._by_stem: dict[str, list[str]] = {}
         for image in self.images:
             self._by_stem.setdefault(normal(split_suffix(image.rpartition("/")[2])[0]), []).append(image)
+
+    def _add_csv(self, file: Path, name: str) -> None:
+        try:
+            self.tables += _csv_source(file, name)
+        except UserError as error:
+            self.unreadable[name] = str(error)
 
     def _add_json(self, file: Path, name: str) -> None:
         try:
@@ -138,23 +150,20 @@ class Inventory:
 
 
 def _tables(root: Path, skipped: str) -> list[Path]:
-    """The CSV and JSON files near the top, those nearest first."""
+    """The CSV and JSON files near the top, those nearest first; and tables of other kinds."""
     found: list[Path] = []
     folders = [root]
     for _ in range(DEPTH):
         inner = [entry for folder in folders for entry in sorted(folder.iterdir()) if not is_litter(entry.name)]
-        found += [entry for entry in inner if entry.suffix.lower() in (".csv", ".json") and entry.is_file()]
+        found += [entry for entry in inner if entry.name.lower().endswith(TABLES) and entry.is_file()]
         folders = [entry for entry in inner if entry.is_dir() and entry != root / skipped][:1000]
     return found
 
 
 def _csv_source(file: Path, name: str) -> list[Source]:
     """A CSV's columns; none if it is not a table."""
-    try:
-        header = (read_cells(file, 1)[1] or [[]])[0]
-        _, rows = read_cells(file, max(100, CELLS // max(1, len(header))))
-    except UserError:
-        return []
+    header = (read_cells(file, 1)[1] or [[]])[0]
+    _, rows = read_cells(file, max(100, CELLS // max(1, len(header))))
     full = [row for row in rows[1:] if len(row) == len(header)]
     return [Source(name, {column: [row[at] for row in full] for at, column in enumerate(header)})] if full else []
 

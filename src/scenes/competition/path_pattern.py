@@ -1,6 +1,7 @@
 """Rows from the paths of image files, such as ``train/{label}/{file}``."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -36,6 +37,7 @@ def read_pattern(root: Path, pattern: str, name_column: str) -> pd.DataFrame:
         raise UserError(f"{root / below}: no such folder; the pattern {pattern!r} begins there")
     expression = re.compile(as_expression(pattern))
     files = [(below / file).as_posix() for file in image_files(root / below)]
+    check_utf8(files)
     rows = {file: match.groupdict() for file in files if (match := expression.fullmatch(file))}
     if not rows:
         example = f", e.g. {files[0]}" if files else ""
@@ -60,11 +62,32 @@ def needed_files(source: Path, image_dir: Path) -> list[Path]:
 
 
 def as_expression(pattern: str) -> str:
-    """The pattern as a regular expression with a named group for each field."""
+    """The pattern as a regular expression with a named group for each field; a repeated field matches the same text.
+
+    Raises:
+        UserError: If a field's name cannot be a column.
+    """
     texts = FIELD.split(pattern)
-    groups = [f"(?P<{name}>{PARTS.get(name, '[^/]+?')})" for name in texts[1::2]]
+    names = texts[1::2]
+    if strange := [name for name in names if not name.isidentifier()]:
+        raise UserError(f"the pattern {pattern!r}: {{{strange[0]}}} is no name for a column; use a word")
+    groups = [
+        f"(?P={name})" if name in names[:at] else f"(?P<{name}>{PARTS.get(name, '[^/]+?')})"
+        for at, name in enumerate(names)
+    ]
     fixed = [re.escape(text) for text in texts[::2]]
     return "".join(part for pair in zip(fixed, [*groups, ""], strict=True) for part in pair)
+
+
+def check_utf8(files: Sequence[str]) -> None:
+    """Refuses paths that no text file can hold.
+
+    Raises:
+        UserError: With the first of them.
+    """
+    for file in files:
+        if not file.isascii() and file != file.encode(errors="replace").decode():
+            raise UserError(f"{file!a}: a name that is not UTF-8, so no CSV can hold it; rename the file")
 
 
 def natural(text: str) -> tuple[list[str | int], str]:

@@ -91,14 +91,20 @@ def test_source(data: DataConfig) -> Path | None:
     if not is_default or os.path.lexists(data.root / data.test_csv):
         return data.test_csv
     sample = sample_file(data)
-    return sample.relative_to(data.root) if sample else None
+    return sample.relative_to(data.root) if sample and sample.is_relative_to(data.root) else sample
 
 
 def sample_file(data: DataConfig) -> Path | None:
-    """The sample submission: `data.sample_submission`, else the one file in data.root with such a name."""
+    """The sample submission: `data.sample_submission`, else the one file in data.root with such a name.
+
+    Raises:
+        UserError: If the one that the config names is missing.
+    """
     named = data.root / data.sample_submission
     if named.exists():
         return named
+    if data.sample_submission != DataConfig.model_fields["sample_submission"].default:
+        raise UserError(f"data.sample_submission: no file at {named}")
     try:
         found = sorted(file for file in data.root.iterdir() if Path(file.name.lower()).match(SAMPLES))
     except OSError:
@@ -202,7 +208,7 @@ def _id_problems(table: Table, keys: Sequence[str], found: Sequence[Found | None
         has_file = {row for row, each in enumerate(found) if each and each.files}
         shared = (_repeated(table.paths) - repeated) & has_file
         shown = [f"{name}: {path.name}" for name, path in zip(names, table.paths, strict=True)]
-        what = "whose image an earlier row has under another name"
+        what = "with the image of an earlier row under another name"
         problems += problem_for_rows(table, sorted(shared), shown, what, remedy)
     return problems
 

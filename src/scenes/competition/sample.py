@@ -82,6 +82,10 @@ def draw(root: Path, train_rows: int = 600, test_rows: int = 200, seed: int = 0,
             list(pool.map(write, enumerate(labels), chunksize=50))
         for name, lines in tables.items():
             (half_done / name).write_bytes("".join(f"{line}\n" for line in lines).encode())
-        half_done.replace(root)
+        try:
+            half_done.replace(root)
+        except OSError:
+            if not (root / "train.csv").exists():  # else another process has just drawn it
+                raise
     finally:
         shutil.rmtree(half_done, ignore_errors=True)

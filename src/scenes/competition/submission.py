@@ -261,7 +261,7 @@ def _foreign(task: Task, values: list[str], source: str) -> Problem:
 
 def _unfit(config: Config, task: Task, metric: Metric, values: list[str], source: str) -> Problem:
     """Says that one column cannot hold what is wanted."""
-    by = f"submission: {config.submission}" if config.submission else f"metric {metric.name}"
-    what = f"{by} wants {metric.wants} of {task.outputs} {task.kind}, but the only column is {values[0]!r}"
+    by = f"submission: {config.submission}" if config.submission else f"metric {metric.name} wants {metric.wants}"
+    what = f"{by} of {task.outputs} {task.kind}, but the only column is {values[0]!r}"
     remedy = "set the competition's metric, or submission: " + ("sets" if task.kind == "labels" else "labels")
     return Problem(source, what, remedy)

@@ -185,8 +185,8 @@ def open_images(
         return None, images.bad
     if not images.is_cached:
         say(
-            f"the decoded {label} images do not fit on the disk and are decoded whenever they are needed; "
-            f"once there is room, delete {folder}"
+            f"the decoded {label} images do not fit on the disk, so they are decoded on the fly; to cache "
+            f"them, free some space and delete {folder}"
         )
     return images, images.bad
 

@@ -104,7 +104,7 @@ def read_inputs(config: Config, task: Task) -> Inputs:
     assert images is not None
     assert form is not None
     if bad:
-        say(bad_image_rows(table, bad, "predicted without their image, which cannot be read, as a mean training row"))
+        say(bad_image_rows(table, bad, "whose image cannot be read, predicted as the average training row"))
     return Inputs(table, images, bad, form)
 
 

@@ -108,6 +108,6 @@ def _shift(survey: Survey) -> Iterator[Finding]:
         yield Finding(f"image content was not compared: {survey.no_embeddings}")
     elif survey.shift:
         shift = survey.shift
-        yield Finding(f"telling train from test: AUC {shift.auc:.3f} ± {shift.spread:.3f}: {shift.verdict}")
+        yield Finding(f"train against test: AUC {shift.auc:.3f} ± {shift.spread:.3f}: {shift.verdict}")
     elif survey.data.test:
-        yield Finding(f"telling train from test: not measured, as it takes {MIN_ROWS} images of each")
+        yield Finding(f"train against test: not measured (needs {MIN_ROWS} images of each)")
