@@ -326,7 +326,7 @@ BAD_COMMANDS = [
     ),
     Case("--set x", lambda: None, ("--set", "key=value", "'x'"), (*PLAIN_RUN, "--set", "x")),
     Case("--set unknown", lambda: None, ("--set trian.lr=1", "did you mean"), (*PLAIN_RUN, "--set", "trian.lr=1")),
-    Case("--set [", lambda: None, ("--set seed=[", "not valid YAML"), (*PLAIN_RUN, "--set", "seed=[")),
+    Case("--set [", lambda: None, ("--set seed=[1", "not valid YAML"), (*PLAIN_RUN, "--set", "seed=[1")),
     Case("a config that is missing", lambda: None, ("no such config", "tiny.yaml"), ("train", "tinny.yaml")),
     Case("a folder as a config", lambda: None, ("input", "cannot be read"), ("train", "input")),
     Case("no config", lambda: None, ("usage", "config"), ("train",)),

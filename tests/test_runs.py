@@ -85,12 +85,12 @@ def test_overrides_of_a_run_are_read_like_any_other() -> None:
 def test_what_is_no_run_lists_those_that_are(folder: str) -> None:
     begin(config())
     begin(config(name="b"))
-    with pytest.raises(UserError, match=r"not a run .*there are: runs/b, runs/exp$"):
+    with pytest.raises(UserError, match=r"not a run .*available: runs/b, runs/exp$"):
         Run(Path(folder)).load_config()
 
 
 def test_without_any_run() -> None:
-    with pytest.raises(UserError, match="there are: none"):
+    with pytest.raises(UserError, match="available: none"):
         Run(Path("runs/x")).load_config()
     with pytest.raises(UserError, match=r"quickstart\.yaml"):
         newest()
