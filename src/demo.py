@@ -31,7 +31,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.export:
         export_space(chosen, config, folds, arguments.export)
         say(f"wrote {arguments.export}: upload it as a Hugging Face Space, or try it with python app.py in it")
-        say("it holds small training images with their labels: see whether the competition lets you publish them")
         return
     serve(load_demo(chosen, config, folds), arguments.host, arguments.port)
 

@@ -61,7 +61,7 @@ class DataConfig(Section):
 
     @field_validator("*")
     @classmethod
-    def _is_no_home(cls, value: object) -> object:
+    def _expands_home(cls, value: object) -> object:
         """Expands ``~``, which a shell leaves alone in ``key=~/…``."""
         return Path(os.path.expanduser(value)) if isinstance(value, Path) else value  # noqa: PTH111 - never raises
 
@@ -95,7 +95,7 @@ class ModelConfig(Section):
 
     @field_validator("weights")
     @classmethod
-    def _is_no_home(cls, value: str) -> str:
+    def _expands_home(cls, value: str) -> str:
         return os.path.expanduser(value)  # noqa: PTH111 - never raises
 
 

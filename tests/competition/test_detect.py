@@ -264,3 +264,9 @@ def test_a_description_without_data(tmp_path: Path, text: str) -> None:
 def test_label_columns_that_are_no_list_are_refused_by_name(workspace: Path) -> None:
     with pytest.raises(UserError, match=r"data\.label_columns"):
         load_experiment(Path("tiny.yaml"), ["data.label_columns=5"])
+
+
+def test_two_test_folders_are_no_test_folder(tmp_path: Path) -> None:
+    parts = ("train", "test")
+    images(tmp_path, *(f"{side}/{part}/{'xy'[i % 2]}/{i}.jpg" for i in COUNT for side in "ab" for part in parts))
+    assert not any(str(value).startswith("/") for value in detect(tmp_path).values.values())

@@ -201,10 +201,10 @@ def _folder_of_tests(files: Inventory, found: Detected) -> None:
     """Takes all images of a test folder for the test rows."""
     images = [image for image in files.images if _is_below(image, "test")]
     levels = {image.count("/") for image in images}
-    if len(levels) != 1:
-        found.unknown.append("the test images: there is no test table, no sample submission and no test folder")
+    folder = commonpath([image.rpartition("/")[0] for image in images]) if images else ""
+    if len(levels) != 1 or not folder:
+        found.unknown.append("the test images: there is no test table, no sample submission and no single test folder")
         return
-    folder = commonpath([image.rpartition("/")[0] for image in images])
     between = levels.pop() - folder.count("/") - 1
     pattern = "/".join([folder, *(f"{{folder{at}}}" for at in range(between)), "{file}"])
     found.set("data.test_csv", pattern, "no list of the test images, so all in that folder")

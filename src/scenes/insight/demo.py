@@ -186,6 +186,7 @@ def export_space(run: Run, config: Config, folds: Sequence[int], out: Path) -> N
         kept.fold_oof_file(fold).touch()  # marks the fold as trained
     if demo.neighbours:
         save_neighbours(demo.neighbours, kept.folder)
+        say(f"{kept.folder} holds small training images with their labels: publish them if the competition lets you")
     package = ROOT / "src/scenes"
     shutil.copytree(package, out / "scenes", ignore=shutil.ignore_patterns("__pycache__"))
     write_text(out / "app.py", APP)
