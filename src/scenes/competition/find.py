@@ -169,3 +169,12 @@ def normal(text: str) -> str:
 def _on_disk(name: str) -> str:
     """The file name that is this text in UTF-8, which is another where Python takes file names for ASCII."""
     return os.fsdecode(name.encode(errors="surrogateescape"))
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a file's name can be written to a text file."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

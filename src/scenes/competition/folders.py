@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from scenes.competition.find import is_litter, split_suffix
+from scenes.competition.find import is_litter, is_utf8, split_suffix
 from scenes.competition.path_pattern import natural
 from scenes.competition.table import some
 from scenes.console import Problem, UserError, raise_problems
@@ -250,9 +250,7 @@ class _Reader:
     def name(self, path: Path) -> str:
         """The path as the CSV has it."""
         name = path.relative_to(self.folder).as_posix()
-        try:
-            name.encode()
-        except UnicodeEncodeError:
+        if not is_utf8(name):
             self.report(path.parent, "names that are not UTF-8, so a CSV cannot hold them", "rename the files")
         return name
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from scenes.competition.find import image_files
+from scenes.competition.find import image_files, is_utf8
 from scenes.console import UserError, say
 
 FIELD = re.compile(r"\{(\w+)\}")
@@ -86,7 +86,7 @@ def check_utf8(files: Sequence[str]) -> None:
         UserError: With the first of them.
     """
     for file in files:
-        if not file.isascii() and file != file.encode(errors="replace").decode():
+        if not is_utf8(file):
             raise UserError(f"{file!a}: a name that is not UTF-8, so no CSV can hold it; rename the file")
 
 
