@@ -1,6 +1,8 @@
-"""A long run takes no more memory than a short one."""
+"""A long run takes no more memory than a short one, and thousands of classes no more than their predictions."""
 
 import os
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,11 @@ import numpy as np
 import pytest
 
 import train
+from scenes.competition.metric import metric_named
+from scenes.competition.scores import class_scores
+from scenes.competition.task import class_task
+from scenes.inference.calibration import Calibration
+from scenes.inference.ensemble import view_weights
 from scenes.training import checkpoint
 from tiny import TINY
 
@@ -36,3 +43,34 @@ def test_memory_stays_flat_over_many_epochs(workspace: Path, monkeypatch: pytest
     slope = np.polyfit(np.arange(EPOCHS - SETTLED), taken[SETTLED:], 1)[0]
     assert slope < LIMIT, f"{slope:.0f} KiB an epoch: {[round(kib) for kib in taken]}"
     print(f"{slope:.1f} KiB an epoch")
+
+
+TASK = class_task([f"{number:05d}" for number in range(40_000)])
+MAP = metric_named("map@5", TASK)
+LOG_LOSS = metric_named("log_loss", TASK)
+
+
+@pytest.mark.parametrize(
+    ("work", "arrays"),
+    [
+        (lambda views, targets: MAP.score(views[0], targets), 1.0),
+        (lambda views, targets: class_scores(views[0], targets, TASK.columns), 1.5),
+        (lambda views, targets: Calibration("classes", [0.5]).apply(views[0]), 3.5),  # with its result twice
+        (lambda views, targets: view_weights(LOG_LOSS)(views, targets), 3.5),
+        (lambda views, targets: TASK.as_outputs(targets), 1.5),
+    ],
+)
+def test_thousands_of_classes_take_little_more_memory_than_their_predictions(
+    work: Callable[[np.ndarray, np.ndarray], object], arrays: float
+) -> None:
+    """In arrays of the size of one view's predictions, beside those given."""
+    generator = np.random.default_rng(0)
+    views = generator.random((2, 200, len(TASK.columns)), np.float32)
+    targets = generator.integers(0, len(TASK.columns), 200)
+    tracemalloc.start()
+    try:
+        work(views, targets)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak / views[0].nbytes < arrays

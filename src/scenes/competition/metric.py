@@ -8,7 +8,7 @@ error of the difference between two predictions is that of the mean of their dif
 
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from scenes.console import UserError
 Function = Callable[[np.ndarray, np.ndarray], tuple[float, np.ndarray]]
 
 DEFAULT = {"classes": "accuracy", "labels": "roc_auc", "number": "rmse"}
+BLOCK_VALUES = 2**22  # predictions that are worked on at once
 
 
 @dataclass(frozen=True)
@@ -242,22 +243,40 @@ def _quadratic_kappa(predictions: np.ndarray, targets: np.ndarray) -> tuple[floa
     return float(1 - observed / expected), -(distances - observed) / expected + observed / expected**2 * by_row
 
 
-def _ranks(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """The place of each row's true class among its predictions, from 1; ties go to the first class."""
-    chosen = predictions[np.arange(len(targets)), targets][:, None]
-    is_earlier = np.arange(predictions.shape[1]) < targets[:, None]
-    return 1 + (predictions > chosen).sum(1) + ((predictions == chosen) & is_earlier).sum(1)
+def blocks(predictions: np.ndarray) -> Iterator[slice]:
+    """Slices of rows, few enough that arrays of their size take little memory even with thousands of outputs."""
+    rows = max(1, BLOCK_VALUES // predictions.shape[1])
+    yield from (slice(start, start + rows) for start in range(0, len(predictions), rows))
+
+
+def ranks(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """The place of each row's true class among its predictions, from 1; ties go to the first class.
+
+    Args:
+        predictions: Shape (n, classes).
+        targets: int, shape (n,).
+
+    Returns:
+        int64, shape (n,).
+    """
+    found = np.empty(len(targets), np.int64)
+    for rows in blocks(predictions):
+        block, true = predictions[rows], targets[rows, None]
+        chosen = np.take_along_axis(block, true, 1)
+        is_earlier = np.arange(predictions.shape[1]) < true
+        found[rows] = 1 + (block > chosen).sum(1) + ((block == chosen) & is_earlier).sum(1)
+    return found
 
 
 def _map_at_k(predictions: np.ndarray, targets: np.ndarray, k: int) -> tuple[float, np.ndarray]:
     """Mean average precision of the k best classes, of which one is right: 1 / its place."""
-    ranks = _ranks(predictions, targets)
-    return _mean(np.where(ranks <= k, 1 / ranks, 0.0))
+    places = ranks(predictions, targets)
+    return _mean(np.where(places <= k, 1 / places, 0.0))
 
 
 def _top_k(predictions: np.ndarray, targets: np.ndarray, k: int) -> tuple[float, np.ndarray]:
     """The share of rows whose true class is among the k best."""
-    return _mean((_ranks(predictions, targets) <= k).astype(np.float64))
+    return _mean((ranks(predictions, targets) <= k).astype(np.float64))
 
 
 def _rmse(predictions: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:

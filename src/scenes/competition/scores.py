@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from scenes.competition.metric import accuracy, log_losses, metric_named, standard_error
+from scenes.competition.metric import accuracy, log_losses, metric_named, ranks, standard_error
 from scenes.competition.task import Task
 
 TOP_K = 5
@@ -55,8 +55,7 @@ def class_scores(probabilities: np.ndarray, targets: np.ndarray, classes: Sequen
         **{f"macro_{name}": float(values.mean()) for name, values in per_class.items()},
     }
     if len(classes) > TOP_K:
-        best = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP_K]  # ties go to the first class, as in argmax
-        scores[f"top_{TOP_K}_accuracy"] = float((best == targets[:, None]).any(1).mean())
+        scores[f"top_{TOP_K}_accuracy"] = float((ranks(probabilities, targets) <= TOP_K).mean())
     scores["per_class"] = {
         label: {name: float(values[at]) for name, values in per_class.items()} | {"support": int(true[at])}
         for at, label in enumerate(classes)

@@ -69,17 +69,14 @@ class Dataset:
         soft = self.soft[fold].rows if fold in self.soft else np.empty(0, np.int64)
         return np.concatenate([self.rows(fold)[0], soft[soft >= len(self.table)]])
 
-    def training_outputs(self, fold: int) -> np.ndarray:
-        """What the network's outputs should be in a fold's training, by row as in `training_rows`.
-
-        Returns:
-            float32, shape (n, outputs), or with soft targets (n + test rows, outputs).
-        """
-        outputs = self.task.as_outputs(self.targets)
-        if fold not in self.soft:
-            return outputs
-        outputs = np.concatenate([outputs, np.zeros((len(self.test_images or ()), outputs.shape[1]), np.float32)])
-        outputs[self.soft[fold].rows] = self.soft[fold].outputs
+    def training_outputs(self, fold: int, rows: np.ndarray) -> np.ndarray:
+        """What the network's outputs should be for some of a fold's `training_rows`: float32, shape (rows, outputs)."""
+        outputs = np.zeros((len(rows), self.task.outputs), np.float32)
+        is_labelled = rows < len(self.table)
+        outputs[is_labelled] = self.task.as_outputs(self.targets[rows[is_labelled]])
+        if fold in self.soft:
+            places = self.soft[fold].places(rows)
+            outputs[places >= 0] = self.soft[fold].outputs[places[places >= 0]]
         return outputs
 
     @property

@@ -28,12 +28,17 @@ class SoftTargets(NamedTuple):
     """What one fold trains on in place of labels.
 
     Attributes:
-        rows: int64, shape (m,): rows of train.csv; those of test.csv are numbered after them.
+        rows: int64, shape (m,), ascending: rows of train.csv; those of test.csv are numbered after them.
         outputs: float32, shape (m, outputs): what the network's outputs should be, as `Task.as_outputs` gives them.
     """
 
     rows: np.ndarray
     outputs: np.ndarray
+
+    def places(self, rows: np.ndarray) -> np.ndarray:
+        """Where these rows are among its own, -1 for those that it lacks: int64, shape (n,)."""
+        places = np.searchsorted(self.rows, rows).clip(max=len(self.rows) - 1)
+        return np.where(self.rows[places] == rows, places, -1)
 
 
 def read_soft_targets(
@@ -82,7 +87,9 @@ def read_soft_targets(
         raise UserError(f"{file}: no row for fold {', '.join(map(str, missing))}; {again}")
     raise_problems(problems)
     outputs = task.as_outputs(predictions[:, 0]) if task.kind == "number" else predictions
-    return {fold: SoftTargets(rows[folds == fold], outputs[folds == fold]) for fold in numbers.values()}
+    order = np.argsort(rows)
+    chosen = {fold: order[folds[order] == fold] for fold in numbers.values()}
+    return {fold: SoftTargets(rows[own], outputs[own]) for fold, own in chosen.items()}
 
 
 def check_names_differ(train: Table, test: Table, used: Iterable[str]) -> None:

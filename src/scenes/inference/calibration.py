@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from scenes.competition.metric import blocks
+
 TEMPERATURES = (0.05, 20.0)  # the range that is searched
+FITTED_VALUES = 2**25  # predictions that a temperature is fitted to, at most: thousands of rows in any case
 LEAST_OF_A_KIND = 20  # rows with and without a label for a temperature of its own
 ECE_BINS = 15
 TINY = float(np.finfo(np.float32).tiny)
@@ -41,6 +44,9 @@ class Calibration:
         """
         if not self.temperatures:
             return predictions
+        return np.concatenate([self._apply(predictions[rows]) for rows in blocks(predictions)])
+
+    def _apply(self, predictions: np.ndarray) -> np.ndarray:
         temperatures = np.array(self.temperatures)
         if self.kind == "labels":
             return _keep_side(predictions, _sigmoid(_logits(predictions) / temperatures).astype(np.float32))
@@ -72,6 +78,7 @@ def no_calibration(kind: str) -> Calibration:
 
 def fit_classes(predictions: np.ndarray, targets: np.ndarray) -> Calibration:
     """The temperature with the lowest log loss for class probabilities (n, classes) and targets (n,)."""
+    predictions, targets = _fitted_rows(predictions, targets)
     logs, rows = _logs(predictions), np.arange(len(targets))
     true = logs[rows, targets]
     others = logs.copy()
@@ -89,11 +96,13 @@ def fit_classes(predictions: np.ndarray, targets: np.ndarray) -> Calibration:
 
 def fit_labels(predictions: np.ndarray, targets: np.ndarray) -> Calibration:
     """The temperature with the lowest log loss for label probabilities (n, labels) and targets (n, labels)."""
+    predictions, targets = _fitted_rows(predictions, targets)
     return Calibration("labels", [_label_temperature(_logits(predictions), targets)])
 
 
 def fit_each_label(predictions: np.ndarray, targets: np.ndarray) -> Calibration:
     """A temperature for each label; those with too few rows of either kind share one for all."""
+    predictions, targets = _fitted_rows(predictions, targets)
     logits = _logits(predictions)
     shared = _label_temperature(logits, targets)
     counts = (targets >= 0.5).sum(0)
@@ -122,6 +131,12 @@ def calibration_error(predictions: np.ndarray, targets: np.ndarray) -> float:
     bins = np.minimum((confidence.astype(np.float64) * ECE_BINS).astype(np.int64), ECE_BINS - 1)
     gaps = np.bincount(bins, is_right - confidence.astype(np.float64), ECE_BINS)
     return float(np.abs(gaps).sum() / len(confidence))
+
+
+def _fitted_rows(predictions: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that temperatures are fitted to: all, or with very many outputs some that are evenly spread."""
+    step = -(-predictions.size // FITTED_VALUES)
+    return predictions[::step], targets[::step]
 
 
 def _label_temperature(logits: np.ndarray, targets: np.ndarray) -> float:

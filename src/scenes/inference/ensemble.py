@@ -4,7 +4,7 @@ A choice is fitted to the rows of all folds but one and applied to the rows of t
 on rows it has not seen. A more complex choice is taken only if it scores better this way.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -150,8 +150,9 @@ def nested_predictions(
     if len(folds) < 2:
         return weighted_mean(members, equal_weights(members, targets))
     for fold in folds:
-        held, others = fold_of == fold, fold_of != fold
-        predictions[held] = apply(recipe.fit(members[:, others], targets[others]), members[:, held])
+        held, others = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
+        ensemble = recipe.fit(members.take(others, 1), targets[others])
+        predictions[held] = apply(ensemble, members.take(held, 1))
     return predictions
 
 
@@ -182,20 +183,26 @@ def view_weights(metric: Metric) -> Weigh:
     """
 
     def weigh(views: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        kept = [0]
+        weights = _share(len(views), [0])
         for view in range(1, len(views)):
-            if not _loses(metric, views[kept].mean(0), views[[*kept, view]].mean(0), targets):
-                kept.append(view)
-        weights = np.zeros(len(views), np.float32)
-        weights[kept] = 1 / len(kept)
+            tried = _share(len(views), [*np.flatnonzero(weights), view])
+            if not _loses(metric, weighted_mean(views, weights), weighted_mean(views, tried), targets):
+                weights = tried
         return weights
 
     return weigh
 
 
+def _share(count: int, chosen: Sequence[int]) -> np.ndarray:
+    """Equal weights for those chosen, 0 for the others: float32, shape (count,)."""
+    weights = np.zeros(count, np.float32)
+    weights[chosen] = 1 / len(chosen)
+    return weights
+
+
 def equal_weights(members: np.ndarray, _: Any) -> np.ndarray:
     """The plain mean; float32, shape (members,)."""
-    return np.full(len(members), 1 / len(members), np.float32)
+    return _share(len(members), range(len(members)))
 
 
 def hill_climbing_weights(members: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -243,7 +250,11 @@ def _log_loss(chances: np.ndarray) -> float:
 
 def weighted_mean(members: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Averages predictions (members, n, outputs) to float32, shape (n, outputs)."""
-    return np.tensordot(weights, members, 1).astype(np.float32)
+    mean = np.zeros(members.shape[1:], np.float32)
+    for member, weight in zip(members, weights, strict=True):
+        if weight:
+            mean += np.float32(weight) * member
+    return mean
 
 
 def agreement(members: np.ndarray, task: Task) -> np.ndarray:

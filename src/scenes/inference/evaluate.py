@@ -14,7 +14,7 @@ from scenes.competition.task import Task
 from scenes.config import Config
 from scenes.console import UserError, print_table, say
 from scenes.data.folds import ALWAYS_TRAINED
-from scenes.files import write_text
+from scenes.files import write_atomic
 from scenes.inference.calibration import calibration_error
 from scenes.inference.ensemble import Fitted, cost, cost_name, fit_ensemble, selection_metric, view_weights
 from scenes.runs import Run, read_json, write_json
@@ -58,7 +58,7 @@ def gather(run: Run, folds: int) -> OutOfFold:
     if len(np.unique(all_rows)) != len(all_rows):
         raise UserError(f"{run.folder}: a row is held out by two folds; the fold folders are mixed up")
     order = np.argsort(all_rows)
-    return OutOfFold(all_rows[order], np.concatenate(views, 1)[:, order], names.pop().split(","))
+    return OutOfFold(all_rows[order], np.concatenate(views, 1).take(order, 1), names.pop().split(","))
 
 
 def optimistic(config: Config, never_held_out: int = 0) -> str | None:
@@ -102,7 +102,7 @@ def evaluate_run(
     about = {"image_name": [names[row] for row in oof.rows], "label": task.as_texts(targets), "fold": fold_of}
     # Side by side, not by name: a class may be called what a column is called.
     table = pd.concat([pd.DataFrame(about), pd.DataFrame(fitted.predictions, columns=task.columns)], axis=1)
-    write_text(run.oof_file, table.to_csv(index=False, lineterminator="\n"))
+    write_atomic(run.oof_file, lambda path: table.to_csv(path, index=False, lineterminator="\n"))
 
     folds = run.finished_folds(config.data.folds)
     metrics = {

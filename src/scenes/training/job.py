@@ -231,10 +231,10 @@ class Fold:
         size, symmetry = config.image_size, config.symmetry
         return AugmentedImages(images, config.augment, size, config.seed, self.number, symmetry)
 
-    @cached_property
-    def targets(self) -> Tensor:
-        """What the network's outputs should be, by row: float32, shape (n, outputs), on the device."""
-        return torch.from_numpy(self.job.data.training_outputs(self.number)).to(self.job.device)
+    def targets(self, rows: Tensor) -> Tensor:
+        """What the network's outputs should be for some rows: float32, shape (rows, outputs), pinned for a GPU."""
+        targets = torch.from_numpy(self.job.data.training_outputs(self.number, rows.numpy()))
+        return targets.pin_memory() if self.job.device.type == "cuda" else targets
 
     @cached_property
     def class_weights(self) -> Tensor | None:

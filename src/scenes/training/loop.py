@@ -125,8 +125,8 @@ def _train(fold: Fold, state: State, trackers: Trackers, deadline: float) -> flo
         while state.step < steps and not state.stops_early(train.early_stopping):
             if network is None:  # an epoch begins, and which parts train follows from its number
                 network = _network(fold, state)
-            inputs, rows = _next(fold, state, batches, stop)
-            rate = _step(fold, state, network, inputs, rows)
+            inputs, targets = _next(fold, state, batches, stop)
+            rate = _step(fold, state, network, inputs, targets)
             meter.advance(lambda: f"loss {float(state.loss_sum) * processes.world / state.steps_of_epoch:.3f}")
             epoch = fold.schedule.ends_epoch(state.step - 1)
             if epoch is not None and is_kept:
@@ -149,7 +149,7 @@ def _train(fold: Fold, state: State, trackers: Trackers, deadline: float) -> flo
 
 
 def _batches(fold: Fold, state: State) -> Generator[tuple[Tensor, Tensor]]:
-    """Yields this process's inputs (images, crops to be made of them, or features of a frozen body) and their rows."""
+    """Yields this process's inputs (images, crops to be made of them, or features of a frozen body) and targets."""
     job, config = fold.job, fold.job.config
     parts = fold.processes.micro_batches(config.train.batch_size, state.accumulate)
     sampler = StepSampler(fold.schedule, state.step, np.concatenate([*parts.values()]).tolist())
@@ -157,15 +157,16 @@ def _batches(fold: Fold, state: State) -> Generator[tuple[Tensor, Tensor]]:
         features = torch.from_numpy(job.features)
         for samples in sampler:
             rows = torch.tensor([sample.row for sample in samples])
-            yield features[rows], rows
+            yield features[rows], fold.targets(rows)
         return
     if job.resident:
         crops = DrawnCrops(fold.augmented, job.data.training_images.shapes)
-        yield from train_loader(crops, sampler, config.loader.workers, job.device, DRAWN * 8)
+        for batch in train_loader(crops, sampler, config.loader.workers, job.device, DRAWN * 8):
+            yield batch.images, fold.targets(batch.rows)
         return
     image_bytes = 3 * fold.augmented.size**2
     for batch in train_loader(fold.augmented, sampler, config.loader.workers, job.device, image_bytes):
-        yield batch.images.permute(0, 3, 1, 2), batch.rows
+        yield batch.images.permute(0, 3, 1, 2), fold.targets(batch.rows)
 
 
 def _next(
@@ -191,7 +192,7 @@ def _network(fold: Fold, state: State) -> nn.Module:
     return fold.processes.wrap(network, broadcast_buffers=not fold.freezes_batch_norm)
 
 
-def _step(fold: Fold, state: State, network: nn.Module, inputs: Tensor, rows: Tensor) -> float:
+def _step(fold: Fold, state: State, network: nn.Module, inputs: Tensor, targets: Tensor) -> float:
     """Does one optimiser step; returns its learning rate."""
     train, optimizer, scaler = fold.train, state.optimizer, state.scaler
     assert optimizer is not None  # there are steps
@@ -199,7 +200,7 @@ def _step(fold: Fold, state: State, network: nn.Module, inputs: Tensor, rows: Te
     rate = recipe.learning_rate(state.step, fold.schedule, train, costs)
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
-    while not _add_gradients(fold, state, network, inputs, rows):
+    while not _add_gradients(fold, state, network, inputs, targets):
         split_further(fold, state)
     scaler.unscale_(optimizer)
     if train.clip_norm:
@@ -218,15 +219,15 @@ def _step(fold: Fold, state: State, network: nn.Module, inputs: Tensor, rows: Te
     return rate
 
 
-def _add_gradients(fold: Fold, state: State, network: nn.Module, inputs: Tensor, rows: Tensor) -> bool:
+def _add_gradients(fold: Fold, state: State, network: nn.Module, inputs: Tensor, targets: Tensor) -> bool:
     """Runs a batch forward and backward in micro-batches; False, with nothing added, if memory ran out."""
     micro_batches = fold.processes.micro_batches(fold.train.batch_size, state.accumulate)
     sizes = [len(places) for places in micro_batches.values()]
     loss_before = state.loss_sum.clone()
     try:
-        for number, part, part_rows in zip(micro_batches, inputs.split(sizes), rows.split(sizes), strict=True):
+        for number, *part in zip(micro_batches, inputs.split(sizes), targets.split(sizes), strict=True):
             with fold.processes.exchange(network, now=number == max(micro_batches)):
-                loss = _loss(fold, state, network, number, part, part_rows)
+                loss = _loss(fold, state, network, number, *part)
                 state.scaler.scale(loss * fold.processes.world).backward()  # averaged over the processes
             state.loss_sum += loss.detach()
         return True
@@ -241,14 +242,13 @@ def _add_gradients(fold: Fold, state: State, network: nn.Module, inputs: Tensor,
     return False
 
 
-def _loss(fold: Fold, state: State, network: nn.Module, number: int, inputs: Tensor, rows: Tensor) -> Tensor:
+def _loss(fold: Fold, state: State, network: nn.Module, number: int, inputs: Tensor, targets: Tensor) -> Tensor:
     """Runs a micro-batch forward; its part of the batch's mean loss."""
     job, train = fold.job, fold.train
     seed_all(key("step", job.config.seed, fold.number, state.step, number))  # for mixing, dropout and drop path
-    inputs = inputs.to(job.device, non_blocking=True)
+    inputs, targets = (tensor.to(job.device, non_blocking=True) for tensor in (inputs, targets))
     if job.resident:
         inputs = job.resident.crops(inputs, fold.augmented.size)
-    targets = fold.targets[rows.to(job.device, non_blocking=True)]
     if train.mixup or train.cutmix:
         inputs, targets = recipe.mix(inputs, targets, train)
     with autocast(job.device, job.precision), fast_gradients(job.device, train.compile):
