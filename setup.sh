@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Prepares a Python that has what the code needs:   source setup.sh [dev]
+# Prepares a Python environment with everything the code needs:   source setup.sh [dev]
 #
 # An active environment within the version ranges of pyproject.toml (Kaggle, Colab, conda) is used as it is. Otherwise
-# .venv is created once from requirements.txt, with every version in requirements.lock, and activated; `dev` adds
-# requirements-dev.txt. uv installs if it is on PATH, else pip; the result is the same. Afterwards, $PYTHON is the
-# command to run.
+# .venv is created once from requirements.txt, with every version pinned by requirements.lock, and activated; `dev` adds
+# requirements-dev.txt. Packages are installed by uv if it is on PATH, else by pip; the result is the same. Afterwards,
+# $PYTHON is the command to run.
 #
 # PyPI's torch for Linux is a CUDA build of several gigabytes. On a machine without a GPU, get the small build:
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu bash train.sh configs/NAME.yaml
@@ -15,13 +15,14 @@ _scenes_venv="$_scenes_root/.venv"
 _scenes_supported='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
 
 # shellcheck disable=SC1091
-# Whether .venv is intact: created to the end, not moved, and its interpreter still exists.
+# Whether .venv is intact: completely created, not moved, and with its interpreter still in place.
 _scenes_intact() (
     [[ -f "$_scenes_venv/bin/activate" ]] && source "$_scenes_venv/bin/activate" &&
         [[ "$VIRTUAL_ENV" -ef "$_scenes_venv" ]] && "$_scenes_venv/bin/python" -c "$_scenes_supported" 2>/dev/null
 )
 
-# Whether a requirements file is installed as it is now. Its stamp, written after installing, is a copy of it and the lock.
+# Whether a requirements file is installed in its current form. Its stamp, written after installing, is a copy of the
+# file and the lock.
 _scenes_installed() {
     cat -- "$_scenes_root/$1" "$_scenes_root/requirements.lock" | cmp -s -- - "$_scenes_venv/$1"
 }
@@ -35,7 +36,7 @@ _scenes_ready() {
     _scenes_intact
 }
 
-# Prints the first Python that can create .venv. Each is tried, because a version manager's shim may lead nowhere.
+# Prints the first Python that can create .venv. Each is tried, because a version manager's shim may not work.
 _scenes_find_python() {
     local python PATH=":$PATH:"
     PATH="${PATH//":$_scenes_venv/bin:"/:}" # not the .venv that is about to be removed
@@ -56,7 +57,7 @@ _scenes_create_venv() {
     local python
     echo "Creating .venv (once; takes a few minutes with pip, less with uv) …"
     if command -v uv >/dev/null; then
-        # A current environment, maybe the very .venv to be replaced, must not be its base.
+        # An active environment, perhaps the very .venv to be replaced, must not be its base.
         (unset VIRTUAL_ENV CONDA_PREFIX && uv venv --quiet --clear --seed --python '>=3.11,<3.14' "$_scenes_venv") && return
         echo "uv could not create it; trying Python's own venv" >&2
     fi
@@ -69,7 +70,7 @@ _scenes_create_venv() {
 _scenes_install() {
     local wanted=(--requirement "$_scenes_root/$1" --constraint "$_scenes_root/requirements.lock") options=() place
     if command -v uv >/dev/null; then
-        # uv does not read pip's settings. Those that say where packages are count here too, and rank as they do for pip.
+        # uv does not read pip's settings. Pass on those that say where packages are, with pip's order of precedence.
         [[ -z "${PIP_INDEX_URL:-}" ]] || options+=(--default-index "$PIP_INDEX_URL")
         for place in ${PIP_EXTRA_INDEX_URL:-}; do options+=(--index "$place"); done
         for place in ${PIP_FIND_LINKS:-}; do options+=(--find-links "$place"); done
@@ -78,7 +79,7 @@ _scenes_install() {
         echo "uv could not install $1; trying pip" >&2
     fi
     "$_scenes_venv/bin/python" -m pip --version >/dev/null 2>&1 || "$_scenes_venv/bin/python" -m ensurepip >/dev/null
-    # Python compiles what is imported; pip would compile all there is, which takes longer than unpacking it.
+    # Python compiles what is imported; pip would compile everything, which takes longer than unpacking it.
     "$_scenes_venv/bin/python" -m pip install --quiet --no-input --no-compile --disable-pip-version-check \
         "${wanted[@]}" </dev/null 2>"$_scenes_venv/pip.log" && return
     tail -n 20 -- "$_scenes_venv/pip.log" >&2
@@ -91,12 +92,12 @@ END
     return 1
 }
 
-# Creates or updates .venv from these requirements files; a subshell, so that it changes nothing in the caller's shell.
+# Creates or updates .venv from these requirements files; runs in a subshell to leave the caller's shell unchanged.
 _scenes_update() (
     if command -v flock >/dev/null; then
         flock -n 9 || { echo "Waiting for another setup.sh to finish …" && flock 9; }
     fi
-    ! _scenes_ready "$@" || return 0 # the other one did the work
+    ! _scenes_ready "$@" || return 0 # the other setup.sh did the work
 
     if _scenes_intact; then
         echo "Updating .venv from $* …"
@@ -115,7 +116,7 @@ _scenes_update() (
 _scenes_setup() {
     local extra=""
     [[ "${1:-}" != dev ]] || extra=dev
-    # Our own .venv, if active, follows the pinned versions, not the ranges.
+    # Our own .venv, if active, must match the pinned versions, not just the ranges.
     if ! [[ "${VIRTUAL_ENV:-}" -ef "$_scenes_venv" ]]; then
         for PYTHON in python python3; do
             ! "$PYTHON" "$_scenes_root/src/scenes/environment.py" $extra >/dev/null 2>&1 || return 0

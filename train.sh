@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job: set up, train, write the submission. After a kill or a stop, the same command resumes.
+# Sets up the environment, trains, and writes the submission. If it is stopped or killed, the same command resumes.
 set -euo pipefail
 
 if [[ $# -eq 0 || "$1" == -* ]]; then
@@ -18,6 +18,6 @@ done
 
 cd -- "$root"
 source ./setup.sh
-# glibc takes memory in large pages: training on a CPU is faster (benchmarks/allocator.py).
+# Letting glibc use large memory pages makes training on a CPU faster (benchmarks/allocator.py).
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 exec "$PYTHON" src/train.py "${configs[@]}" "$@" --submit

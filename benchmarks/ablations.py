@@ -1,7 +1,7 @@
-"""What each part of a recipe is worth: python benchmarks/ablations.py configs/NAME.yaml [--folds 0,3] [--only …].
+"""Measures each part of a recipe: python benchmarks/ablations.py configs/NAME.yaml [--folds 0,3] [--only …].
 
-Each variant changes one thing and trains on the same folds; the table shows its difference to the config itself,
-paired by row, with its standard error. `--set` changes the config for all of them, the base included. A finished
+Each variant changes one thing and trains on the same folds; the table shows its difference from the config itself,
+paired by row, with its standard error. `--set` changes the config for all variants, including the base. A finished
 variant is not trained again (runs/NAME.VARIANT).
 """
 
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def held_out(config: Path, variant: str, folds: str, common: list[str]) -> pd.DataFrame:
-    """Trains a variant unless that is done; its out-of-fold predictions by image name."""
+    """Trains a variant unless it is finished; returns its out-of-fold predictions by image name."""
     name = ".".join("-".join(re.findall(r"[\w.]+", part)) for part in (config.stem, *common, variant))
     settings = [*common, *VARIANTS[variant], f"name={name}", "report=false"]
     command = [sys.executable, ROOT / "src/train.py", config.resolve(), "--folds", folds, "--set", *settings]
@@ -77,7 +77,7 @@ def held_out(config: Path, variant: str, folds: str, common: list[str]) -> pd.Da
 
 
 def line(variant: str, table: pd.DataFrame, base: pd.DataFrame) -> str:
-    """One variant's row of the table."""
+    """Returns one variant's row of the table."""
     cells = []
     for scores, others in zip(rowwise(table), rowwise(base), strict=True):
         difference = scores - others
@@ -87,7 +87,7 @@ def line(variant: str, table: pd.DataFrame, base: pd.DataFrame) -> str:
 
 
 def rowwise(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each row is right, and its log loss."""
+    """Returns for each row whether it is right, and its log loss."""
     classes = list(table.columns[2:])
     probabilities = table[classes].to_numpy()
     targets = table["label"].map({name: number for number, name in enumerate(classes)}).to_numpy()

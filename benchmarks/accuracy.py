@@ -2,9 +2,9 @@
 
     python benchmarks/accuracy.py [configs/NAME.yaml …] [--competition scenes] [--parallel auto] [--set KEY=VALUE …]
 
---set gives what belongs to the competition, such as data.root and metric; all else is as the config ships. The run is
-runs/NAME, or runs/COMPETITION.NAME of another competition than scenes. A finished run is not trained again. The table
-has a row for each such run of classes that is there.
+--set gives what belongs to the competition, such as data.root and metric; everything else stays as the config ships.
+The run is runs/NAME, or runs/COMPETITION.NAME for a competition other than scenes. A finished run is not trained again.
+The table has a row for each such run that predicts classes.
 """
 
 import argparse
@@ -24,9 +24,9 @@ HEADER = """\
 
 
 def main() -> None:
-    """Trains what is asked for, then writes the table."""
+    """Trains the requested configs, then writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("configs", nargs="*", type=Path, help="experiments to train first; none: only the table")
+    parser.add_argument("configs", nargs="*", type=Path, help="experiments to train first; without any, only the table")
     parser.add_argument("--competition", default=FIRST, help="its name in the table (default: %(default)s)")
     parser.add_argument("--parallel", help="as in train.py")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="what belongs to the competition")
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def table() -> str:
-    """The Markdown table: runs by competition and score, then the configs that wait for a machine or for weights."""
+    """Returns the Markdown table: runs by competition and score, then the configs not yet measured."""
     configs = {file.stem for file in (ROOT / "configs").glob("*.yaml")}
     measured: list[tuple[str, float, str]] = []
     for file in (ROOT / "runs").glob("*/metrics.json"):
@@ -61,7 +61,7 @@ def table() -> str:
 
 
 def row(competition: str, config: str, metrics: dict[str, Any], environment: dict[str, Any]) -> str:
-    """One run's line."""
+    """Returns one run's line."""
     minutes = [fold["seconds"] / 60 for fold in metrics["per_fold"].values() if fold["seconds"]]
     device, threads = re.sub(r"\s+", " ", environment["devices"][0]), environment["cpu_threads"]
     cells = (

@@ -1,8 +1,8 @@
-"""What settings of glibc's memory gain on a CPU: python benchmarks/allocator.py.
+"""Measures what glibc's memory settings gain on a CPU: python benchmarks/allocator.py.
 
-Freed memory is kept (src/scenes/model/device.py) and comes in large pages (train.sh). EfficientNet-Lite0 trains in fp32
-on resident random images in fresh processes, each side in turn, because a machine's speed drifts. Prints images per
-second, median and range, and the ratio of the medians.
+The settings: freed memory is kept (src/scenes/model/device.py) and comes in large pages (train.sh). EfficientNet-Lite0
+trains in fp32 on resident random images in fresh processes; the settings alternate, because a machine's speed drifts.
+Prints images per second, median and range, and the ratio of the medians.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def measure(keeps_memory: bool) -> float:
     targets = torch.zeros(BATCH, dtype=torch.long)
     begun = time.perf_counter()
     for step in range(STEPS + 2):
-        if step == 2:  # the first steps warm up
+        if step == 2:  # the first two are warm-up
             begun = time.perf_counter()
         torch.nn.functional.cross_entropy(model(images), targets).backward()
         optimizer.step()
@@ -51,7 +51,7 @@ def measure(keeps_memory: bool) -> float:
 
 
 def main() -> None:
-    """Runs the comparison, or one side of it in a process of its own."""
+    """Runs the comparison, or, in a child process, one side of it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)

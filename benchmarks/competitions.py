@@ -1,10 +1,10 @@
-"""Solves small copies of public competitions end to end and grades what comes out.
+"""Solves small copies of public competitions end to end and grades the submissions.
 
     python benchmarks/competitions.py SOURCE [NAME …]
 
 SOURCE is a folder with `make_competitions.py NAME OUT`, which writes OUT/public and OUT/private/answers.csv, and
 `graders.py NAME SUBMISSION ANSWERS`, which prints JSON. Each competition is described by `prepare.py detect`, trained
-as a linear probe at 96 px, and graded. The table, as in RESULTS.md, says how many lines a person had to give.
+as a linear probe at 96 px, and graded. The table, as in RESULTS.md, shows the lines a person had to supply.
 """
 
 import argparse
@@ -22,7 +22,7 @@ PROBE = ["train.epochs=0", "image_size=96", "infer.tta=none", "report=false"]
 
 
 class Case(NamedTuple):
-    """What a person must say about a competition, and the score a conversion by hand reaches."""
+    """What a person must say about a competition, and the score when its files are converted by hand."""
 
     given: list[str]
     by_hand: float
@@ -51,7 +51,7 @@ CASES = {
 
 
 class Outcome(NamedTuple):
-    """How one competition went; `grade` is the grader's JSON, or what failed."""
+    """How one competition went; `grade` is the grader's JSON, or what failed before it."""
 
     name: str
     seconds: float
@@ -101,7 +101,7 @@ def python(folder: Path, script: Path, *arguments: str) -> subprocess.CompletedP
 
 
 def main() -> None:
-    """Prints a line a competition as it is finished, then the table."""
+    """Prints a line for each competition as it finishes, then the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="the folder of make_competitions.py and graders.py")
     parser.add_argument("names", nargs="*", metavar="NAME", help="by default all")

@@ -1,17 +1,17 @@
-"""Everything that a GPU must show, in one command: python benchmarks/gpu.py [--images FOLDER] [--weights FOLDER].
+"""All GPU measurements and checks in one command: python benchmarks/gpu.py [--images FOLDER] [--weights FOLDER].
 
 - Speed: EfficientNet-B3 at 300 px, EfficientNet-Lite0 at 150, ViT-S and VGG16 at 224, in training and prediction from
-  files, over (a) the same network on a resident random batch and (b) the loops of timm's train and validate scripts; in
-  fp32, bf16 and fp16, some compiled; cropped on the GPU or the CPU; with the GPU's utilisation, the part of its
-  arithmetic that goes into the network, and peak memory.
-- Checks: accuracy of one fold in each precision, crops made on the GPU beside the CPU's, kill and resume to the same
+  files, relative to (a) the same network on a resident random batch and (b) the loops of timm's train and validate
+  scripts; in fp32, bf16 and fp16, some compiled; cropped on the GPU or the CPU; with the GPU's utilisation, the share
+  of its arithmetic throughput that goes into the network, and peak memory.
+- Checks: accuracy of one fold in each precision, crops made on the GPU against the CPU's, kill and resume to the same
   bytes, batches that do not fit, one process of a launcher, the Kaggle kernel, ONNX.
 
-Needs no network. --images is a competition's folder (train.csv and images), of which some thousand images are enough;
+Needs no network. --images is a competition's folder (train.csv and images), of which a few thousand images are enough;
 by default the drawn sample. Weights come from --weights or an installed package, else they are random. Prints a table
 and writes all numbers to --out as JSON. Stops measuring speed after --minutes. Exit code 1: a check failed.
 
---small measures tiny networks for moments, on any machine, which shows that every part of this command works.
+--small briefly measures tiny networks, on any machine, which shows that every part of this command works.
 """
 
 import argparse
@@ -47,15 +47,15 @@ TARGETS = {"own_over_resident": 0.95, "own_over_timm": 1.0}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Makes the checks, measures until the time is up, and writes both."""
+    """Runs the checks, measures speed until the time is up, and writes the results of both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="a competition's folder; by default the drawn sample")
     parser.add_argument("--weights", type=Path, help="a folder with pretrained weights, NAME.safetensors")
     parser.add_argument("--minutes", type=float, default=8)
-    parser.add_argument("--seconds", type=float, default=2, help="of each measurement, at least")
+    parser.add_argument("--seconds", type=float, default=2, help="minimum length of each measurement")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/gpu.json"))
     parser.add_argument("--only", choices=("speed", "checks"))
-    parser.add_argument("--small", action="store_true", help="tiny networks, for moments")
+    parser.add_argument("--small", action="store_true", help="tiny networks, briefly")
     arguments = parser.parse_args(argv)
     begun = time.monotonic()
     result: dict[str, Any] = {"environment": describe(), "speed": [], "checks": {}}
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def table(result: dict[str, Any], command: str) -> str:
-    """The results as Markdown."""
+    """Returns the results as Markdown."""
     lines = [f"`{command}`: images per second, {result['minutes']:.1f} minutes in all. {hardware()}.", ""]
     if result["speed"]:
         lines += [
@@ -113,7 +113,7 @@ def table(result: dict[str, Any], command: str) -> str:
 
 
 def line(row: dict[str, Any]) -> str:
-    """One row of the table; a ratio below its target is in bold."""
+    """Returns one row of the table; a ratio below its target is in bold."""
     cells = [f"{row['network']}, {row['size']}, {row['batch']}", row["task"]]
     crops = f", crops on the {row['crops'].upper()}" if row["crops"] else ""
     cells.append(row["precision"] + (", compiled" if row["compiled"] else "") + crops)

@@ -1,6 +1,7 @@
-"""What must hold on a GPU beside speed, each check with the commands a user gives: for gpu.py.
+"""What must hold on a GPU besides speed, checked with the commands that users run: for gpu.py.
 
-A check returns whether it passed and what was seen. Those that need what is not installed return None instead.
+A check returns whether it passed and what was seen. Instead of a result, it returns None if a requirement is not
+installed.
 """
 
 import json
@@ -34,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs/effnet_lite0.yaml"
 Result = tuple[bool | None, str]
 
-# train.py with a GPU that has little memory. Without a GPU, large batches fail as if they did not fit.
+# train.py with little GPU memory. Without a GPU, large batches fail as if they did not fit.
 LITTLE_MEMORY = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -58,23 +59,23 @@ train.main(sys.argv[3:])
 
 @dataclass
 class Trials:
-    """Trains one fold with different settings, each in a process and under a name of its own.
+    """Trains one fold with different settings, each in its own process and under its own name.
 
     Attributes:
         folder: Where runs/ is.
-        settings: Of all trials, as for ``--set``.
+        settings: Settings for all trials, as for ``--set``.
     """
 
     folder: Path
     settings: list[str]
 
     def command(self, name: str, *settings: str) -> list[str]:
-        """The arguments of train.py for a trial."""
+        """Returns the arguments of train.py for a trial."""
         given = [*self.settings, f"name={name}", "report=false", *settings]
         return [str(CONFIG), "--folds", "0", "--set", *given]
 
     def train(self, name: str, *settings: str, launcher: tuple[str, ...] = (sys.executable,)) -> Run:
-        """Trains, unless that is done; fails with what the process printed last."""
+        """Trains unless the trial is finished; a failure reports what the process printed last."""
         run = Run(self.folder / "runs" / name)
         if not run.is_finished(0):
             self.call([*launcher, str(ROOT / "src/train.py"), *self.command(name, *settings)])
@@ -84,7 +85,7 @@ class Trials:
         """Runs a command to its end, or kills it as soon as it prints a line that matches a pattern.
 
         Returns:
-            What it printed.
+            The command's output.
 
         Raises:
             RuntimeError: If it failed, or ended before it could be killed.
@@ -110,7 +111,7 @@ class Trials:
         return "".join(printed)
 
     def correct(self, run: Run) -> np.ndarray:
-        """Whether each held-out row is predicted correctly, 0 or 1, in the order of the rows."""
+        """Returns whether each held-out row is predicted correctly, 0 or 1, in row order."""
         found = load_file(run.fold_oof_file(0))
         order = np.argsort(found["rows"])
         data = read_dataset(load_experiment(CONFIG, self.settings))
@@ -119,7 +120,7 @@ class Trials:
 
 
 def precisions(trials: Trials) -> Result:
-    """Accuracy in each precision within two paired standard errors of fp32."""
+    """Accuracy in each precision is within two paired standard errors of fp32."""
     names = ["fp32", "bf16", "fp16"] if torch.cuda.is_available() else ["fp32", "bf16"]
     correct = {}
     for name in names:
@@ -134,7 +135,7 @@ def precisions(trials: Trials) -> Result:
 
 
 def crops(trials: Trials) -> Result:
-    """Images cropped on the device are those of the CPU, and networks trained on either are as accurate."""
+    """Images cropped on the device match the CPU's, and networks trained on either are equally accurate."""
     config = load_experiment(CONFIG, [*trials.settings, "augment=light"])
     data, device = read_dataset(config), choose_device()
     augmented = AugmentedImages(data.images, config.augment, config.image_size, 0, 0, symmetry=config.symmetry)
@@ -143,11 +144,11 @@ def crops(trials: Trials) -> Result:
     made = ResidentImages(data.images, data.images.shapes, device).crops(drawn, config.image_size)
     difference = made.permute(0, 2, 3, 1).cpu().int() - augmented.__getitems__(samples).images.int()
     shrinks = drawn[:, 3:5].cpu() - drawn[:, 1:3].cpu() > config.image_size
-    largest = int(difference[shrinks[:, 0] == shrinks[:, 1]].abs().max())  # OpenCV has rules of its own for a mixture
+    largest = int(difference[shrinks[:, 0] == shrinks[:, 1]].abs().max())  # OpenCV has its own rules for a mixture
     seen = f"pixels differ by {largest} at most"
     if device.type == "cpu":
         return largest <= 1, seen
-    own_steps = json.dumps([*PRESETS["light"], *FLIPS[config.symmetry]])  # a list of transforms is the CPU's work
+    own_steps = json.dumps([*PRESETS["light"], *FLIPS[config.symmetry]])  # a list of transforms runs on the CPU
     here = trials.correct(trials.train("fp32", "train.precision=fp32", "infer.precision=fp32"))
     there = trials.train("cpu_crops", "train.precision=fp32", "infer.precision=fp32", f"augment={own_steps}")
     gain = here - trials.correct(there)
@@ -167,14 +168,14 @@ def resume(trials: Trials) -> Result:
     same_predictions = np.array_equal(
         load_file(whole.fold_oof_file(0))["probabilities"], load_file(resumed.fold_oof_file(0))["probabilities"]
     )
-    # The weights' files hold the run's name, so tensors are compared where the files differ.
+    # The weights files contain the run's name, so tensors are compared if the files differ.
     one, other = load_file(whole.weights_file(0)), load_file(resumed.weights_file(0))
     same = digests[0] == digests[1] or all(np.array_equal(one[name], other[name]) for name in one)
     return same and same_predictions, f"same weights: {same}, same predictions: {same_predictions}"
 
 
 def out_of_memory(trials: Trials) -> Result:
-    """Too large batches are split, and training continues."""
+    """Batches that are too large are split, and training continues."""
     fraction = "1"
     if torch.cuda.is_available():
         peak = memory_peak(trials)
@@ -183,11 +184,11 @@ def out_of_memory(trials: Trials) -> Result:
     trials.call(command)
     history = pd.read_csv(trials.folder / "runs/split/fold0/history.csv")
     parts = int(history["accumulate"].iloc[-1])
-    return parts > 1, f"batches were split in {parts}"
+    return parts > 1, f"batches were split into {parts} parts"
 
 
 def memory_peak(trials: Trials) -> float:
-    """MiB that training in fp32 takes on the GPU."""
+    """Returns the MiB that training in fp32 takes on the GPU."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from scenes.environment import import_timm; import_timm()\n"
@@ -199,17 +200,17 @@ def memory_peak(trials: Trials) -> float:
 
 
 def distributed(trials: Trials) -> Result:
-    """One process of a launcher trains what a process alone does."""
+    """A single process started by a launcher trains what a process does without one."""
     alone = trials.train("whole", "train.deterministic=true")
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1")
     launched = trials.train("launched", "train.deterministic=true", launcher=launcher)
     one, other = (load_file(run.fold_oof_file(0))["probabilities"] for run in (alone, launched))
     largest = float(np.abs(one - other).max())
-    return largest < 1e-3, f"largest difference of a probability {largest:.1e}"
+    return largest < 1e-3, f"largest difference in a probability {largest:.1e}"
 
 
 def notebook(trials: Trials) -> Result:
-    """The Kaggle kernel of a run writes the submission of infer.py."""
+    """A run's Kaggle kernel writes the same submission as infer.py."""
     run = trials.train("whole", "train.deterministic=true")
     python = sys.executable
     trials.call([python, str(ROOT / "src/infer.py"), "--run", str(run.folder), "--folds", "0", "--out", "home.csv"])
@@ -249,7 +250,7 @@ def onnx(trials: Trials) -> Result:
         session = onnxruntime.InferenceSession(str(file), providers=[provider])
         outputs.append(session.run(None, {session.get_inputs()[0].name: image})[0])
     largest = float(np.abs(outputs[0] - outputs[1]).max())
-    return largest < 1e-2, f"{wanted}: largest difference to the CPU {largest:.1e}"
+    return largest < 1e-2, f"{wanted}: largest difference from the CPU {largest:.1e}"
 
 
 CHECKS: dict[str, Callable[[Trials], Result]] = {
@@ -264,12 +265,12 @@ CHECKS: dict[str, Callable[[Trials], Result]] = {
 
 
 def check(trials: Trials, names: list[str] | None = None) -> dict[str, dict[str, Any]]:
-    """Makes all checks, or those named; one that fails does not keep the others from being made."""
+    """Runs all checks, or those named; one that fails does not stop the others."""
     found: dict[str, dict[str, Any]] = {}
     for name in names or list(CHECKS):
         try:
             passed, seen = CHECKS[name](trials)
-        except Exception as error:  # whatever went wrong is a result of this check
+        except Exception as error:  # any error means that this check failed
             passed, seen = False, f"{type(error).__name__}: {error}"
         found[name] = {"passed": passed, "seen": seen}
         print(

@@ -1,6 +1,6 @@
-"""How fast networks train and predict from files, beside their own limit and beside timm's scripts: for gpu.py.
+"""How fast networks train and predict from files, compared with their own limit and with timm's scripts: for gpu.py.
 
-Rows are printed as they come, the most telling first, so that a time limit costs the least.
+Rows are measured in order of importance, so that a time limit costs as little as possible.
 """
 
 import time
@@ -32,12 +32,12 @@ CHECK_STEPS = 20  # the training loop waits for the GPU this often
 
 
 class Network(NamedTuple):
-    """What is measured, and with how many images in a batch."""
+    """A network to measure, with its image and batch size."""
 
     name: str
     size: int
     batch: int
-    compiles: bool = False  # whether compiled too, which takes a minute or more
+    compiles: bool = False  # whether to measure it compiled too, which takes a minute or more
 
 
 NETWORKS = (
@@ -50,7 +50,7 @@ SMALL = (Network("test_efficientnet", 32, 8, compiles=False), Network("test_vit"
 
 
 class Case(NamedTuple):
-    """One way to compute; `crops` says where training images are cropped, as for a Job."""
+    """One way to compute; `crops` says where training images are cropped, as in Job."""
 
     precision: str
     compiled: bool = False
@@ -59,7 +59,7 @@ class Case(NamedTuple):
 
 
 def cases(device: torch.device, network: Network) -> list[Case]:
-    """The precisions a device can compute in, the automatic choices first."""
+    """Returns the cases that a device can compute, the automatic choices first."""
     if device.type != "cuda":
         bf16 = [Case("bf16")] if choose_precision("auto", device) == "bf16" else []  # very slow where it is emulated
         return [Case("fp32"), Case("fp32", crops="cpu", predicts=False), *bf16]
@@ -92,7 +92,7 @@ def measure(
 def _bench(network: Network, settings: list[str], scratch: Path, seconds: float) -> "Bench":
     own = [
         f"model.name={network.name}",
-        "model.weights=none",  # speed does not depend on what they are
+        "model.weights=none",  # speed does not depend on the weights
         f"image_size={network.size}",
         "infer.image_size=null",
         f"train.batch_size={network.batch}",
@@ -107,7 +107,7 @@ def _bench(network: Network, settings: list[str], scratch: Path, seconds: float)
 
 
 def _forget(case: Case) -> None:
-    """Makes room for new compilations: torch keeps only so many variants of one function."""
+    """Makes room for new compilations: torch keeps a limited number of variants of one function."""
     if case.compiled:
         torch.compiler.reset()
 
@@ -117,7 +117,7 @@ class Bench:
 
     def __init__(self, job: Job, scratch: Path, seconds: float) -> None:
         self.job, self.scratch, self.seconds, self.device = job, scratch, seconds, job.device
-        self.others: dict[Any, float] = {}  # what does not depend on where images are cropped is measured once
+        self.others: dict[Any, float] = {}  # measured once, because they do not depend on where images are cropped
         model = job.new_model().eval()
         self.flops = forward_flops(model, job.config.image_size, self.device)
         paths = image_files(job.config.data.root)
@@ -229,12 +229,12 @@ class Bench:
         return model
 
     def _steps(self, rate: float, batch: int) -> int:
-        """So many batches that they take the time wanted; a multiple of how often the training loop waits."""
+        """Returns how many batches take the requested time, rounded to a multiple of CHECK_STEPS on a GPU."""
         steps = self.seconds * rate / batch
         return CHECK_STEPS * max(1, round(steps / CHECK_STEPS)) if self.device.type == "cuda" else max(2, round(steps))
 
     def _with_memory(self, work: Callable[[], float]) -> tuple[float, float | None]:
-        """Runs work; its result and the GPU's peak memory in MiB, beyond what was in use before."""
+        """Runs work; returns its result and the GPU's peak memory in MiB beyond what was in use before."""
         if self.device.type != "cuda":
             return work(), None
         torch.cuda.empty_cache()

@@ -1,17 +1,17 @@
-"""Inference of several folds under several views, beside other ways to do it: python benchmarks/inference.py.
+"""Compares inference with several folds and views to other ways of doing it: python benchmarks/inference.py.
 
-Five networks with different weights (time does not depend on what they are) predict the same drawn JPEGs under 1, 2 and
-5 views (none, hflip, five_crop), once with small files and once with large ones. Measured in turn, A B A B …:
+Five networks with different weights (which do not affect time) predict the same drawn JPEGs under 1, 2 and 5 views
+(none, hflip, five_crop), once with small files and once with large ones. Measured in alternation, A B A B …:
 
 - this project: `open_images` with nothing cached, then `predict`: each file is decoded once, hashed and checked
 - a loop: for each fold and view, a DataLoader that decodes with OpenCV; same networks, precision, layout and allocator
   setting; its workers are started, and read all files once, before the clock starts, which favours it
-- the networks alone, on one resident batch, as often: the limit
+- the networks alone, the same number of times on one resident batch: the limit
 
-Then one network under one view beside fastai's get_preds, and under 5 views beside its tta. fastai runs in its default
-fp32 and decodes with Pillow at full size, so this project is given in fp32 too; fastai runs as it comes and with the
-allocator setting that this project uses (see time_to_accuracy.py).
-fastai: pip install --no-deps --target .cache/peers -r benchmarks/requirements.txt (skipped where it is not installed).
+Then one network is compared with fastai's get_preds under one view, and with its tta under 5 views. fastai runs in its
+default fp32 and decodes with Pillow at full size, so this project is measured in fp32 too; fastai runs as it comes and
+with the allocator setting that this project uses (see time_to_accuracy.py).
+fastai: pip install --no-deps --target .cache/peers -r benchmarks/requirements.txt (skipped if not installed).
 Takes about 10 minutes on two cores.
 """
 
@@ -52,7 +52,7 @@ VIEW_SETS = ("none", "hflip", "five_crop")
 
 
 class Files(Dataset):
-    """Image files, decoded at each access."""
+    """Image files that are decoded on each access."""
 
     def __init__(self, paths: Sequence[Path], side: int) -> None:
         self.paths, self.side = paths, side
@@ -66,7 +66,7 @@ class Files(Dataset):
 
 
 class Bench:
-    """The networks, and the ways to predict with them; each returns seconds."""
+    """The networks, and different ways to predict with them; each returns seconds."""
 
     def __init__(self, config: Config, folds: int) -> None:
         self.config, self.device = config, choose_device()
@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def draw_files(folder: Path, count: int, size: int) -> list[Path]:
-    """Draws JPEGs; large ones are drawn small, enlarged, and given noise so that they are as large as photographs."""
+    """Draws JPEGs; large ones are drawn small, enlarged, and given noise so that the files are as large as photos'."""
     draw(folder, train_rows=max(12, min(count, 240)), test_rows=6, size=min(size, 150))
     drawn, wanted = sorted((folder / "SceneImages").glob("*.jpg")), folder / "wanted"
     wanted.mkdir()
@@ -171,7 +171,7 @@ def draw_files(folder: Path, count: int, size: int) -> list[Path]:
 
 
 def compare(bench: Bench, what: str, paths: list[Path], views: Sequence[View], repeats: int) -> str:
-    """A line of the table."""
+    """Returns a line of the table."""
     bench.limit(1, 1)  # warms up
     found = in_turn(
         repeats,
@@ -187,7 +187,7 @@ def compare(bench: Bench, what: str, paths: list[Path], views: Sequence[View], r
 
 
 def compare_with_fastai(config: Config, paths: list[Path], repeats: int) -> list[str]:
-    """One network under one and five views, and fastai's."""
+    """Compares one network under one and five views with fastai."""
     if not has_fastai():
         say("fastai: skipped because it is not installed; see benchmarks/requirements.txt")
         return []
@@ -212,12 +212,12 @@ def compare_with_fastai(config: Config, paths: list[Path], repeats: int) -> list
 
 
 def own_times(bench: Bench, paths: list[Path]) -> list[float]:
-    """Seconds under one view and under five."""
+    """Returns the seconds under one view and under five."""
     return [bench.own(paths, VIEWS[views]) for views in ("none", "five_crop")]
 
 
 def fastai_times(config: Config, paths: list[Path], keeps_memory: bool) -> list[float]:
-    """Seconds of fastai's get_preds and tta, in a process of their own."""
+    """Returns the seconds that fastai's get_preds and tta take in a separate process."""
     out = paths[0].parents[1] / "seconds.json"
     options = ["--model", config.model.name.partition(".")[0], "--size", config.predict_size]
     options += ["--batch", config.infer.batch_size, "--images", len(paths)]

@@ -1,4 +1,4 @@
-"""How benchmarks measure a device: time, utilisation, arithmetic."""
+"""Measurements of a device for the benchmarks: time, utilisation, arithmetic throughput."""
 
 import subprocess
 import time
@@ -13,12 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scenes.model.device import synchronise
 
-PRODUCT_TRIALS = 5  # the best of which is what the device can do
+PRODUCT_TRIALS = 5  # the best one counts as what the device can do
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def timed(device: torch.device, work: Callable[[], object]) -> float:
-    """How many seconds some work takes, including what a GPU does asynchronously."""
+    """Returns how many seconds some work takes, including what a GPU does asynchronously."""
     synchronise(device)
     start = time.perf_counter()
     work()
@@ -27,7 +27,7 @@ def timed(device: torch.device, work: Callable[[], object]) -> float:
 
 
 def per_second(device: torch.device, work: Callable[[], object], seconds: float, warm_up: int = 2) -> float:
-    """How often work is done in a second, measured over at least so many seconds."""
+    """Returns how often the work can be done per second, measured over at least `seconds`."""
     for _ in range(warm_up):
         work()
     times = max(1, round(seconds / timed(device, work)))
@@ -36,7 +36,7 @@ def per_second(device: torch.device, work: Callable[[], object], seconds: float,
 
 @contextmanager
 def gpu_use() -> Iterator[list[float]]:
-    """Asks nvidia-smi five times a second how busy the GPU is; a list of percentages, empty without a GPU."""
+    """Asks nvidia-smi five times a second how busy the GPU is; yields a list of percentages, empty without a GPU."""
     busy: list[float] = []
     if not torch.cuda.is_available():
         yield busy
@@ -52,10 +52,10 @@ def gpu_use() -> Iterator[list[float]]:
 
 
 def forward_flops(model: nn.Module, size: int, device: torch.device) -> float:
-    """Floating-point operations of one image's forward pass.
+    """Returns the floating-point operations of one image's forward pass.
 
-    Training is conventionally counted as three times that. torch 2.13 counts the backward pass of grouped convolutions
-    as if they had no groups, so it is not measured.
+    Training is conventionally counted as three times that. It is not measured, because torch 2.13 counts the backward
+    pass of grouped convolutions as if they had no groups.
     """
     image = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
@@ -65,7 +65,7 @@ def forward_flops(model: nn.Module, size: int, device: torch.device) -> float:
 
 @cache
 def product_rate(precision: str, device: torch.device) -> float:
-    """Floating-point operations per second of a large matrix product, the best of several trials."""
+    """Returns the floating-point operations per second of a large matrix product, the best of several trials."""
     side, products = (8192, 20) if device.type == "cuda" else (1024, 2)
     left, right = torch.randn(2, side, side, device=device, dtype=TYPES[precision])
     torch.mm(left, right)
@@ -74,11 +74,11 @@ def product_rate(precision: str, device: torch.device) -> float:
 
 
 def random_images(count: int, size: int, device: torch.device) -> torch.Tensor:
-    """uint8, (count, 3, size, size), channels last in memory, as the loader makes them."""
+    """Returns uint8 images, (count, 3, size, size), channels last in memory, as the loader makes them."""
     shape = (count, size, size, 3)
     return torch.randint(0, 256, shape, dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All JPEGs below a folder."""
+    """Returns all JPEGs below a folder."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))

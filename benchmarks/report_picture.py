@@ -1,4 +1,4 @@
-"""Makes docs/report.png, the image in the README: a report's head, scores, confusions and first mistakes.
+"""Makes docs/report.png, the picture in the README: a report's header, scores, confusions and first mistakes.
 
     bash train.sh configs/quickstart.yaml
     python benchmarks/report_picture.py runs/quickstart/report.html docs/report.png
@@ -23,14 +23,14 @@ nav, .gallery figure:nth-child(n+5), .sortable tbody tr:nth-child(n+9), .more { 
 
 
 def take(page: Path, out: Path, sections: Sequence[str], style: str = "", colours: int = 256) -> None:
-    """Opens a page in headless chromium, hides all but some sections and saves what is left.
+    """Opens a page in headless chromium, hides all but the given sections and saves a picture of it.
 
     Args:
         page: report.html or check.html.
-        out: A PNG.
-        sections: Their ids: their titles in small letters, with hyphens.
+        out: The PNG to write.
+        sections: The ids of the sections to show: their titles in lower case, with hyphens.
         style: CSS that hides more.
-        colours: In the palette of the PNG.
+        colours: How many colours the PNG's palette has.
     """
     from playwright.sync_api import sync_playwright
 
@@ -48,7 +48,7 @@ def take(page: Path, out: Path, sections: Sequence[str], style: str = "", colour
 
 
 def main() -> None:
-    """Takes the picture that the command line names."""
+    """Takes the picture requested on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", type=Path)
     parser.add_argument("out", type=Path)

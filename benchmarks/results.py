@@ -1,4 +1,4 @@
-"""What benchmarks share: their sections of RESULTS.md, timing in turn, and the peers' environment."""
+"""Shared by the benchmarks: sections of RESULTS.md, alternating measurements, and the peers' environment."""
 
 import os
 import re
@@ -18,7 +18,7 @@ def write_section(name: str, title: str, text: str) -> None:
     """Prints a section, and writes or replaces it in RESULTS.md.
 
     Args:
-        name: Marks the section in the file; unique.
+        name: A unique name that marks the section in the file.
         title: Its heading.
         text: Markdown.
     """
@@ -32,7 +32,7 @@ def write_section(name: str, title: str, text: str) -> None:
 
 
 def in_turn(repeats: int, measures: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
-    """Measures A B A B …, because a machine's speed drifts."""
+    """Measures in alternation, A B A B …, because a machine's speed drifts."""
     found: dict[str, list[T]] = {name: [] for name in measures}
     for _ in range(repeats):
         for name, measure in measures.items():
@@ -41,18 +41,18 @@ def in_turn(repeats: int, measures: Mapping[str, Callable[[], T]]) -> dict[str, 
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
-    """The median and the range, as ``58.0 (57.2 to 58.9)``."""
+    """Formats the median and the range as ``58.0 (57.2 to 58.9)``."""
     low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
     return f"{middle} ({low} to {high})"
 
 
 def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
-    """The ratio of each pair of measurements."""
+    """Returns the ratio of each pair of measurements."""
     return [a / b for a, b in zip(over, under, strict=True)]
 
 
 def hardware() -> str:
-    """The machine, the versions that decide its speed, the commit, and whether other programs were running."""
+    """Describes the machine, the versions that affect speed, the commit, and whether other programs were running."""
     from scenes.environment import describe, usable_cores
 
     about = describe()
@@ -66,15 +66,15 @@ def hardware() -> str:
 
 
 def has_fastai() -> bool:
-    """Whether a peer's process will find fastai."""
+    """Tells whether a peer's process will find fastai."""
     return find_spec("fastai") is not None or (PEERS / "fastai").is_dir()
 
 
 def peer_environment(keeps_memory: bool) -> dict[str, str]:
-    """The environment in which a script of benchmarks/peers finds its packages.
+    """Returns the environment in which a script of benchmarks/peers finds its packages.
 
     Args:
-        keeps_memory: Whether glibc keeps freed memory, as this project makes it do (scenes/model/device.py).
+        keeps_memory: Whether glibc keeps freed memory, as it does in this project (scenes/model/device.py).
     """
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(PEERS)]))
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}

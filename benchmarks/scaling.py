@@ -1,13 +1,13 @@
 """Time and memory as the number of images grows: python benchmarks/scaling.py [--sizes 1000 4000 16000 64000].
 
-Each size is a process of its own, forked after all imports: it checks the CSVs, decodes into a new cache, groups rows
+Each size runs in its own process, forked after all imports: it checks the CSVs, decodes into a new cache, groups rows
 and makes the folds (all as train.py does before it trains), opens everything again as a second run would, goes through
 all training batches once without a network, and predicts every image with timm's smallest test network. The last line
-is the time per image at the largest size over that at the size before: 1.00 where time is linear.
+is the time per image at the largest size over that at the size before: 1.00 means that time is linear.
 
-The images are drawings with noise, so that no two are the same. Memory is the process's own at its peak (RssAnon),
-which excludes the program's files, the cache's pages, which the kernel can reclaim, and the loader's workers; and how
-many bytes each further image adds. Needs Linux. Takes about 8 minutes on two cores.
+The images are drawings with noise, so that no two are the same. Memory is the process's own at its peak (RssAnon); it
+excludes the program's files, the cache's pages, which the kernel can reclaim, and the loader's workers. The last line
+shows how many bytes each further image adds. Needs Linux. Takes about 8 minutes on two cores.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from scenes.training.prepare import prepare  # noqa: E402
 T = TypeVar("T")
 STATUS = Path("/proc/self/status")
 STAGES = ("first preparation", "preparation again", "training batches", "prediction")
-DRAWINGS = 240  # different ones
+DRAWINGS = 240  # how many different ones
 
 
 class Measured(NamedTuple):
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pixels", type=int, default=64, help="height and width of each image")
     add_settings_option(parser)
     arguments = parser.parse_args(argv)
-    fork = multiprocessing.get_context("fork")  # else each process would count its imports
+    fork = multiprocessing.get_context("fork")  # otherwise each process's imports would count
     found = []
     for count in arguments.sizes:
         with tempfile.TemporaryDirectory() as folder:
@@ -77,15 +77,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         say(line(found[-1]))
     given = f" --set {' '.join(arguments.set)}" if arguments.set else ""
     about = (
-        f"`python benchmarks/scaling.py{given}`: images of {arguments.pixels} px; seconds by stage, MiB of memory that "
-        f"the process owns; one measurement of each size. {hardware()}."
+        f"`python benchmarks/scaling.py{given}`: images of {arguments.pixels} px; seconds by stage, MiB of memory "
+        f"owned by the process; one measurement per size. {hardware()}."
     )
     text = "\n".join([about, "", *table(found)])
     write_section("scaling", "Scaling", text)
 
 
 def draw_many(root: Path, count: int, size: int) -> None:
-    """Makes a competition of so many different images; there is no test.csv."""
+    """Makes a competition with that many different images and no test.csv."""
     drawings = root.with_name("drawings")
     draw(drawings, train_rows=min(count, DRAWINGS), test_rows=6, size=size)
     rows = [row.split(",") for row in (drawings / "train.csv").read_text().split()[1:]]
@@ -132,7 +132,7 @@ def measure(config: Config, count: int) -> Measured:
 
 
 def all_batches(job: Job) -> None:
-    """One epoch of augmented batches of all rows."""
+    """Goes through one epoch of augmented batches of all rows."""
     config, rows = job.config, np.arange(len(job.data.table))
     schedule = Schedule(rows, 1, config.train.batch_size, config.seed, 0)
     pictures = AugmentedImages(job.data.images, config.augment, config.image_size, config.seed, 0)
@@ -142,29 +142,29 @@ def all_batches(job: Job) -> None:
 
 
 def own_mib() -> float:
-    """This process's memory that is no file's."""
+    """Returns this process's memory that is not backed by files."""
     found = next(line for line in STATUS.read_text().splitlines() if line.startswith("RssAnon"))
     return int(found.split()[1]) / 1024
 
 
 def line(measured: Measured) -> str:
-    """One size's line of the table."""
+    """Returns one size's line of the table."""
     cells = [f"{measured.seconds[stage]:.2f}" for stage in STAGES]
     cells += [f"{sum(measured.seconds.values()):.2f}", f"{measured.peak_mib - measured.start_mib:.0f}"]
     return f"| {measured.images} | {' | '.join(cells)} |"
 
 
 def table(found: Sequence[Measured]) -> list[str]:
-    """All sizes, and what the last step costs over its share."""
-    lines = [f"| images | {' | '.join(STAGES)} | all | memory |", "|" + "---|" * (len(STAGES) + 3)]
+    """Returns all sizes, and the cost of the last step relative to linear growth."""
+    lines = [f"| images | {' | '.join(STAGES)} | total | memory |", "|" + "---|" * (len(STAGES) + 3)]
     lines += [line(measured) for measured in found]
     for few, many in list(pairwise(found))[-1:]:
         more = many.images / few.images
         cells = [f"{many.seconds[stage] / few.seconds[stage] / more:.2f}" for stage in STAGES]
         cells.append(f"{sum(many.seconds.values()) / sum(few.seconds.values()) / more:.2f}")
         each = (many.peak_mib - few.peak_mib) * 2**20 / (many.images - few.images)
-        cells.append(f"{each:.0f} bytes an image")
-        lines.append(f"| the last step, over linear | {' | '.join(cells)} |")
+        cells.append(f"{each:.0f} bytes per image")
+        lines.append(f"| last step, relative to linear | {' | '.join(cells)} |")
     return lines
 
 

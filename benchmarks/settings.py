@@ -1,12 +1,12 @@
-"""What each automatic setting gains over the plain default, by backbone: python benchmarks/settings.py [CONFIG …].
+"""Measures the gain of each automatic setting over the plain default, by backbone: python benchmarks/settings.py.
 
     python benchmarks/settings.py [CONFIG …] [--batch 16] [--seconds 2] [--repeats 3]
 
-The plain default is NCHW layout and full precision (with the allocator setting, see allocator.py). Then, one after
-another, what this project does: channels last, the precision that `auto` chooses on this device, and for prediction
-batch norms fused into convolutions. Measured in turn, A B C A B C …, on a resident random batch, at each config's
-image sizes, with its trainable stages, frozen batch norms, and random weights, which take the same time. A factor is
-the median over the turns (range). Takes about 10 minutes on two cores.
+The plain default is NCHW layout and full precision (with the allocator setting, see allocator.py). This project's
+settings are added one after another: channels last, the precision that `auto` chooses on this device, and for
+prediction batch norms fused into convolutions. Measured in alternation, A B C A B C …, on a resident random batch, at
+each config's image sizes, with its trainable stages, frozen batch norms, and random weights, which take the same time.
+A factor is the median over the rounds (range). Takes about 10 minutes on two cores.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     files = [ROOT / f"configs/{name}.yaml" for name in CONFIGS]
     parser.add_argument("configs", nargs="*", type=Path, default=files, metavar="CONFIG")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=2, help="of each measurement, at least")
+    parser.add_argument("--seconds", type=float, default=2, help="minimum length of each measurement")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args(argv)
     lines = [
@@ -79,21 +79,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         say(lines[-1])
     about = (
         f"`python benchmarks/settings.py`: batches of {arguments.batch}, median (range) of n = {arguments.repeats}; "
-        f"each factor is over the column before it. {hardware()}."
+        f"each factor is relative to the column before it. {hardware()}."
     )
     text = "\n".join([about, "", *lines])
     write_section("settings", "What the automatic settings gain", text)
 
 
 def factors(found: Mapping[str, list[float]]) -> list[str]:
-    """The plain rate, what each further step multiplies it by, and all steps together."""
+    """Returns the plain rate, the factor of each further step, and the factor of all steps together."""
     rates = list(found.values())
     steps = [spread(ratios(after, before), 2) for before, after in pairwise(rates)]
     return [spread(rates[0]), *steps, spread(ratios(rates[-1], rates[0]), 2)]
 
 
 def training_rate(config: Config, way: Way, batch: int, seconds: float) -> float:
-    """Images per second of forward, backward and step."""
+    """Returns images per second for forward pass, backward pass and step."""
     model, device, images = make(config, way, batch, config.image_size)
     recipe.set_modes(model, recipe.trainable_stages(config.train, 0), frozen_batch_norm=True)
     optimizer = recipe.make_optimizer(model, config.train)
@@ -111,7 +111,7 @@ def training_rate(config: Config, way: Way, batch: int, seconds: float) -> float
 
 
 def predicting_rate(config: Config, way: Way, batch: int, seconds: float) -> float:
-    """Images per second of one view."""
+    """Returns images per second for one view."""
     model, device, images = make(config, way, batch, config.predict_size)
     model.eval()
     if way.fused:
@@ -121,7 +121,7 @@ def predicting_rate(config: Config, way: Way, batch: int, seconds: float) -> flo
 
 
 def make(config: Config, way: Way, batch: int, size: int) -> tuple[Classifier, torch.device, torch.Tensor]:
-    """A network and a batch of uint8 images, both in the way's layout."""
+    """Returns a network and a batch of uint8 images, both in the layout of `way`."""
     device = choose_device()
     layout = torch.channels_last if way.channels_last else torch.contiguous_format
     model = Classifier(config.model, size, CLASSES).to(device, memory_format=layout)
@@ -130,7 +130,7 @@ def make(config: Config, way: Way, batch: int, size: int) -> tuple[Classifier, t
 
 
 def per_second(work: Callable[[], object], seconds: float, device: torch.device) -> float:
-    """How often work is done in a second, after a first time that is not counted."""
+    """Returns how often the work can be done per second, after one warm-up that is not counted."""
 
     def timed(times: int) -> float:
         start = time.perf_counter()

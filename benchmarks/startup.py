@@ -1,8 +1,8 @@
 """Measures how long commands take to start: python benchmarks/startup.py [--against CHECKOUT].
 
 Training starts when its first batch of images goes through the network: the clock runs from the start of the process to
-the line that says so. All is cached but the features, and the data are the drawn sample. Every run is a fresh process,
-in turn with `import torch`, which no start can be quicker than, and with another checkout of this project if asked.
+the line that says so. Everything but the features is cached, and the data is the drawn sample. Every run is a fresh
+process, alternating with `import torch`, which is a lower bound, and with another checkout of this project if given.
 """
 
 import argparse
@@ -25,7 +25,7 @@ COMMANDS = {
     "train.py, a probe, to its first batch": ("train.py", "effnet_lite0_probe.yaml"),
     "train.py, fine-tuning, to its first batch": ("train.py", "effnet_lite0.yaml"),
 }
-FIRST_BATCH = "rows to train on"  # what train.py says then
+FIRST_BATCH = "rows to train on"  # what train.py prints at that point
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
                 if rest != ["--help"]:
                     command = [command[0], str(checkout / "configs" / rest[0]), "--folds", "0", "--set", *SETTINGS]
                 measures[which + name] = partial(seconds, command, str(places[which]))
-        in_turn(1, measures)  # fills the caches
+        in_turn(1, measures)  # to fill the caches
         found = in_turn(arguments.repeats, measures)
     lines = ["| | seconds | × `import torch` |", "|---|---|---|"]
     for name, times in found.items():

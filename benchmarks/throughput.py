@@ -1,15 +1,15 @@
-"""Images per second, end to end and stage by stage, beside what the machine allows: python benchmarks/throughput.py.
+"""Images per second, end to end and by stage, compared with what the machine allows: python benchmarks/throughput.py.
 
     python benchmarks/throughput.py [CONFIG] [--steps 8] [--repeats 5] [--set KEY=VALUE …]
 
-- Training: a fold's own loop, from cached images to optimiser steps, over its limit: the same network, optimiser, loss,
+- Training: a fold's own loop, from cached images to optimiser steps. Its limit: the same network, optimiser, loss,
   precision, layout and batch size on one resident random uint8 batch, in the same process. The first epoch, with
-  nothing decoded yet, follows from the rates.
-- Inference: `predict` from cached images and from files, over its limit: the same network on one resident batch.
-- Decoding into the cache over its limit: all cores read and decode the same files whole and throw the pixels away.
+  nothing decoded yet, is computed from the rates.
+- Inference: `predict` from cached images and from files. Its limit: the same network on one resident batch.
+- Decoding into the cache. Its limit: all cores read and decode the same files in full and throw the pixels away.
   The decoder shrinks large JPEGs for the cache, so with such files its rate can exceed this limit.
 
-What is compared is measured in turn, A B A B …; a ratio is the median over the pairs (range). torch counts the model
+Measurements to be compared alternate, A B A B …; a ratio is the median over the pairs (range). torch counts the model
 FLOPs; their rate is given as a share of that of a large matrix product in the same precision.
 
 Takes about 5 minutes on two cores. On a GPU, use benchmarks/gpu.py.
@@ -60,7 +60,7 @@ WARM_UP = 2  # steps or batches that are not timed
 
 
 class Bench:
-    """A config's data and network, and their measurements; all rates are in images per second."""
+    """Measurements of a config's data and network; all rates are in images per second."""
 
     def __init__(self, job: Job, steps: int, scratch: Path) -> None:
         self.job, self.config, self.device, self.scratch, self.steps = job, job.config, job.device, scratch, steps
@@ -71,18 +71,18 @@ class Bench:
         self.caches = 0
 
     def timed(self, work: Callable[[], object]) -> float:
-        """How many seconds some work takes."""
+        """Returns how many seconds some work takes."""
         return timed(self.device, work)
 
     def fresh_cache(self) -> Path:
-        """A folder with nothing in it."""
+        """Returns a new, empty folder."""
         self.caches += 1
         return self.scratch / f"cache{self.caches}"
 
     # Training
 
     def train(self) -> float:
-        """A fold's own loop: rows, augmentation, transfer, step, progress; the first step of all is not counted."""
+        """A fold's own loop: rows, augmentation, transfer, step, progress; the very first step is not counted."""
         return train_fold(self.job, self.run, 0, step_limit=self.steps).train
 
     def train_limit(self) -> float:
@@ -103,14 +103,14 @@ class Bench:
         return self.steps * config.batch_size / self.timed(lambda: steps(self.steps))
 
     def new_model(self) -> Classifier:
-        """A network that trains what the recipe trains at its start."""
+        """A network in which the stages train that the recipe trains at the start."""
         model, config = self.job.new_model(), self.config.train
         is_pretrained = self.job.pretrained is not None
         recipe.set_modes(model, recipe.trainable_stages(config, 0), recipe.freezes_batch_norm(config, is_pretrained))
         return model
 
     def training_step(self, model: Classifier) -> Callable[[], None]:
-        """Forward and backward of one resident batch."""
+        """Forward and backward pass of one resident batch."""
         config, classes = self.config.train, self.job.data.task.outputs
         images = random_images(config.batch_size, self.config.image_size, self.device)
         targets = torch.randint(0, classes, (config.batch_size,), device=self.device)
@@ -140,7 +140,7 @@ class Bench:
         return len(self.rows) / self.timed(lambda: self._predict(self.job.data.images))
 
     def predict_cold(self) -> float:
-        """The same from files."""
+        """The same, but from files."""
         paths = [self.job.data.table.paths[row] for row in self.rows]
         cache = self.fresh_cache()
         return len(self.rows) / self.timed(lambda: self._predict(self._open(paths, cache), np.arange(len(paths))))
@@ -170,12 +170,12 @@ class Bench:
         return images
 
     def decode(self) -> float:
-        """Into a new cache."""
+        """Decoding into a new cache."""
         cache = self.fresh_cache()
         return len(self.job.data.table) / self.timed(lambda: self._open(self.job.data.table.paths, cache))
 
     def decode_limit(self) -> float:
-        """On all cores, throwing the pixels away."""
+        """Decoding on all cores, throwing the pixels away."""
         paths = self.job.data.table.paths
         parts = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
 
@@ -195,7 +195,7 @@ class Bench:
         return self.timed(lambda: cache_key(self.job.data.table.paths, self.config.largest_size))
 
     def open_warm(self) -> float:
-        """Seconds to check that, open the existing cache and read one image."""
+        """Seconds to check that, then open the existing cache and read one image."""
         return self.timed(lambda: self._open(self.job.data.table.paths, self.config.data.cache)[0])
 
     def read(self) -> float:
@@ -208,7 +208,7 @@ class Bench:
         return self.timed(lambda: subprocess.run([sys.executable, "-c", code], check=True))
 
     def features(self) -> float:
-        """The frozen body's features, which a linear probe is fitted to."""
+        """The frozen body's features, on which a linear probe is fitted."""
         data = self.config.data.model_copy(update={"cache": self.fresh_cache()})
         config = self.config.model_copy(update={"data": data})
         data = dataclasses.replace(self.job.data, images=self.job.data.images.take(self.rows.tolist()))
@@ -218,12 +218,12 @@ class Bench:
         return len(self.rows) / seconds
 
     def probe(self) -> float:
-        """Seconds of the logistic regression on these features."""
+        """Seconds for the logistic regression on these features."""
         targets, classes = np.unique(self.job.data.targets[self.rows], return_inverse=True)[::-1]
         return self.timed(lambda: fit_classes(self.computed, targets, len(classes), 0))
 
     def flops(self) -> tuple[float, float]:
-        """Floating-point operations of an image in training and in inference."""
+        """Floating-point operations per image in training and in inference."""
         sizes = (self.config.image_size, self.config.predict_size)
         training, inference = (forward_flops(self.model, size, self.device) for size in sizes)
         return 3 * training, inference
@@ -233,13 +233,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures and writes the section of RESULTS.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", nargs="?", type=Path, default=ROOT / "configs/effnet_lite0.yaml")
-    parser.add_argument("--steps", type=int, default=8, help="batches of each measurement, one to warm up")
+    parser.add_argument("--steps", type=int, default=8, help="batches per measurement, one of them to warm up")
     parser.add_argument("--repeats", type=int, default=5)
     add_settings_option(parser)
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        # The probe is measured apart; only so many images are predicted and made features of.
+        # The probe is measured separately, on a limited number of images.
         own = [f"data.cache={scratch / 'cache'}", "train.linear_probe=false", "infer.tta=none", "report=false"]
         own += ["recipe=near"]
         config = load_config(arguments.config, [*arguments.set, *own])
@@ -249,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     batch, size, enlarged = config.train.batch_size, config.image_size, config.predict_size
     about = (
         f"`python benchmarks/throughput.py configs/{arguments.config.name}{given}`: {config.model.name}, "
-        f"{job.precision}; trained at {size} px in batches of {batch}, predicting at {enlarged} px; "
+        f"{job.precision}; training at {size} px in batches of {batch}, predicting at {enlarged} px; "
         f"median (range) of n = {arguments.repeats}. {hardware()}."
     )
     text = "\n".join([about, "", *lines])
@@ -257,8 +257,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure(bench: Bench, repeats: int) -> list[str]:
-    """Measures everything; the tables as Markdown."""
-    first = bench.train()  # first of all, because memory that others took is not returned
+    """Measures everything; returns the tables as Markdown."""
+    first = bench.train()  # goes first, because memory taken by other measurements is not returned
     needed = read_json(bench.run.time_file(0))["memory"]
     say(f"warmed up: {first:.1f} images/s")
     training = in_turn(repeats, {"own": bench.train, "limit": bench.train_limit})
@@ -280,7 +280,7 @@ def measure(bench: Bench, repeats: int) -> list[str]:
 
 
 def utilisation(bench: Bench, training: dict[str, list[float]], inference: dict[str, list[float]]) -> list[str]:
-    """What share of the machine's arithmetic goes into the network."""
+    """Returns the share of the machine's arithmetic throughput that goes into the network."""
     training_flops, inference_flops = bench.flops()
     parts = []
     for what, rates, flops, precision in (
@@ -289,18 +289,19 @@ def utilisation(bench: Bench, training: dict[str, list[float]], inference: dict[
     ):
         peak = product_rate(precision, bench.device)
         share = statistics.median(rates["own"]) * flops / peak
-        parts.append(f"{flops / 1e9:.2f} G an image in {what}, {share:.1%} of {peak / 1e12:.2f} TFLOP/s in {precision}")
+        rate = f"{share:.1%} of {peak / 1e12:.2f} TFLOP/s in {precision}"
+        parts.append(f"{flops / 1e9:.2f} G per image in {what}, {rate}")
     return [f"Model FLOPs, and their rate as a share of a matrix product's: {'; '.join(parts)}."]
 
 
 def stages(bench: Bench, repeats: int, needed: dict[str, dict[str, int]]) -> list[str]:
-    """What each stage costs by itself."""
+    """Measures the cost of each stage by itself."""
     rows = len(bench.job.data.table)
     measures = {
         "start-up: imports, s": (bench.start_up, 1, 1),
-        "reading and checking the CSVs, all caches there, ms": (bench.read, 1000, 0),
-        f"checking that none of {rows} files has changed, ms": (bench.check_key, 1000, 1),
-        "that, opening their cache and reading one image, ms": (bench.open_warm, 1000, 1),
+        "reading and checking the CSVs, with all caches filled, ms": (bench.read, 1000, 0),
+        f"checking that none of {rows} files have changed, ms": (bench.check_key, 1000, 1),
+        "the same, then opening their cache and reading one image, ms": (bench.open_warm, 1000, 1),
         "augmented batches alone, images/s": (bench.batches, 1, 0),
         "features of the frozen body, images/s": (bench.features, 1, 1),
         f"linear probe on {len(bench.rows)} of them, s": (bench.probe, 1, 2),

@@ -7,17 +7,17 @@ EfficientNet-Lite0 is trained from the same ImageNet weights, at 150 px, on the 
 - a plain PyTorch loop (benchmarks/peers/).
 
 This project tells glibc to keep freed memory, which doubles the speed of training on a CPU. So each peer is measured
-twice: as it comes, and with the environment variables that do the same (arms that end in "-malloc").
+twice: as it comes, and with environment variables that have the same effect (arms that end in "-malloc").
 
-Each trial is a process of its own that finds nothing cached. The clock runs from its start until an accuracy on the
-fold's held-out rows is known: start-up, decoding, features, probe, training and validation count, for all of them.
+Each trial is a separate process that starts with nothing cached. The clock runs from its start until an accuracy on the
+fold's held-out rows is known: start-up, decoding, features, probe, training and validation count for all arms.
 Accuracies are taken after the probe and after each epoch.
 
-The time to an accuracy is that of the first point that reaches it. The table has the median over folds and the range,
-and "not reached" where half of the folds or more did not; such a peer is listed as slower than its training was long.
+The time to an accuracy is that of the first point that reaches it. The table shows the median over folds and the range,
+and "not reached" if half of the folds or more did not; for such a peer, the length of its training is a lower bound.
 A peer with several learning rates uses the one with the best last accuracy on the first fold; the search is not timed.
 
-fastai: pip install --no-deps --target .cache/peers -r benchmarks/requirements.txt (skipped where it is not installed).
+fastai: pip install --no-deps --target .cache/peers -r benchmarks/requirements.txt (skipped if not installed).
 --against CHECKOUT measures this project's arms with another checkout of it too.
 
 A finished trial is kept in runs/benchmarks/time_to_accuracy/ and not repeated, so an interrupted benchmark resumes.
@@ -56,11 +56,11 @@ LEVELS = (0.88, 0.90, 0.91, 0.92, 0.93)
 KEPT = Path("runs/benchmarks/time_to_accuracy")
 FASTAI_RATES = (1e-3, 2e-3)
 TUNED = ("--tuned", "--channels-last")
-KEEPS_MEMORY = "-malloc"  # ends the name of a peer that runs with the allocator setting
+KEEPS_MEMORY = "-malloc"  # suffix of a peer that runs with the allocator setting
 
 
 class Ours(NamedTuple):
-    """A config of this project, with settings; another checkout is not given the `newer` ones."""
+    """A config of this project, with settings; another checkout does not get the `newer` ones."""
 
     label: str
     config: str
@@ -76,7 +76,7 @@ class Peer(NamedTuple):
     script: str
     rates: tuple[float, ...]
     options: tuple[str, ...] = ()
-    epochs: int | None = None  # --epochs where it is None
+    epochs: int | None = None  # None: as given with --epochs
     keeps_memory: bool = False
 
 
@@ -101,25 +101,25 @@ for name, plain in PEERS.items():
 
 
 class Point(NamedTuple):
-    """An accuracy on held-out rows and when it was known, in seconds since the process began."""
+    """An accuracy on held-out rows, and when it was known, in seconds since process start."""
 
     seconds: float
     accuracy: float
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the trials that have not been run and writes their section of RESULTS.md."""
+    """Runs the trials that have not been run yet and writes their section of RESULTS.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folds", default="0-4", help="as in train.py")
-    parser.add_argument("--peer-folds", help="folds of the peers, which take over an hour; by default the same")
+    parser.add_argument("--peer-folds", help="folds for the peers, which take over an hour; by default the same")
     parser.add_argument("--only", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
-    parser.add_argument("--epochs", type=int, default=2, help="epochs of each peer")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs for each peer")
     parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="another checkout, to compare with")
     add_settings_option(parser, "settings of all arms, e.g. data.root=DIR")
     arguments = parser.parse_args(argv)
     arms = chosen_arms(arguments.only, arguments.against)
     root = load_config(ROOT / "configs/effnet_lite0.yaml", arguments.set).data.root.resolve()
-    settings = [*arguments.set, f"data.root={root}"]  # trials run in folders of their own
+    settings = [*arguments.set, f"data.root={root}"]  # absolute: each trial runs in its own folder
     config = load_config(ROOT / "configs/effnet_lite0.yaml", ["recipe=near", *settings])
     folds = parse_folds(arguments.folds, config.data.folds)
     peer_folds = parse_folds(arguments.peer_folds or arguments.folds, config.data.folds)
@@ -140,15 +140,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             results[name] = [peer(arm, config, inputs, fold, epochs, rate) for fold in peer_folds]
     given = " ".join(["python benchmarks/time_to_accuracy.py", *(sys.argv[1:] if argv is None else argv)])
     about = (
-        f"`{given}`: seconds since the process began, median over n = {len(folds)} "
-        f"folds, {len(peer_folds)} of a peer (range); peers train {arguments.epochs} epochs or as named. {hardware()}."
+        f"`{given}`: seconds since process start, median (range) over n = {len(folds)} folds, {len(peer_folds)} "
+        f"for peers; peers train {arguments.epochs} epochs unless named otherwise. {hardware()}."
     )
     text = "\n".join([about, "", *table(results, labels), "", *comparison(results, arms)]).rstrip()
     write_section("time to accuracy", "Time to accuracy", text)
 
 
 def chosen_arms(names: Sequence[str], against: Path | None) -> dict[str, Arm]:
-    """The arms by name, and after them this project's with another checkout of it, if there is one."""
+    """Returns the arms by name, followed by this project's arms with another checkout, if one is given."""
     arms = {name: ARMS[name] for name in names}
     own = {name: arm for name, arm in arms.items() if isinstance(arm, Ours)}
     if against:
@@ -202,9 +202,9 @@ def peer(arm: Peer, config: Config, inputs: Path, fold: int, epochs: int, rate: 
 
 
 def best_rate(arm: Peer, config: Config, inputs: Path, fold: int, epochs: int) -> float:
-    """The learning rate with the best last accuracy on a fold.
+    """Returns the learning rate with the best last accuracy on a fold.
 
-    Always searched with the allocator setting, which changes no accuracy and takes half the time.
+    The search always uses the allocator setting, which does not change accuracy and halves the time.
     """
     if len(arm.rates) == 1:
         return arm.rates[0]
@@ -215,7 +215,7 @@ def best_rate(arm: Peer, config: Config, inputs: Path, fold: int, epochs: int) -
 
 
 def kept(name: str, asked: list[str], measure: Callable[[Path], list[Point]]) -> list[Point]:
-    """The points of a trial, which is run unless its result is there."""
+    """Returns the points of a trial, which is run unless its result has been kept."""
     digest = blake2b("\n".join(asked).encode(), digest_size=4).hexdigest()
     file = KEPT / f"{name}-{digest}.json"
     if not file.exists():
@@ -228,7 +228,7 @@ def kept(name: str, asked: list[str], measure: Callable[[Path], list[Point]]) ->
 
 
 def peer_inputs(config: Config) -> Path:
-    """Writes the folds and the initial weights that peers are given, once."""
+    """Writes the folds and the initial weights for the peers, once."""
     from safetensors.torch import save_file
 
     from scenes.model.backbone import create_body
@@ -248,12 +248,12 @@ def peer_inputs(config: Config) -> Path:
 
 
 def time_to(level: float, points: Sequence[Point]) -> float:
-    """When an accuracy was first known; infinite if it never was."""
+    """Returns when an accuracy was first reached; infinity if it never was."""
     return next((point.seconds for point in points if round(point.accuracy, 6) >= level), math.inf)  # fastai: float32
 
 
 def table(results: Mapping[str, list[list[Point]]], labels: Mapping[str, str]) -> list[str]:
-    """One row an arm: the time to each accuracy, the last accuracy and when it was known."""
+    """Returns one row per arm: the time to each accuracy, the last accuracy and when it was known."""
     header = f"| | {' | '.join(f'{level:.2f}' for level in LEVELS)} | last accuracy | after |"
     lines = [header, "|" + "---|" * (len(LEVELS) + 3)]
     for name, folds in results.items():
@@ -265,7 +265,7 @@ def table(results: Mapping[str, list[list[Point]]], labels: Mapping[str, str]) -
 
 
 def seconds(times: Sequence[float]) -> str:
-    """The median and the range, and how many folds got there if not all did."""
+    """Formats the median and the range, and how many folds got there if not all did."""
     reached = [value for value in times if math.isfinite(value)]
     if not reached:
         return "not reached"
@@ -276,7 +276,7 @@ def seconds(times: Sequence[float]) -> str:
 
 
 def comparison(results: Mapping[str, list[list[Point]]], arms: Mapping[str, Arm]) -> list[str]:
-    """How many times as long as this project's quickest arm each peer and the other checkout take, by median."""
+    """Compares the median times of peers and the other checkout with this project's fastest arm, as multiples."""
     lines = []
     own = [name for name in results if name in OURS]
     others = [name for name in results if name not in OURS]
@@ -288,11 +288,11 @@ def comparison(results: Mapping[str, list[list[Point]]], arms: Mapping[str, Arm]
                 f"{arms[name].label} {multiple(medians[name], results[name], best)}" for name in others
             )
             lines.append(f"- {level:.2f}: {best:.0f} s; {multiples}")
-    return ["This project's quickest arm, and the others' times as multiples of it:", "", *lines] if lines else []
+    return ["This project's fastest arm, and the others' times as multiples of it:", "", *lines] if lines else []
 
 
 def multiple(median: float, folds: Sequence[Sequence[Point]], best: float) -> str:
-    """A peer's time over the best; if it did not get there, the time of its whole training is a lower bound."""
+    """A peer's time over the best; if it did not get there, the length of its training is a lower bound."""
     if math.isfinite(median):
         return f"{median / best:.1f} ×"
     return f"more than {statistics.median(points[-1].seconds for points in folds) / best:.1f} ×"

@@ -2,8 +2,8 @@
 
     python benchmarks/walkthrough.py
 
-Each block `console` has one command. A comment above a picture names the page it shows, and the page's sections. It
-takes a few minutes, in a temporary folder, and needs playwright (requirements-dev.txt) and chromium.
+Each `console` block has one command. A comment above a picture names the page it shows, and the page's sections. This
+takes a few minutes, works in a temporary folder, and needs playwright (requirements-dev.txt) and chromium.
 """
 
 import re
@@ -25,7 +25,7 @@ STYLE = "header, .numbers, .findings { display: none; }"
 
 
 def shown(command: str, folder: Path) -> str:
-    """Runs a command and returns it as a block with its output, from the middle of which long ones lose lines."""
+    """Runs a command and returns a block with its output; long output loses lines from the middle."""
     words = [sys.executable if word == "python" else word for word in shlex.split(command)]
     print(f"$ {command}", flush=True)
     done = subprocess.run(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)

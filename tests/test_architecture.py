@@ -1,4 +1,4 @@
-"""The layers of src/scenes: imports go downwards only, nothing imports itself in a circle, and files stay short."""
+"""The layers of src/scenes: imports go downwards only, without cycles, and files stay short."""
 
 import ast
 from graphlib import CycleError, TopologicalSorter
@@ -13,7 +13,7 @@ LAYERS = ("", "competition", "data", "model", "inference", "training", "insight"
 HEAVY = {"torch", "torchvision", "timm", "sklearn", "scipy", "albumentations", "cv2", "matplotlib", "ray", "optuna"}
 LONGEST = 350  # lines
 
-ALLOWED = {  # imports that break a rule
+ALLOWED = {  # imports that are allowed to break a rule
     ("scenes.training.workers", "scenes.training.ray_tasks"),  # only with --parallel ray, inside a function
 }
 
@@ -23,7 +23,7 @@ SCRIPTS = sorted(SOURCE.glob("*.py"))
 
 
 def imports(file: Path, everywhere: bool = True) -> set[str]:
-    """The modules a file imports, inside functions too if asked; those of scenes by module, others by package."""
+    """Returns what a file imports, optionally inside functions too; scenes by module, others by package."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     found = set()
     for node in ast.walk(tree) if everywhere else tree.body:
@@ -41,7 +41,7 @@ def imports(file: Path, everywhere: bool = True) -> set[str]:
 
 
 def neighbours(module: str) -> set[str]:
-    """The modules of scenes that a module imports, but for the allowed exceptions."""
+    """Returns the modules of scenes that a module imports, except the allowed exceptions."""
     others = imports(MODULES[module]) & set(MODULES) - {module}
     return {other for other in others if (module, other) not in ALLOWED}
 

@@ -1,4 +1,4 @@
-"""Whatever a person may hand in: refused with exit code 2, the place and a remedy, nothing changed; or accepted.
+"""Invalid input is refused with exit code 2, the place and a fix, and changes nothing; unusual input is accepted.
 
 Each case runs a real script's main function through `script.run`, in this process.
 """
@@ -43,7 +43,7 @@ class Outcome(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A way to spoil the current folder, a command, and words that its message must hold."""
+    """A way to break the current folder, a command, and words that its message must contain."""
 
     name: str
     spoil: Callable[[], object]
@@ -52,7 +52,7 @@ class Case(NamedTuple):
 
 
 def run(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> Outcome:
-    """Runs a script as a person would; its exit code and what it wrote to stderr."""
+    """Runs a script as a user would; returns its exit code and stderr."""
     main = {"train": train.main, "infer": infer.main}[command[0]]
     handler = signal.getsignal(signal.SIGTERM)
     capsys.readouterr()
@@ -66,7 +66,7 @@ def run(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> Outcome
 
 
 def snapshot() -> dict[str, bytes]:
-    """Every file here and its content, but for the cache."""
+    """Every file here with its content, except the cache."""
     files = (path for path in Path().rglob("*") if path.is_file() and ".cache" not in path.parts)
     return {str(path): path.read_bytes() for path in files}
 
@@ -121,7 +121,7 @@ def name_of(row: int, file: Path = CSV) -> str:
 
 
 def rename(row: int, new: str, make: Callable[[Path], object] | None = None) -> Callable[[], None]:
-    """Gives a training row another image name, and the file too unless `make` makes one."""
+    """Gives a training row, and its file unless `make` makes one, another image name."""
 
     def spoil() -> None:
         old = name_of(row)
@@ -152,7 +152,7 @@ def no_test_rows() -> None:
 
 
 def case_twins() -> None:
-    """Two files whose names differ only in case, which this disk tells apart."""
+    """Two files whose names differ only in case, which this file system tells apart."""
     target = IMAGES / "TWIN.JPG"
     (IMAGES / name_of(0)).rename(target)
     (IMAGES / name_of(1)).rename(target.with_name("twin.jpg"))
@@ -399,7 +399,7 @@ BAD_GROUPS = [
 
 
 def unfinish(spoil: Callable[[Path], object]) -> Callable[[], None]:
-    """Leaves fold 1 of a finished run with nothing but its checkpoint, which is then spoilt."""
+    """Leaves fold 1 of a finished run with nothing but its checkpoint, which is then damaged."""
 
     def spoil_all() -> None:
         folder = Path("runs/tiny/fold1")
@@ -601,7 +601,7 @@ def test_the_network_is_not_touched(
 
 
 def test_a_bare_environment(workspace: Path) -> None:
-    """No HOME, the C locale, no UTF-8 mode, and names that ASCII lacks."""
+    """No HOME, the C locale, no UTF-8 mode, and non-ASCII names."""
     rename(0, "日本 é.jpg")()
     environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "LANG", "PYTHONPATH")}
     environment |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -628,7 +628,7 @@ def test_a_folder_that_may_not_be_written_to(workspace: Path, capsys: pytest.Cap
 
 
 def spoil_two() -> tuple[str, str]:
-    """A training image is gone, another damaged; returns their names."""
+    """Deletes one training image and damages another; returns their names."""
     gone, damaged = name_of(3), name_of(7)
     (IMAGES / gone).unlink()
     image(JPEG[:300], row=7)()
@@ -659,7 +659,7 @@ def test_skipped_rows_are_named_and_in_no_fold(workspace: Path, capsys: pytest.C
 
 
 def without(*names: str) -> str:
-    """Writes train.csv without these rows; returns the file's name below input/."""
+    """Writes train.csv without these rows to a new file; returns its name below input/."""
     rows = [row for row in CSV.read_text().splitlines() if row.split(",")[0] not in names]
     (CSV.parent / "less.csv").write_text("\n".join(rows))
     return "less.csv"

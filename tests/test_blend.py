@@ -22,7 +22,7 @@ from scenes.runs import Run
 
 @pytest.fixture
 def two_runs(finished: Path) -> Path:
-    """Beside runs/tiny a runs/other with the same folds, other weights and other predictions."""
+    """Adds to runs/tiny a runs/other with the same folds, other weights and other predictions."""
     shutil.copytree("runs/tiny", "runs/other")
     config = Path("runs/other/config.yaml")
     config.write_text(config.read_text().replace("name: tiny", "name: other", 1))
@@ -37,7 +37,7 @@ def two_runs(finished: Path) -> Path:
         save_file(weights, file, metadata)
     oof = pd.read_csv("runs/other/oof.csv", dtype={"label": str})
     noise = np.random.default_rng(0).dirichlet(np.ones(6), len(oof))
-    oof.iloc[:, 3:] = 0.99 * oof.iloc[:, 3:] + 0.01 * noise  # as good as the first, near enough
+    oof.iloc[:, 3:] = 0.99 * oof.iloc[:, 3:] + 0.01 * noise  # nearly as good as the first
     oof.to_csv("runs/other/oof.csv", index=False)
     return finished
 
@@ -68,7 +68,7 @@ def test_the_submission_is_the_mean_of_the_members(two_runs: Path, capsys: pytes
 
 
 def test_class_shares_are_asked_for_where_an_image_lacks_only(two_runs: Path) -> None:
-    for file in Path("runs/other").glob("fold*/weights.safetensors"):  # of before the shares were kept
+    for file in Path("runs/other").glob("fold*/weights.safetensors"):  # from before the shares were saved
         with safe_open(file, "pt") as saved:
             metadata = json.loads(saved.metadata()["scenes"])
         del metadata["prior"]
@@ -79,7 +79,7 @@ def test_class_shares_are_asked_for_where_an_image_lacks_only(two_runs: Path) ->
 
 
 def wrong_at(is_wrong: Callable[[np.ndarray], np.ndarray]) -> Callable[[pd.DataFrame], pd.DataFrame]:
-    """Makes predictions sure of the true class, or of the one after it in rows for whose numbers `is_wrong` holds."""
+    """Makes predictions certain of the true class, or of the next one in rows where `is_wrong(row)` is true."""
 
     def change(oof: pd.DataFrame) -> pd.DataFrame:
         truth = oof["label"].astype(int).to_numpy()
@@ -101,7 +101,7 @@ def test_a_blend_that_is_worse_than_a_member_says_so(two_runs: Path, capsys: pyt
     change_oof("tiny", wrong_at(lambda row: row % 12 == 0))
     change_oof("other", wrong_at(lambda row: row % 12 != 0))
     members = read_members([Run(Path("runs/tiny")), Run(Path("runs/other"))])
-    one_fold = replace(members, fold_of=np.zeros_like(members.fold_of))  # nothing to choose weights on
+    one_fold = replace(members, fold_of=np.zeros_like(members.fold_of))  # no rows left to choose weights on
     evaluate_blend(one_fold)
     assert "no gain: tiny alone" in capsys.readouterr().out
 
@@ -120,11 +120,11 @@ def test_members_are_scored_by_what_they_decide(two_runs: Path, capsys: pytest.C
     evaluate_blend(members)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     scores = {line[0]: line[line.index("±") - 1] for line in lines if "±" in line and line[0] in ("tiny", "plain")}
-    assert scores["tiny"] == scores["plain"]  # of two equal members
+    assert scores["tiny"] == scores["plain"]  # because both members are equal
 
 
 def towards_the_middle(oof: pd.DataFrame) -> pd.DataFrame:
-    """Most probable are the middle grades, so that kappa needs thresholds."""
+    """Makes the middle grades most probable, so that kappa needs thresholds."""
     truth = oof["label"].astype(int).to_numpy()
     oof.iloc[:, 3:] = 0.2 * np.eye(6)[truth] + np.array([0.02, 0.02, 0.36, 0.36, 0.02, 0.02])
     return oof

@@ -1,4 +1,4 @@
-"""The README's commands as a person types them, in a copy of the repository, on a tiny competition."""
+"""The README's commands as a user types them, in a copy of the repository, on a tiny competition."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
 
 
 def command(folder: Path, *arguments: str) -> str:
-    """Runs a command with the tests' Python as the active one; returns what it printed."""
+    """Runs a command with the tests' Python as the active one; returns its output."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

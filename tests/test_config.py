@@ -1,4 +1,4 @@
-"""Experiment files are read strictly: what is wrong is named with its place, and nothing ends in a traceback."""
+"""Experiment files are read strictly: errors are reported with their location, and never with a traceback."""
 
 from io import StringIO
 from pathlib import Path
@@ -28,7 +28,7 @@ def load(folder: Path, text: str | bytes, *pairs: str) -> Config:
 
 
 def refusal(folder: Path, text: str | bytes, *pairs: str) -> str:
-    """What the user reads, without the folder's path."""
+    """The message the user reads, without the folder's path."""
     with pytest.raises(UserError) as caught:
         load(folder, text, *pairs)
     return str(caught.value).replace(f"{folder}/", "")
@@ -434,7 +434,7 @@ FREE = {
     "infer.on_bad_image": "prior",
     "report": False,
 }
-BINDING = {  # some of all the others
+BINDING = {  # some of the many others
     "seed": 1,
     "image_size": 151,
     "augment": "none",

@@ -1,4 +1,4 @@
-"""What a person sees: exit codes, plain messages, progress that fits a pipe."""
+"""What a user sees: exit codes, plain messages, progress that suits a pipe."""
 
 import errno
 import math
@@ -29,7 +29,7 @@ SOURCE = Path(console.__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def _own_signals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`run` sets SIGTERM's handler for good; here it is put back."""
+    """`run` sets SIGTERM's handler permanently; this restores it."""
     monkeypatch.setattr(signal, "signal", lambda number, handler, real=signal.signal: real(number, handler))
     old = signal.getsignal(signal.SIGTERM)
     yield

@@ -29,7 +29,7 @@ GOOD = {"torch": "2.13.0+cpu", "ruamel.yaml": "0.19.1", "opencv-python": "4.10.0
 def check(
     folder: Path, monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], extra: str = "", python: str = ">=3.11"
 ) -> list[str]:
-    """What is unsatisfied where only `installed` is installed."""
+    """What is unsatisfied if only `installed` is installed."""
     packages = folder / "packages"
     for name, version in installed.items():
         info = packages / f"{name.replace('-', '_')}-{version}.dist-info"
@@ -81,7 +81,7 @@ def test_the_python_version_is_checked(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.fixture(scope="module")
 def interpreter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment without any package."""
+    """An environment without any packages."""
     folder = tmp_path_factory.mktemp("interpreter") / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     return folder
@@ -89,7 +89,7 @@ def interpreter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bare(tmp_path: Path, interpreter: Path) -> Path:
-    """A repository with one script, and in it an interpreter without any package (bare/bin/python)."""
+    """A repository with one script and an interpreter without any packages (bare/bin/python)."""
     repo = tmp_path / "a repo"
     (repo / "src" / "scenes").mkdir(parents=True)
     shutil.copy(environment.__file__, repo / "src" / "scenes" / "environment.py")
@@ -174,7 +174,7 @@ def test_albumentations_is_kept_from_the_network(monkeypatch: pytest.MonkeyPatch
 
 def test_timm_can_be_imported_after_torchvision() -> None:
     environment.import_timm()
-    environment.import_timm()  # the second time nothing is left to do
+    environment.import_timm()  # the second time there is nothing left to do
     import timm
 
     assert timm.list_models("resnet18")

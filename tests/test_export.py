@@ -1,4 +1,4 @@
-"""export.py: what other programs load says the same as this one, and what would not is not written."""
+"""export.py: other programs get the same predictions from exported files; files that would differ are not written."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ needs_timm = pytest.mark.skipif(
 
 
 def share_body(folder: Path) -> None:
-    """Gives fold 1 the body of fold 0, as a linear probe's folds have it."""
+    """Gives fold 1 the body of fold 0, as in a linear probe."""
     path = folder / "fold1/weights.safetensors"
     zero, one = load_file(folder / "fold0/weights.safetensors"), load_file(path)
     metadata = {"scenes": json.dumps({"format": 1, "classes": list("012345"), "run": "tiny"})}
@@ -124,7 +124,7 @@ def test_the_graphs_resizing_is_within_a_level_of_ours(height: int) -> None:
 def test_a_graph_that_says_something_else_is_refused_and_not_left_behind(
     exported: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = onnx.load(exported / "runs/tiny/tiny.onnx")  # of both folds
+    other = onnx.load(exported / "runs/tiny/tiny.onnx")  # exported from both folds
     monkeypatch.setattr(onnx_export, "make_graph", lambda pipeline, folds: other)
     before = sorted(Path().rglob("*"))
     with pytest.raises(UserError, match="differ from PyTorch's on images resized"):

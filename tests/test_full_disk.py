@@ -1,4 +1,4 @@
-"""The disk fills up: a plain message, nothing half-written under its name, and after making room the same bytes."""
+"""The disk fills up: a plain message, nothing half-written under its final name, the same bytes after making room."""
 
 import json
 import os
@@ -29,7 +29,7 @@ Disk = Callable[[str, int], Callable[[], None]]
 
 @pytest.fixture
 def small_disk(request: pytest.FixtureRequest) -> Iterator[Disk]:
-    """Mounts a disk at a folder, with its content and so many bytes free; the function returned makes room."""
+    """Mounts a disk on a folder, keeping its content, with that many bytes free; the returned function makes room."""
     mounted: list[str] = []
 
     def mount(folder: str, free: int) -> Callable[[], None]:
@@ -58,7 +58,7 @@ def small_disk(request: pytest.FixtureRequest) -> Iterator[Disk]:
 
 
 def run(main: Callable[[list[str]], None], arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """Runs a script; its exit code and what it wrote to stderr."""
+    """Runs a script; returns its exit code and stderr."""
     handler = signal.getsignal(signal.SIGTERM)
     capsys.readouterr()
     try:
@@ -83,7 +83,7 @@ def check_refusal(outcome: tuple[int, str], place: str) -> None:
 
 
 def check_whole(folder: Path) -> None:
-    """Every file under its final name can be read, and no others are left."""
+    """Checks that every file with a final name can be read, and that no others are left."""
     assert list(folder.rglob("*.tmp")) == []
     assert list(folder.rglob("*.part*")) == []
     readers: dict[str, Callable[[Path], object]] = {
@@ -100,7 +100,7 @@ def check_whole(folder: Path) -> None:
 
 
 def size(folder: Path) -> int:
-    """The bytes a folder takes on a disk of whole pages."""
+    """The bytes a folder takes on a disk that allocates whole pages."""
     return sum(-(-path.stat().st_size // PAGE) * PAGE for path in folder.rglob("*") if path.is_file())
 
 
@@ -138,7 +138,7 @@ def test_while_images_are_decoded(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # Else so small a disk is not even begun to be filled: the images are decoded when they are needed.
+    # Otherwise the cache would not even start to fill so small a disk: images would be decoded on demand.
     monkeypatch.setattr(scenes.data.images, "FREE_DISK_RESERVE", 0)
     make_room = small_disk(".cache", free // PAGE * PAGE)
     check_refusal(fit(capsys), ".cache/images-")

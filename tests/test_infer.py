@@ -64,7 +64,7 @@ def test_another_order_of_test_rows_gives_the_same_predictions_in_that_order(fin
 @pytest.mark.parametrize(
     "settings",
     [
-        ["image_size=48", "infer.image_size=24"],  # what is kept of an image follows from the larger one
+        ["image_size=48", "infer.image_size=24"],  # how much of an image is kept depends on the larger size
         ["augment=none", "train.trainable_stages=0", "train.linear_probe=false"],  # held out: predicted from features
     ],
 )

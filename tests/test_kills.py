@@ -1,7 +1,7 @@
-"""SIGKILL at seeded moments: the same command afterwards ends in the same bytes as a run never interrupted.
+"""SIGKILL at seeded moments: afterwards the same command ends in the same bytes as an uninterrupted run.
 
-Half the kills strike at a file operation (just before or just after it), where a half-written state would show; the
-other half at a moment of the clock. Both are spread over the whole run.
+Half the kills strike just before or just after a file operation, where a half-written state would show; the other
+half strike by the clock. Both are spread over the whole run.
 `SCENES_KILLS=200 python -m pytest tests/test_kills.py` does 200.
 """
 
@@ -23,7 +23,7 @@ from tiny import TINY, make_workspace, results
 
 KILLS = int(os.environ.get("SCENES_KILLS", "16"))
 COMMAND = ["tiny.yaml", "--submit", "--set", *TINY, "train.batch_size=24", "train.average_epochs=2"]
-# A checkpoint after every step, so that there is much to be killed in.
+# A checkpoint after every step, so that kills can hit many file operations.
 COMMAND += ["train.checkpoint_minutes=1e-9"]
 OPERATIONS = ((os, "fsync"), (os, "replace"), (os, "rename"), (os, "unlink"), (os, "mkdir"), (np, "savez"))
 
@@ -42,7 +42,7 @@ def count_operations(folder: Path) -> int:
 
 
 def strike_at(number: int | None, after: bool = False) -> list[None]:
-    """Makes this process kill itself at its n-th file operation; the list returned grows with each."""
+    """Makes this process kill itself at its n-th file operation; the returned list grows with each operation."""
     done: list[None] = []
 
     def wrap(operation: Callable[..., Any]) -> Callable[..., Any]:
@@ -91,7 +91,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     assert len(expected) == 8
     folder = make_workspace(tmp_path, sample)
     draw = np.random.default_rng(number)
-    when = (number // 2 + draw.random()) / -(-KILLS // 2)  # 0 … 1, the share of the run that is done
+    when = (number // 2 + draw.random()) / -(-KILLS // 2)  # 0 … 1, the share of the run that is finished
     if number % 2:
         child = start(folder, lambda: train.main(COMMAND))
         time.sleep(when * seconds)

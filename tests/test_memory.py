@@ -19,8 +19,8 @@ from scenes.training import checkpoint
 from tiny import TINY
 
 EPOCHS = 30
-SETTLED = 10  # until then allocators and caches grow
-LIMIT = 40.0  # KiB an epoch; one batch of this run is 144 KiB of float32 pixels
+SETTLED = 10  # epochs after which allocators and caches no longer grow
+LIMIT = 40.0  # KiB per epoch; one batch of this run is 144 KiB of float32 pixels
 
 
 def resident() -> float:
@@ -33,7 +33,7 @@ def test_memory_stays_flat_over_many_epochs(workspace: Path, monkeypatch: pytest
     taken: list[float] = []
     save = checkpoint.save
 
-    def measured(folder: Path, state: dict[str, Any]) -> None:  # at each epoch's end
+    def measured(folder: Path, state: dict[str, Any]) -> None:  # at the end of each epoch
         save(folder, state)
         taken.append(resident())
 

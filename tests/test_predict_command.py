@@ -1,4 +1,4 @@
-"""predict.py on any files: infer.py's probabilities, results alone on stdout, bad files named, nothing kept."""
+"""predict.py on any files: infer.py's probabilities, only results on stdout, bad files named, nothing kept."""
 
 import csv
 import io
@@ -55,7 +55,7 @@ def test_a_folder_is_searched_and_nothing_is_left_behind(finished: Path, capsys:
     shutil.copy(images[1], "mes photos/z.jpeg")
     Path("mes photos/notes.txt").write_text("no image, and no reason to stop")
     Path("mes photos/._z.jpeg").write_bytes(b"what another system leaves beside a file")
-    os.mkfifo("mes photos/pipe.jpg")  # to read from it would never end
+    os.mkfifo("mes photos/pipe.jpg")  # reading from it would never end
     before = sorted(Path().rglob("*"))
     found = json.loads(results(capsys, "mes photos", "--format", "json", "--top", "2"))
     assert [entry["image"] for entry in found] == ["mes photos/z.jpeg", "mes photos/été 日本/a b.JPG"]

@@ -1,4 +1,4 @@
-"""Randomness depends on what it is for and on nothing else."""
+"""Randomness depends on its purpose and on nothing else."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Ray itself, started once: images at scale, folds side by side, retries after kills."""
+"""Ray itself, started once: images at scale, folds in parallel, retries after kills."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ parquet = pytest.importorskip("pyarrow.parquet")
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
-    """A Ray of this machine alone with two cores, and without the workers that it starts in advance."""
+    """Ray on this machine alone with two cores, and without prestarted workers."""
     settings = {"RAY_AUTH_MODE": "disabled", "RAY_enable_worker_prestart": "0", "RAY_prestart_worker_first_driver": "0"}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():
@@ -67,7 +67,7 @@ def test_a_list_gets_predicts_probabilities_and_unreadable_images_a_reason(
     assert parquet.read_schema(next(Path("out").glob("*.parquet"))).field("p_0").type == "float"
 
 
-# ------------------------------------------------------------------------------------------------ folds side by side
+# ------------------------------------------------------------------------------------------------- folds in parallel
 
 
 def parent_of(pid: int) -> int:
@@ -75,7 +75,7 @@ def parent_of(pid: int) -> int:
 
 
 def find_process(*words: str) -> int:
-    """The process whose command line holds all the words."""
+    """Finds the process whose command line contains all the words."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             line = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
@@ -126,7 +126,7 @@ def test_ray_replaces_a_killed_process_and_a_killed_worker_and_passes_a_signal_o
 def test_ray_refuses_a_machine_that_does_not_share_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     slot, task = make_slots("ray", 1)[0], steady("one")
-    monkeypatch.setattr(Task, "log", lambda *_: None)  # what is written here is not there
+    monkeypatch.setattr(Task, "log", lambda *_: None)  # what is written here is not visible there
     running = slot.start(task)
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""A run's folder is continued with the same config, refused with another, and never guessed at."""
+"""A run's folder is resumed with the same config, refused with another, and never guessed."""
 
 import os
 from pathlib import Path

@@ -10,7 +10,7 @@ import pytest
 
 from scenes.environment import ROOT
 
-# Answers what setup.sh asks of a Python and logs the installs. HAS_ALL: the active one is within the ranges.
+# Answers what setup.sh asks of a Python and logs the installs. HAS_ALL: the active one meets the version ranges.
 PYTHON = """#!/bin/bash
 case "$*" in
     *environment.py*) [[ -n "${HAS_ALL:-}" && "$0" != */.venv/* ]] ;;
@@ -163,7 +163,7 @@ def test_an_interrupted_install_does_not_count(scratch: Scratch) -> None:
     old = (scratch.repo / "requirements.txt").read_text()
     (scratch.repo / "requirements.txt").write_text("anything==2\n")
     scratch.setup(PIP_FAILS="1")
-    (scratch.repo / "requirements.txt").write_text(old)  # back to what the first install had: it may be half gone
+    (scratch.repo / "requirements.txt").write_text(old)  # back to what the first install had, which may be half gone
     scratch.installs()
     scratch.setup()
     assert scratch.installs() == ["requirements.txt"]
@@ -209,7 +209,7 @@ def test_two_at_once_install_once(scratch: Scratch) -> None:
 def test_train_passes_its_arguments_on(scratch: Scratch) -> None:
     (scratch.repo / "configs").mkdir()
     (scratch.repo / "configs/a.yaml").touch()
-    (scratch.bin / "b c.yaml").touch()  # where the command is given
+    (scratch.bin / "b c.yaml").touch()  # in the folder where the command is run
     train = 'bash "$0/train.sh" "$@"'
     done = scratch.bash(train, "configs/a.yaml", "--set", "x=y z", HAS_ALL="1")
     assert done.stdout == "src/train.py|configs/a.yaml|--set|x=y z|--submit|"
@@ -232,7 +232,7 @@ def test_the_shell_scripts_parse(name: str) -> None:
 
 
 def pins(file: Path) -> dict[str, set[str]]:
-    """The versions each distribution is pinned to; by markers there can be several."""
+    """The versions each distribution is pinned to; markers can give several."""
     found: dict[str, set[str]] = {}
     for name, version in re.findall(r"^([\w.-]+)==([^\s;]+)", file.read_text(), re.MULTILINE):
         found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), set()).add(version)

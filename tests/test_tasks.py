@@ -1,4 +1,4 @@
-"""Labels and numbers through every command: what works for classes works for them, or says at once that it does not."""
+"""Labels and numbers with every command: what works for classes works for them, or is refused at once."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ TASKS = pytest.mark.parametrize("settings", [LABELS, NUMBER], ids=["labels", "nu
 
 
 def _rewrite(root: Path) -> None:
-    """Gives the sample's rows a set of tags and a weight, both of which follow from their class."""
+    """Gives the sample's rows a set of tags and a weight, both determined by their class."""
     rows = pd.read_csv(root / "train.csv", dtype=str)
     sets = {"0": "red", "1": "red blue", "2": "blue", "3": "green", "4": "green red", "5": "blue green"}
     rows["tags"] = rows["label"].map(sets)
@@ -101,7 +101,7 @@ def test_a_run_becomes_an_onnx_file(settings: list[str], workspace: Path, monkey
 
     _rewrite(Path("input"))
     rows = pd.read_csv("input/train.csv", dtype={"weight": float})
-    rows.assign(weight=rows["weight"] * 1e5).to_csv("input/train.csv", index=False)  # one float32 rounds by 0.03
+    rows.assign(weight=rows["weight"] * 1e5).to_csv("input/train.csv", index=False)  # float32 rounds these by 0.03
     Path("input/sample_submission.csv").unlink()
     train.main(["tiny.yaml", "--folds", "0", "--set", *TINY, *settings, "--submit"])
     monkeypatch.setattr(onnx_export, "CHECKED", 6)
@@ -114,7 +114,7 @@ def test_a_run_becomes_an_onnx_file(settings: list[str], workspace: Path, monkey
     np.testing.assert_allclose(made[0], table.iloc[0, 1:].to_numpy(float), rtol=0.02, atol=0.02)
     measured = json.loads(Path("runs/tiny/tiny.int8.json").read_text())
     assert measured["metric"] == settings[2].partition("=")[2]
-    assert 48 - 6 <= measured["n"] < 48  # the fold's held-out rows without those that calibrated
+    assert 48 - 6 <= measured["n"] < 48  # the fold's held-out rows, except those used for calibration
     assert np.isfinite([*measured["scores"]["int8"], measured["change"], measured["change_se"]]).all()
     (made,) = onnxruntime.InferenceSession("runs/tiny/tiny.int8.onnx").run(None, {"images": image[None]})
     np.testing.assert_allclose(made[0], table.iloc[0, 1:].to_numpy(float), rtol=0.3, atol=0.3)

@@ -33,7 +33,7 @@ SCRIPT = Path(train.__file__)
 
 
 def at_step(patch: pytest.MonkeyPatch, at: int, act: Callable[[], None]) -> None:
-    """Acts when training begins a step: that is when it asks for the learning rate."""
+    """Acts when training begins a step, which is when it asks for the learning rate."""
     learning_rate = recipe.learning_rate
 
     def watched(step: int, *arguments: Any) -> float:
@@ -162,7 +162,7 @@ def test_accumulation_does_not_change_the_weights(workspace: Path) -> None:
     ("settings", "has_probe"),
     [
         (["train.batch_norm=frozen"], True),
-        (["train.batch_norm=batch"], False),  # the first step changes the features that the probe would have fitted
+        (["train.batch_norm=batch"], False),  # the first step changes the features the probe would be fitted on
         (["train.batch_norm=batch", "train.trainable_stages=0"], True),
         (["train.batch_norm=batch", "train.epochs=0"], True),
     ],

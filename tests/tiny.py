@@ -25,7 +25,7 @@ TINY = [
 
 
 def make_workspace(root: Path, sample: Path) -> Path:
-    """Makes a folder with a sample competition as input/ and an all-default config, tiny.yaml; returns the folder."""
+    """Makes a folder with a sample competition as input/ and an all-default tiny.yaml; returns the folder."""
     shutil.copytree(sample, root / "input")
     (root / "tiny.yaml").write_text("")
     return root
@@ -47,7 +47,7 @@ def fit(*arguments: str) -> None:
 
 
 def results(root: Path) -> dict[str, bytes]:
-    """The bytes of all files that must not depend on how a run was carried out."""
+    """The bytes of all files that must not depend on how a run was executed."""
     patterns = ("runs/*/oof.csv", "runs/*/folds.csv", "runs/*/*/*.safetensors", "submissions/*.csv")
     files = [file for pattern in patterns for file in root.glob(pattern)]
     return {str(file.relative_to(root)): file.read_bytes() for file in files}

@@ -1,9 +1,9 @@
-"""fastai's get_preds and tta on some image files: called by benchmarks/inference.py.
+"""Times fastai's get_preds and tta on some image files: called by benchmarks/inference.py.
 
     PYTHONPATH=.cache/peers python benchmarks/peers/fastai_inference.py FOLDER out.json --images 512
 
-Writes {"get_preds": seconds, "tta": seconds}; opening the files is part of both, making the learner is not. The weights
-are random, which takes the same time.
+Writes {"get_preds": seconds, "tta": seconds}; both include opening the files but not making the learner. The weights
+are random, which does not affect time.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 from scenes.environment import import_timm
 
-import_timm()  # else a CPU-only torch cannot import it
+import_timm()  # a CPU-only torch cannot import it otherwise
 from fastai.vision.all import ImageDataLoaders, Normalize, Resize, aug_transforms, vision_learner  # noqa: E402
 
 

@@ -1,9 +1,9 @@
-"""fastai on one fold, as in its documentation: vision_learner(…).fine_tune(…).
+"""Trains fastai on one fold, as in its documentation: vision_learner(…).fine_tune(…).
 
     PYTHONPATH=.cache/peers python benchmarks/peers/fastai_peer.py input folds.csv 0 3 out.json --weights FILE
 
-Writes {"points": [{"seconds": …, "accuracy": …}, …]}: after each epoch, seconds since this process began.
-benchmarks/time_to_accuracy.py makes folds.csv and the weights' file, and calls this.
+Writes {"points": [{"seconds": …, "accuracy": …}, …]}, a point after each epoch, in seconds since this process began.
+benchmarks/time_to_accuracy.py makes folds.csv and the weights file, and calls this.
 """
 
 import json
@@ -18,7 +18,7 @@ from trial import make_parser, point, read_rows
 
 from scenes.environment import import_timm
 
-import_timm()  # else a CPU-only torch cannot import it
+import_timm()  # a CPU-only torch cannot import it otherwise
 from fastai.vision.all import (  # noqa: E402
     Callback,
     Flip,
@@ -29,11 +29,11 @@ from fastai.vision.all import (  # noqa: E402
     vision_learner,
 )
 
-RATE = 2e-3  # fine_tune's own base_lr
+RATE = 2e-3  # fine_tune's default base_lr
 
 
 class Points(Callback):
-    """Notes the time and the accuracy after each epoch."""
+    """Records the time and the accuracy after each epoch."""
 
     order = 60  # after fastai's Recorder
 
@@ -49,7 +49,7 @@ class FrozenStatistics(Callback):
     """Keeps the pretrained running statistics of the body's batch norms."""
 
     def before_train(self) -> None:
-        """Called by fastai, which has just put the model into training mode."""
+        """Called by fastai after it has put the model into training mode."""
         for module in self.model[0].modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
@@ -59,7 +59,7 @@ def main() -> None:
     """Trains and validates."""
     parser = make_parser(__doc__, RATE)
     parser.add_argument("--tuned", action="store_true", help="frozen statistics, this project's augmentation")
-    parser.add_argument("--channels-last", action="store_true", help="the layout convolutions are fastest in")
+    parser.add_argument("--channels-last", action="store_true", help="the fastest layout for convolutions")
     arguments = parser.parse_args()
 
     size = arguments.size

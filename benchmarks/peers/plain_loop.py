@@ -1,9 +1,9 @@
-"""A plain PyTorch and torchvision training loop on one fold, as tutorials write it.
+"""A plain PyTorch and torchvision training loop on one fold, as in tutorials.
 
     python benchmarks/peers/plain_loop.py input folds.csv 0 3 out.json --weights FILE
 
-Writes {"points": [{"seconds": …, "accuracy": …}, …]}: after each epoch, seconds since this process began.
-benchmarks/time_to_accuracy.py makes folds.csv and the weights' file, and calls this.
+Writes {"points": [{"seconds": …, "accuracy": …}, …]}, a point after each epoch, in seconds since this process began.
+benchmarks/time_to_accuracy.py makes folds.csv and the weights file, and calls this.
 """
 
 import json
@@ -22,7 +22,7 @@ from trial import make_parser, point, read_rows
 
 from scenes.environment import import_timm
 
-import_timm()  # else a CPU-only torch cannot import it
+import_timm()  # a CPU-only torch cannot import it otherwise
 import timm  # noqa: E402
 from torchvision import transforms  # noqa: E402
 
@@ -30,7 +30,7 @@ NORMALIZE = transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # as these w
 
 
 class Scenes(Dataset):
-    """Images of a table's rows and their labels."""
+    """The images and labels of a table's rows."""
 
     def __init__(self, folder: Path, table: pd.DataFrame, transform: transforms.Compose) -> None:
         self.folder, self.transform = folder, transform

@@ -1,8 +1,8 @@
 """The loops of timm's train and validate scripts with the flags that make them fastest: called by benchmarks/gpu.py.
 
-Channels last, autocast, fused AdamW, torch.compile where asked, pinned memory, persistent workers and, on a GPU, timm's
-prefetcher, which copies and normalises the next batch on a side stream. Images are read from files in every epoch, as
-the scripts do.
+Channels last, autocast, fused AdamW, torch.compile if requested, pinned memory, persistent workers and, on a GPU,
+timm's prefetcher, which copies and normalises the next batch on a side stream. Images are read from files in every
+epoch, as in the scripts.
 """
 
 import time
@@ -48,7 +48,7 @@ class TimmLoops:
         self.model.to(device, memory_format=torch.channels_last)
 
     def train(self, precision: str, compiled: bool, steps: int) -> float:
-        """Forward, backward and step, as in timm's train.py."""
+        """Forward pass, backward pass and step, as in timm's train.py."""
         self.model.train()
         network = torch.compile(self.model) if compiled else self.model
         criterion = nn.CrossEntropyLoss(label_smoothing=0.1)

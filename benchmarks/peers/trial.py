@@ -1,4 +1,4 @@
-"""What the peers that train share: their command line, the fold's rows, and the clock."""
+"""Shared by the peers that train: the command line, the fold's rows, and the clock."""
 
 import argparse
 import time
@@ -9,7 +9,7 @@ import psutil
 
 
 def make_parser(about: str | None, rate: float) -> argparse.ArgumentParser:
-    """The options of a trial, as benchmarks/time_to_accuracy.py gives them; `rate` is the default one."""
+    """Returns a parser for the options that benchmarks/time_to_accuracy.py passes; `rate` is the default rate."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, help="the folder of train.csv and SceneImages/")
     parser.add_argument("folds", type=Path, help="a CSV with image_name and fold")
@@ -25,12 +25,12 @@ def make_parser(about: str | None, rate: float) -> argparse.ArgumentParser:
 
 
 def read_rows(arguments: argparse.Namespace) -> pd.DataFrame:
-    """train.csv with the column `is_valid`: whether the fold holds a row out."""
+    """Returns train.csv with the added column `is_valid`: whether the fold holds the row out."""
     table = pd.read_csv(arguments.root / "train.csv").merge(pd.read_csv(arguments.folds)[["image_name", "fold"]])
     table["is_valid"] = table["fold"] == arguments.fold
     return table
 
 
 def point(accuracy: float) -> dict[str, float]:
-    """An accuracy, and how many seconds ago this process began."""
+    """Returns an accuracy, and how many seconds ago this process began."""
     return {"seconds": time.time() - psutil.Process().create_time(), "accuracy": accuracy}

@@ -1,4 +1,4 @@
-"""The speed benchmarks on tiny inputs: they finish, write their section, and compute what they say."""
+"""The speed benchmarks on tiny inputs: they finish, write their section, and compute what they claim."""
 
 import importlib
 import json
@@ -23,14 +23,14 @@ TINY += ["train.batch_size=16", "infer.batch_size=16", "train.epochs=1", "data.f
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Imports a benchmark, its results going to RESULTS.md of a temporary folder."""
+    """Imports a benchmark that writes its results to RESULTS.md in a temporary folder."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     monkeypatch.setattr(importlib.import_module("results"), "RESULTS", tmp_path / "RESULTS.md")
     return importlib.import_module
 
 
 def tables(tmp_path: Path, section: str) -> list[list[str]]:
-    """The cells of all rows of a section's tables."""
+    """Returns the cells of all rows of a section's tables."""
     text = (tmp_path / "RESULTS.md").read_text()
     assert f"<!-- {section} -->" in text
     lines = [line for line in text.splitlines() if line.startswith("| ") and "---" not in line]
@@ -38,7 +38,7 @@ def tables(tmp_path: Path, section: str) -> list[list[str]]:
 
 
 def forked(work: Callable[[], object]) -> int:
-    """Does work in a process that need not import torch again; returns its id."""
+    """Does some work in a process that need not import torch again; returns its id."""
     child = os.fork()
     if not child:
         with suppress(BaseException):
@@ -50,7 +50,7 @@ def forked(work: Callable[[], object]) -> int:
 
 def test_throughput_has_each_rate_beside_its_limit(load: Any, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     throughput = load("throughput")
-    monkeypatch.setattr(throughput.Bench, "start_up", lambda self: 7.0)  # which takes so long in fact
+    monkeypatch.setattr(throughput.Bench, "start_up", lambda self: 7.0)  # about as long as it really takes
     throughput.main(["--steps", "2", "--repeats", "1", "--set", *TINY])
     found = {cells[0]: cells[1:] for cells in tables(workspace, "throughput effnet_lite0")}
     for name in ("training, decoded before", "inference, from files", "decoding into the cache"):
@@ -96,7 +96,7 @@ def test_trials_are_timed_from_outside_and_not_repeated(load: Any, workspace: Pa
     benchmark.main(command)
     kept = next(Path("runs/benchmarks/time_to_accuracy").glob("*.json"))
     (point,) = json.loads(kept.read_text())["points"]
-    assert point["seconds"] > 1  # Python and torch alone take as long
+    assert point["seconds"] > 1  # Python and torch alone take longer
     kept.write_text(json.dumps({"points": [point | {"seconds": 77.0, "accuracy": 0.9}]}))
     benchmark.main(command)
     assert tables(workspace, "time to accuracy")[1][1:4] == ["77 s (77 to 77)", "77 s (77 to 77)", "not reached"]
@@ -120,7 +120,7 @@ def test_a_peer_notes_each_epoch_with_and_without_the_allocator_setting(
     if script == "fastai_peer" and not find_spec("fastai"):
         pytest.skip("fastai is not installed")
     benchmark = load("time_to_accuracy")
-    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")  # of the caller: it may not reach a peer "as it comes"
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")  # set by the caller; must not reach a peer "as it comes"
     environments = []
 
     def run(command: list[str], cwd: Path, env: dict[str, str], **_: object) -> None:
@@ -150,7 +150,7 @@ def test_a_peer_notes_each_epoch_with_and_without_the_allocator_setting(
 
 @pytest.fixture
 def arms(load: Any) -> tuple[ModuleType, dict[str, list[list[Any]]]]:
-    """Two arms' points on three folds."""
+    """Returns two arms' points on three folds."""
     benchmark = load("time_to_accuracy")
     point = benchmark.Point
     own = [[point(30, 0.89), point(100, 0.92)], [point(40, 0.91)], [point(20, 0.87), point(90, 0.93)]]

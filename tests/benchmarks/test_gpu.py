@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py in small, on whatever this machine has: every part runs and says what it should."""
+"""benchmarks/gpu.py with --small, on whatever this machine has: every part runs and reports what it should."""
 
 import importlib
 import json
@@ -22,7 +22,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """The benchmark, its results going to a temporary folder."""
+    """The benchmark, with its results going to a temporary folder."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     monkeypatch.setattr(importlib.import_module("results"), "RESULTS", tmp_path / "RESULTS.md")
     monkeypatch.chdir(tmp_path)
@@ -31,7 +31,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 def test_speed_has_each_rate_beside_its_limit_and_timms(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu.gpu_speed, "SMALL", gpu.gpu_speed.SMALL[:1])
-    monkeypatch.setattr(gpu.gpu_speed, "product_rate", lambda *_: 1e12)  # bf16 takes a CPU many seconds
+    monkeypatch.setattr(gpu.gpu_speed, "product_rate", lambda *_: 1e12)  # in bf16, a CPU needs many seconds
     gpu.main(["--small", "--only", "speed", "--seconds", "0.01", "--out", "out.json"])
     rows = json.loads(Path("out.json").read_text())["speed"]
     assert {(row["task"], row["precision"]) for row in rows} >= {("training", "fp32"), ("prediction", "fp32")}
@@ -39,7 +39,7 @@ def test_speed_has_each_rate_beside_its_limit_and_timms(gpu: Any, monkeypatch: p
     for row in rows:
         assert row["own_over_resident"] == pytest.approx(row["own"] / row["resident"])
         assert row["own_over_timm"] == pytest.approx(row["own"] / row["timm"])
-        assert row["flop_utilisation"] > 0  # of a matrix product timed at another moment, so it may exceed 1
+        assert row["flop_utilisation"] > 0  # relative to a matrix product timed separately, so it may exceed 1
 
 
 def free_port() -> int:
@@ -61,7 +61,7 @@ def forked(self: Any, command: list[str], until: str = "", **environment: str) -
             exec(command[2], {"__name__": "__main__"})
             return
         arguments = command[1:]
-        if arguments[0] == "-m":  # a launcher: its own start would take longer than the rest
+        if arguments[0] == "-m":  # a launcher, whose own startup would take longer than the rest
             arguments = command[command.index("1") + 1 :]
             os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
             os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
@@ -81,7 +81,7 @@ def forked(self: Any, command: list[str], until: str = "", **environment: str) -
 
 
 def test_every_check_passes(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not torch.cuda.is_available():  # which does not survive a fork
+    if not torch.cuda.is_available():  # CUDA does not survive a fork
         monkeypatch.setattr(gpu.gpu_checks.Trials, "call", forked)
     gpu.main(["--small", "--only", "checks", "--out", "out.json"])
     checks = json.loads(Path("out.json").read_text())["checks"]

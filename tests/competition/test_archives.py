@@ -1,4 +1,4 @@
-"""Archives among a competition's files are unpacked beside themselves, safely, and never over anything."""
+"""A competition's archives are unpacked next to themselves, safely, and without overwriting anything."""
 
 import io
 import tarfile
@@ -38,7 +38,7 @@ def test_flat_nested_and_single_files(tmp_path: Path) -> None:
     zipped(tmp_path / "test.zip", "test/1.jpg", "__MACOSX/x")
     zipped(tmp_path / "train.csv.zip", "train.csv")
     tarred(tmp_path / "a.tar.gz", "x/1.jpg", mode="w:gz")
-    tarred(tmp_path / "b.tar.gz", "x/1.jpg")  # named so, but not compressed
+    tarred(tmp_path / "b.tar.gz", "x/1.jpg")  # named .gz, but not compressed
     for archive in archives.packed(tmp_path):
         archives.unpack(archive)
     unpacked = [name for name in names(tmp_path) if not name.endswith(("zip", "gz"))]
@@ -86,7 +86,7 @@ def test_what_was_unpacked_by_hand_is_not_unpacked_again(tmp_path: Path) -> None
     assert archives.packed(tmp_path) == [archive]
     (tmp_path / "train").mkdir()
     (tmp_path / "train.csv").touch()
-    assert archives.packed(tmp_path) == [archive]  # an image lacks
+    assert archives.packed(tmp_path) == [archive]  # an image is missing
     (tmp_path / "train/a.jpg").touch()
     assert archives.packed(tmp_path) == []
 

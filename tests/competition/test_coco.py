@@ -1,4 +1,4 @@
-"""COCO-style JSON gives one row an image; whatever is wrong is said with its key."""
+"""COCO-style JSON gives one row per image; errors name the key."""
 
 import json
 from pathlib import Path

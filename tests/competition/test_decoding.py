@@ -1,4 +1,4 @@
-"""Rules that turn predictions into decisions: what they choose, and that they win where the plain reading does not."""
+"""Rules that turn predictions into decisions: what they choose, and where they beat a plain argmax or 0.5."""
 
 import json
 
@@ -12,7 +12,7 @@ from scenes.competition.decoding import FITS, PLAIN, Decoding, expected_grades
 
 
 def graded(count: int, grades: int, seed: int, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities of ordered grades, the rarer the higher, that lean towards the neighbours of the truth."""
+    """Probabilities of ordered grades, higher ones rarer, that lean towards the neighbours of the truth."""
     random = np.random.default_rng(seed)
     shares = 0.5 ** np.arange(grades)
     targets = random.choice(grades, count, p=shares / shares.sum())
@@ -23,7 +23,7 @@ def graded(count: int, grades: int, seed: int, noise: float = 1.0) -> tuple[np.n
 
 
 def labelled(count: int, labels: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities of labels that are all too low by about a factor of two, each by another."""
+    """Probabilities of labels, each too low by its own factor of about two."""
     random = np.random.default_rng(seed)
     targets = (random.random((count, labels)) < 0.3).astype(np.float32)
     logits = 1.5 * (2 * targets - 1) + random.normal(size=(count, labels)) - random.uniform(0.5, 1.5, labels)
@@ -98,7 +98,7 @@ def test_a_rare_class_is_chosen_more_often_where_classes_count_alike(metric: str
     random = np.random.default_rng(3)
     targets = (random.random(6000) < 0.05).astype(np.int64)
     seen = 1.5 * targets + random.normal(size=6000)
-    odds = 0.05 / 0.95 * np.exp(1.5 * seen - 1.5**2 / 2)  # exact, so that rarely more than one half is given to it
+    odds = 0.05 / 0.95 * np.exp(1.5 * seen - 1.5**2 / 2)  # exact, so the rare class rarely gets more than one half
     rare = odds / (1 + odds)
     predictions = np.stack([1 - rare, rare], 1).astype(np.float32)
     rule = FITS[metric][0](predictions[:3000], targets[:3000])

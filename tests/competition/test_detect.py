@@ -1,4 +1,4 @@
-"""What a competition is follows from its files; what does not is said."""
+"""A competition is described from its files; what they do not show is said."""
 
 import errno
 import json
@@ -24,7 +24,7 @@ TEST = [f"x{i}" for i in COUNT]
 
 
 def one_column(root: Path, labels: list[object], guess: object, label: str = "kind") -> None:
-    """A CSV with one label column, and a sample with the same."""
+    """Writes a CSV with one label column, and a matching sample."""
     images(root, *(f"train/{name}.png" for name in TRAIN), *(f"test/{name}.png" for name in TEST))
     table(root / "train.csv", ["id", label], zip(TRAIN, labels, strict=True))
     table(root / "sample_submission.csv", ["id", label], [(name, guess) for name in TEST])
@@ -35,7 +35,7 @@ def cycle(*values: object) -> list[object]:
 
 
 def coco(root: Path) -> None:
-    """Annotations for training, a bare list for test."""
+    """Writes annotations for training, and a bare list for test."""
     images(root, *(f"train/a/{name}.jpg" for name in TRAIN), *(f"test/b/{name}.jpg" for name in TEST))
     listed = [{"id": i, "file_name": f"a/{name}.jpg", "location": i % 6} for i, name in enumerate(TRAIN)]
     labels = [{"image_id": i, "category_id": i % 4} for i in COUNT]

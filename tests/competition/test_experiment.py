@@ -1,4 +1,4 @@
-"""An experiment's config lies over its competition's description."""
+"""An experiment's config overrides its competition's description."""
 
 from pathlib import Path
 

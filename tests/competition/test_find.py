@@ -1,4 +1,4 @@
-"""An id finds its image: by path, else by name or stem below the folder, where exactly one file fits."""
+"""An id finds its image by path, or else by name or stem below the folder, if exactly one file matches."""
 
 import os
 import unicodedata
@@ -23,7 +23,7 @@ from small import images
         ("a.jpg", ["a.jpeg"], ["a.jpeg"]),
         ("a.tif", ["a.jpg", "b.jpg"], ["a.jpg"]),
         ("cat/a.jpg", ["dog/a.jpg"], []),
-        ("a.jpg", ["a.png", "b.jpg"], []),  # no other image in its place
+        ("a.jpg", ["a.png", "b.jpg"], []),  # no other image is used instead
         ("a", ["x/a.png", "y/a.png"], ["x/a.png", "y/a.png"]),
         ("a", ["a.png", "a.jpg"], ["a.jpg", "a.png"]),
         ("b", ["a.png", ".b.png", "__MACOSX/b.png", "b.txt"], []),

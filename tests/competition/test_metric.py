@@ -20,7 +20,7 @@ TASKS: dict[str, Task] = {"labels": LABELS, "number": NUMBER}
 
 
 def draw(task: Task, rows: int, seed: int, coarse: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions that know something; coarse ones have many ties."""
+    """Predictions that are better than chance; coarse ones have many ties."""
     generator = np.random.default_rng(seed)
     if isinstance(task, Number):
         targets = generator.integers(0, 6, rows).astype(np.float32)
@@ -112,7 +112,7 @@ def test_values_are_scikit_learns(
         warnings.simplefilter("ignore")
         try:
             expected = reference(predictions, targets)
-        except ValueError:  # no AUC, or no log loss, of a column of one kind
+        except ValueError:  # AUC and log loss are undefined for a column with one value
             return
     if np.isnan(expected):
         return

@@ -1,4 +1,4 @@
-"""Patterns over paths: the folder or the name tells the label."""
+"""Patterns over paths: the folder or the name gives the label."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A competition's files come in whole, labelled rightly and over nothing that is there."""
+"""A competition's files arrive complete, correctly labelled, and without overwriting anything."""
 
 import csv
 import os
@@ -220,7 +220,7 @@ def test_the_command_itself(tmp_path: Path) -> None:
 
 @pytest.fixture
 def kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a stand-in for the kaggle command, the only one on the path."""
+    """The folder of a stand-in for the kaggle command, the only folder on the path."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
@@ -235,7 +235,7 @@ def stand_in(folder: Path, script: str) -> None:
 
 
 def delivers(folder: Path, entries: dict[str, bytes], link: str = "") -> None:
-    """The stand-in puts a zip archive where -p says."""
+    """Makes the stand-in put a zip archive where -p says."""
     make_zip(folder / "scenes.zip", entries, link)
     stand_in(folder, f'echo "Downloading scenes.zip"; cp {folder}/scenes.zip "$6/"')
 

@@ -1,4 +1,4 @@
-"""CSVs are read strictly, and everything that is wrong with them is said at once, with file, line and remedy."""
+"""CSVs are read strictly, and all their errors are reported at once, with file, line and fix."""
 
 import os
 from pathlib import Path
@@ -53,7 +53,7 @@ def config(root: Path, **values: object) -> Config:
 
 
 def read(root: Path, content: str | bytes, **values: object) -> tuple[Table, Targets, dict[str, str]]:
-    """The table, the labels and the problems, what → remedy, without the file's name."""
+    """Returns the table, the labels and the problems (problem → fix, without the file's name)."""
     (root / "train.csv").write_bytes(content.encode() if isinstance(content, str) else content)
     table, labels, problems = read_train(config(root, **values))
     assert {problem.where for problem in problems} <= {str(root / "train.csv"), str(root / "SceneImages")}

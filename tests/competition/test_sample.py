@@ -35,9 +35,9 @@ def test_a_drawing_does_not_depend_on_the_row_counts(tmp_path: Path) -> None:
 
 def test_the_files_have_the_form_of_the_competition(tmp_path: Path) -> None:
     root = tmp_path / "deep" / "input"
-    root.mkdir(parents=True)  # an empty folder may be there
+    root.mkdir(parents=True)  # an empty folder may exist already
     draw(root, 31, 17)
-    assert {path.name for path in root.parent.iterdir()} == {"input"}  # nothing half-done is left
+    assert {path.name for path in root.parent.iterdir()} == {"input"}  # nothing unfinished is left behind
     tables = {path.stem: pd.read_csv(path) for path in root.glob("*.csv")}
     train, test, empty, answers = (tables[name] for name in ("train", "test", "sample_submission", "test_labels"))
     assert [len(table) for table in (train, test, empty, answers)] == [31, 17, 17, 17]

@@ -1,4 +1,4 @@
-"""Scores against scikit-learn and against a pencil."""
+"""Scores against scikit-learn and against values computed by hand."""
 
 import math
 
@@ -50,13 +50,13 @@ def test_by_hand() -> None:
     targets = np.array([0, 1, 1, 2])
     scores = class_scores(probabilities, targets, ["a", "b", "c"])
     assert scores["accuracy"] == 0.75
-    # hits 1 1 0 1: variance 1/4, by n - 1; the mean of four has half its root
+    # hits 1 1 0 1: variance 1/4 (with n - 1); the standard error of the mean of four is half its root
     assert scores["accuracy_se"] == pytest.approx(math.sqrt(0.25) / 2)
     losses = [-math.log(p) for p in (0.7, 0.8, 0.4, 0.5)]
     assert scores["log_loss"] == pytest.approx(sum(losses) / 4)
     mean = sum(losses) / 4
     assert scores["log_loss_se"] == pytest.approx(math.sqrt(sum((x - mean) ** 2 for x in losses) / 3 / 4))
-    assert scores["confusion"] == {"a": {"a": 1}, "b": {"a": 1, "b": 1}, "c": {"c": 1}}  # the truth comes first
+    assert scores["confusion"] == {"a": {"a": 1}, "b": {"a": 1, "b": 1}, "c": {"c": 1}}  # true class first
     assert scores["per_class"]["a"] == {"precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "support": 1}
     assert scores["per_class"]["b"] == {"precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "support": 2}
 
@@ -79,7 +79,7 @@ def test_certain_and_wrong_is_a_large_but_finite_loss() -> None:
 
 def test_ties_in_the_top_five_are_broken_as_in_accuracy() -> None:
     generator = np.random.default_rng(0)
-    coarse = generator.integers(1, 4, (300, 40)).astype(np.float32)  # many classes with each of three values
+    coarse = generator.integers(1, 4, (300, 40)).astype(np.float32)  # each of three values occurs in many classes
     coarse /= coarse.sum(1, keepdims=True)
     targets = generator.integers(0, 40, 300)
     best = [sorted(range(40), key=lambda c, row=row: (-row[c], c))[:5] for row in coarse]

@@ -1,4 +1,4 @@
-"""The form of a submission follows from metric, task and sample; each kind is written as Kaggle reads it."""
+"""The form of a submission follows from metric, task and sample; each form is written as Kaggle reads it."""
 
 import csv
 import io
@@ -51,7 +51,7 @@ def written(
     decoding: Decoding | None = None,
     ids: Sequence[str] = IDS,
 ) -> list[list[str]]:
-    """The submission's cells, as they are read back from its text."""
+    """Returns the submission's cells as read back from its text."""
     form, problems = plan_submission(config, task, table(ids))
     assert form
     assert not problems
@@ -126,7 +126,7 @@ def test_a_set_of_labels_with_the_separator_of_the_training_rows() -> None:
     predictions = np.array([[0.9, 0.6, 0.1], [0.1, 0.2, 0.3], [0.1, 0.8, 0.2]], np.float32)
     settings = config("labels_f1_micro", label_column="labels", label_separator="|")
     cells = [row[1] for row in written(LABELS, predictions, settings)[1:]]
-    assert cells == ["rust|scab", "healthy", "scab"]  # never none
+    assert cells == ["rust|scab", "healthy", "scab"]  # never empty
     decoding = Decoding("labels", [0.95, 0.5, 0.15])
     assert written(LABELS, predictions, settings, decoding)[1][1] == "scab"
 

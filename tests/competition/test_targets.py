@@ -1,4 +1,4 @@
-"""Labels become targets in the task's form; bad cells are said with row and remedy."""
+"""Labels become targets in the task's form; invalid cells are reported with row and fix."""
 
 from pathlib import Path
 

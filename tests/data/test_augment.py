@@ -1,4 +1,4 @@
-"""An augmentation follows from (seed, fold, epoch, row) alone, and a list that cannot work is refused."""
+"""Augmentation depends on (seed, fold, epoch, row) alone, and a list that cannot work is refused."""
 
 import inspect
 import random
@@ -17,7 +17,7 @@ from scenes.data.batches import Sample, Schedule, StepSampler, resize, train_loa
 
 CPU = torch.device("cpu")
 SIZE = 24
-# One of everything that draws at random in its own way, OpenCV's generator too; and composites in composites.
+# One of each way to draw at random, including OpenCV's generator, and nested composites.
 MIXTURE: list[Any] = [
     {"OneOf": {"transforms": ["HorizontalFlip", {"SomeOf": {"transforms": ["Transpose", "D4"], "n": 1, "p": 1.0}}]}},
     {"ElasticTransform": {"p": 1.0}},
@@ -47,7 +47,7 @@ def augmented(augment: Any, seed: int = 1, fold: int = 2, size: int = SIZE) -> A
 
 
 def disturbed(data: AugmentedImages, order: list[int]) -> dict[int, np.ndarray]:
-    """Augments the samples in an order, while others draw from every global generator."""
+    """Augments the samples in the given order, while other code draws from every global generator."""
     made = {}
     for place in order:
         random.random()
@@ -86,7 +86,7 @@ def test_every_transform_of_the_library_is_pure_or_refused() -> None:
             np.testing.assert_array_equal(image, inorder[place], name)
     assert len(usable) > 70
     assert {"ISONoise", "RandomRain", "RandomCrop", "Affine"} <= set(usable)
-    # What they return is no uint8 image, or they need more than the image.
+    # They do not return a uint8 image, or need more than the image.
     assert not {"Normalize", "ToFloat", "ToTensorV2", "MaskDropout", "Mosaic", "HistogramMatching"} & set(usable)
 
 
@@ -231,7 +231,7 @@ def test_presets_mirror_every_second_image(name: str, share: float) -> None:
 @pytest.mark.parametrize(("symmetry", "count"), [("none", 1), ("mirror", 2), ("all", 8)])
 def test_the_symmetry_decides_which_flips_and_turns_are_seen(symmetry: str, count: int) -> None:
     corner = np.zeros((60, 60, 3), np.uint8)
-    corner[:30, :20] = 255  # looks different under each of the square's eight symmetries
+    corner[:30, :20] = 255  # looks different under all eight symmetries of the square
     data = AugmentedImages([corner], "light", 60, 0, 0, symmetry=symmetry)  # type: ignore[arg-type]
     small = [cv2.resize(data.image(Sample(0, epoch)), (4, 4), interpolation=cv2.INTER_AREA) for epoch in range(300)]
     ways = [np.rot90(way, turns) for way in (corner, corner[:, ::-1]) for turns in range(4)]
@@ -248,6 +248,6 @@ def test_without_augmentation_training_sees_what_prediction_sees(shape: tuple[in
 
 
 def test_the_mixture_is_a_mixture() -> None:
-    """Else the tests of purity above would look at one branch."""
+    """Otherwise the tests of purity above would cover only one branch."""
     kinds = Counter(augmented(MIXTURE[:1], size=40).image(Sample(1, epoch)).tobytes() for epoch in range(40))
     assert len(kinds) > 3

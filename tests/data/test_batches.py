@@ -1,4 +1,4 @@
-"""Each row once an epoch, each image at every size that is asked for."""
+"""Each row is used once per epoch, each image at every requested size."""
 
 import os
 import shutil
@@ -53,7 +53,7 @@ def test_every_row_once_an_epoch(count: int, batch: int, epochs: int, seed: int,
     for epoch in range(epochs):
         assert sorted(sample.row for sample in seen if sample.epoch == epoch) == rows.tolist()
         assert {sample.epoch for sample in seen[epoch * count : (epoch + 1) * count]} == {epoch}
-    assert len(seen) - epochs * count < batch  # no more than what fills the last batch
+    assert len(seen) - epochs * count < batch  # only what fills up the last batch
 
 
 @SETTINGS
@@ -68,7 +68,7 @@ def test_an_epoch_ends_once(count: int, batch: int, epochs: int) -> None:
         assert ended == list(range(1, epochs + 1))
     for step, epoch in ends.items():
         assert schedule.epoch(step) == step * batch // count
-        if epoch is not None and step < schedule.steps - 1:  # modes that follow from the epoch change at once
+        if epoch is not None and step < schedule.steps - 1:  # modes that depend on the epoch change immediately
             assert schedule.epoch(step + 1) == epoch
 
 

@@ -23,7 +23,7 @@ from scenes.data.decode import BadImageError, decode
 
 
 def png(width: int, height: int, body: bytes = b"") -> bytes:
-    """A well-formed PNG of whatever its header says."""
+    """A well-formed PNG with the given header."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -33,7 +33,7 @@ def png(width: int, height: int, body: bytes = b"") -> bytes:
 
 
 def with_segment(jpeg: bytes, marker: int, content: bytes) -> bytes:
-    """The JPEG with a segment of metadata more."""
+    """The JPEG with an additional metadata segment."""
     return jpeg[:2] + bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2, "big") + content + jpeg[2:]
 
 
@@ -118,7 +118,7 @@ def test_the_first_of_several_images_in_a_file_is_read(file: Path, kind: str) ->
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_turns_the_image_upright(file: Path, kind: str, orientation: int) -> None:
     upright = np.zeros((16, 32, 3), np.uint8)
-    upright[:8, :16, 0] = 255  # red above left
+    upright[:8, :16, 0] = 255  # red at the top left
     back = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.transpose(1, 0, 2)}
     back |= {6: np.rot90, 7: lambda a: np.rot90(a, 2).transpose(1, 0, 2), 8: lambda a: np.rot90(a, -1)}
     exif = Image.Exif()
@@ -193,7 +193,7 @@ def test_a_large_jpeg_shrinks_in_the_decoder_to_nearly_the_same_image(
 
 
 def tiff(values: np.ndarray, *more: tuple[int, int, int, int]) -> bytes:
-    """A little-endian TIFF of one strip of these gray values or colours, of their own type; `more` are further tags."""
+    """A little-endian TIFF with one strip of these grey values or colours, in their own type; `more` adds tags."""
     sample_format = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
     height, width = values.shape[:2]
     channels = 1 if values.ndim == 2 else values.shape[2]
@@ -213,7 +213,7 @@ def tiff(values: np.ndarray, *more: tuple[int, int, int, int]) -> bytes:
 
 
 def big_endian_tiff(values: np.ndarray, photometric: int) -> bytes:
-    """A TIFF of 16-bit gray values whose first byte is the higher one."""
+    """A TIFF of big-endian 16-bit grey values."""
     (height, width), body = values.shape, values.astype(">u2").tobytes()
     tags = {256: width, 257: height, 258: 16, 259: 1, 262: photometric, 273: 0, 277: 1, 278: height, 279: len(body)}
     tags[273] = 8 + 2 + 12 * len(tags) + 4
@@ -335,7 +335,7 @@ def test_tiffs_are_turned_upright(file: Path, orientation: int, dtype: type, cha
 
 
 def exif(*entries: tuple[int, int, int, bytes], data: bytes = b"") -> bytes:
-    """A little-endian EXIF block of these tags (tag, type, count, four bytes)."""
+    """A little-endian EXIF block with these tags (tag, type, count, four bytes)."""
     body = b"II*\0" + struct.pack("<IH", 8, len(entries))
     return body + b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries) + bytes(4) + data
 
@@ -456,7 +456,7 @@ def test_a_file_that_is_cut_off_is_refused_wherever_it_is(file: Path, form: str,
     content = with_thumbnail(content) if form == "thumbnail" else content
     assert decoded(file, content).shape == (100, 100, 3)
     reason = refusal(file, content[: int(len(content) * share)])
-    if not form.isupper() and share > 0.01:  # not left to OpenCV, of which some versions fill up with gray
+    if not form.isupper() and share > 0.01:  # not left to OpenCV, because some versions fill the rest with grey
         assert reason == "cut off: the JPEG has no end"
 
 
@@ -570,7 +570,7 @@ def test_a_jpegs_metadata_is_not_in_its_hash_but_how_it_is_turned_is(file: Path,
         return with_segment(jpeg, 0xE1, b"Exif\0\0" + tags.tobytes().removeprefix(b"Exif\0\0"))
 
     plain = encode(cv2.resize(picture(), (side, side)), "JPEG", quality=60)
-    camera = with_segment(plain, 0xEE, b"Adobe\0\x64\0\0\0\0\0")  # says that the colours are RGB
+    camera = with_segment(plain, 0xEE, b"Adobe\0\x64\0\0\0\0\0")  # marks the colours as RGB
     upright = [plain, with_thumbnail(plain), turn(plain, 1), turn(plain, 9), with_segment(plain, 0xFE, b"a comment")]
     turned = [turn(plain, orientation) for orientation in range(2, 9)]
     hashes = []

@@ -1,4 +1,4 @@
-"""Folds hold every row once, every class in proportion, and no two halves of a group."""
+"""Folds hold every row once, every class in proportion, and never split a group."""
 
 from pathlib import Path
 
@@ -107,7 +107,7 @@ def test_groups_and_equal_pixels_are_joined_through_others() -> None:
 def test_groups_are_exactly_the_connected_rows(rows: list[tuple[int, int, int]]) -> None:
     pixels, names, alike = zip(*rows, strict=True)
     found = group_rows(np.array([f"{p:032x}" for p in pixels]), [f"g{n}" for n in names], np.array(alike))
-    expected = list(range(len(rows)))  # by hand: lower labels until nothing moves
+    expected = list(range(len(rows)))  # a simple reference: lower the labels until nothing changes
     while True:
         lowered = [
             min(expected[j] for j in range(len(rows)) if any(a == b for a, b in zip(rows[i], rows[j], strict=True)))
@@ -120,7 +120,7 @@ def test_groups_are_exactly_the_connected_rows(rows: list[tuple[int, int, int]])
 
 
 def near_duplicates(folder: Path, content: str) -> list[int]:
-    """The groups that a file gives to a.jpg, b.jpg, c.jpg and d.jpg, where e.jpg is left out."""
+    """The groups that a file gives to a.jpg, b.jpg, c.jpg and d.jpg, with e.jpg left out."""
     file = folder / "near.csv"
     file.write_text(content)
     return read_near_duplicates(file, [f"{name}.jpg" for name in "abcd"], ["e.jpg"]).tolist()
@@ -153,7 +153,7 @@ def test_near_duplicates_that_are_wrong_are_refused_with_their_line(tmp_path: Pa
 # ----------------------------------------------------------------------------------------------------- folds
 
 
-# Rows of each class beyond one a fold.
+# Rows of each class beyond one per fold.
 surplus = st.lists(st.integers(0, 12), min_size=1, max_size=4)
 counts = st.integers(2, 5)
 seeds = st.integers(0, 2**32 - 1)
@@ -173,7 +173,7 @@ def test_without_groups_each_class_is_spread_evenly(surplus: list[int], folds: i
     for label in np.unique(y):
         counts = np.bincount(fold_of[y == label], minlength=folds)
         assert abs(counts - (y == label).sum() / folds).max() < 1
-    splits = StratifiedKFold(folds, shuffle=True, random_state=seed).split(y, y)  # those of runs that began with it
+    splits = StratifiedKFold(folds, shuffle=True, random_state=seed).split(y, y)  # as in runs started with it
     assert all((np.flatnonzero(fold_of == fold) == held).all() for fold, (_, held) in enumerate(splits))
 
 

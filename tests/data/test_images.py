@@ -26,7 +26,7 @@ from scenes.data.images import Images, open_images, read_images
 
 @pytest.fixture
 def paths(tmp_path: Path) -> list[Path]:
-    """Images of several sizes and kinds, two of them equal."""
+    """Images of several sizes and kinds, two of them identical."""
     folder = tmp_path / "images"
     folder.mkdir()
     sizes = [(40, 60), (60, 40), (30, 30), (1, 50), (33, 47), (100, 90)]
@@ -44,7 +44,7 @@ def opened(paths: list[Path], cache: Path, size: int = 20) -> Images:
 
 
 def caches(cache: Path) -> list[str]:
-    """What a build left behind, but for its lock."""
+    """What a build left behind, except its lock."""
     return sorted(path.name for path in cache.iterdir() if path.suffix != ".lock")
 
 
@@ -178,7 +178,7 @@ def test_images_pickle_small(tmp_path: Path) -> None:
     path = tmp_path / "big.png"
     path.write_bytes(encode(picture(300, 300), "PNG", compress_level=1))
     images = opened([path] * 20, tmp_path / "cache", 200)
-    expected = _sums(images)  # the map is open now
+    expected = _sums(images)  # the memory map is now open
     pickled = pickle.dumps(images)
     assert len(pickled) < 10_000
     assert _sums(pickle.loads(pickled)) == expected

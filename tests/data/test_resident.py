@@ -1,4 +1,4 @@
-"""Crops made on a device are those the CPU makes; here the device is the CPU, and torch in place of OpenCV."""
+"""Crops made on a device match those the CPU makes; here the device is the CPU, with torch instead of OpenCV."""
 
 import json
 import shutil
@@ -82,7 +82,7 @@ def test_a_run_resumes_with_its_crops_to_the_same_bytes(
         loss, expected = (
             pd.read_csv(root / "runs/tiny/fold0/history.csv")["train_loss"] for root in (workspace, trained)
         )
-        assert loss.tolist() == pytest.approx(expected.tolist(), rel=0.02)  # the images differ by a grey level
+        assert loss.tolist() == pytest.approx(expected.tolist(), rel=0.02)  # the images differ by one grey level
         shutil.rmtree("runs")
         stop_at(patch, 4)
     assert json.loads(Path("runs/tiny/precision.json").read_text())["crops"] == "gpu"
@@ -101,7 +101,7 @@ def test_a_run_resumes_with_its_crops_to_the_same_bytes(
 
 
 def stop_at(patch: pytest.MonkeyPatch, step: int) -> None:
-    """Trains until a step, whose rate the loop asks for, is interrupted."""
+    """Trains until a given step, where it is interrupted when the loop asks for the rate."""
     learning_rate = recipe.learning_rate
 
     def interrupted(at: int, *arguments: Any) -> float:

@@ -1,4 +1,4 @@
-"""Training on a GPU, in processes that see it; the rest of the suite hides the GPUs (tests/conftest.py)."""
+"""Training on a GPU, in processes that can see it; the rest of the suite hides the GPUs (tests/conftest.py)."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import train
 from tiny import TINY
 
 OUT_OF_TIME = 3
-# Batches whose memory is reused at once, for a GPU that is far behind.
+# Batches whose memory is reused immediately, for a GPU that is far behind.
 BATCHES_ARRIVE = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -37,7 +37,7 @@ assert len(sound) == 40 and all(map(bool, sound))
 
 
 def start(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python in a process that sees the GPUs."""
+    """Runs Python in a process that can see the GPUs."""
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     if (gpus := os.environ["SCENES_TEST_GPUS"]) != "all":
         environment["CUDA_VISIBLE_DEVICES"] = gpus

@@ -1,4 +1,4 @@
-"""infer.py --images: every image exactly once, whatever stops it, and predict.py's probabilities."""
+"""infer.py --images: every image exactly once, whatever interrupts it, and with predict.py's probabilities."""
 
 import json
 import os
@@ -31,7 +31,7 @@ IMAGES = Path("input/SceneImages")
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Predicts in this process: starting Ray and its actors costs seconds, and only one test is about it."""
+    """Predicts in this process: starting Ray and its actors takes seconds, and only one test is about that."""
 
     def blocks(arguments: tuple[Any, ...], names: list[str], _: str | None) -> Iterator[pa.Table]:
         actor = at_scale.Predictor(*arguments)
@@ -42,7 +42,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_list(count: int, file: str = "list.txt") -> list[str]:
-    """Lists so many images; returns their paths."""
+    """Lists that many images; returns their paths."""
     names = [str(path) for path in sorted(IMAGES.iterdir())[:count]]
     Path(file).write_text("".join(f"{name}\n" for name in names))
     return names
@@ -95,7 +95,7 @@ def test_a_killed_run_is_resumed_and_each_image_is_there_once(
     assert exit_code(killed) == -signal.SIGKILL, Path("log.txt").read_text()
     before = content()
     assert 0 < len(before) < len(names)
-    Path("out/.part-00095.parquet.1.tmp").write_bytes(b"PAR1")  # as a write that was killed leaves it
+    Path("out/.part-00095.parquet.1.tmp").write_bytes(b"PAR1")  # as left by a killed write
     monkeypatch.setattr(at_scale, "PART_ROWS", 8)
     assert sorted(work().index) == names
     assert before.items() <= content().items()

@@ -1,4 +1,4 @@
-"""A temperature makes probabilities as sure as they are right, and changes no decision."""
+"""A temperature makes probabilities as confident as they are right, and changes no decision."""
 
 import json
 
@@ -70,7 +70,7 @@ def test_where_all_rows_are_right_a_wrong_one_is_still_reckoned_with() -> None:
 def test_no_decision_changes(outputs: int, temperature: float, seed: int) -> None:
     random = np.random.default_rng(seed)
     coarse = random.integers(1, 4, (200, outputs)).astype(np.float32)  # ties
-    coarse[100:] += random.uniform(-1e-7, 1e-7, (100, outputs)).astype(np.float32)  # and near ones
+    coarse[100:] += random.uniform(-1e-7, 1e-7, (100, outputs)).astype(np.float32)  # and near-ties
     coarse[:10] **= 40
     predictions = coarse / coarse.sum(1, keepdims=True)
     scaled = Calibration("classes", [temperature]).apply(predictions)
@@ -105,6 +105,6 @@ def test_it_survives_json() -> None:
 
 def test_the_calibration_error_by_hand() -> None:
     predictions = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]], np.float32)
-    # two rows of confidence 0.9, one right: 0.4 off; one of 0.6, wrong: 0.6 off
+    # two rows with confidence 0.9, one right: 0.4 off; one with 0.6, wrong: 0.6 off
     assert calibration_error(predictions, np.array([0, 1, 0])) == pytest.approx((2 * 0.4 + 0.6) / 3, abs=1e-6)
     assert calibration_error(np.array([[1.0], [0.0]], np.float32), np.array([[1.0], [0.0]])) == 0

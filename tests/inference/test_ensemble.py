@@ -1,4 +1,4 @@
-"""Views, weights, calibration and decoding are chosen on out-of-fold rows and scored on rows the choice did not see."""
+"""Views, weights, calibration and decoding are chosen on out-of-fold rows and scored on other rows."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def nested_mean(weigh: Weigh, members: np.ndarray, targets: np.ndarray, fold_of:
 
 
 def member(targets: np.ndarray, skill: float, seed: int) -> np.ndarray:
-    """Probabilities that favour the truth by `skill` logits, with noise of one logit."""
+    """Probabilities that favour the truth by `skill` logits, with one logit of noise."""
     logits = np.random.default_rng(seed).normal(size=(len(targets), CLASSES))
     logits[np.arange(len(targets)), targets] += skill
     odds = np.exp(logits)
@@ -80,7 +80,7 @@ def test_weighted_means_are_probabilities(count: int, seed: int) -> None:
 def test_nested_choices_never_see_the_rows_they_are_scored_on(targets: np.ndarray) -> None:
     fold_of = np.arange(len(targets)) % 4
     members = np.stack([member(targets, 2, 1), member(targets, 1, 2)])
-    members = members**8 / (members**8).sum(2, keepdims=True)  # so sure that they are calibrated in any case
+    members = members**8 / (members**8).sum(2, keepdims=True)  # so confident that calibration applies in any case
     metric = metric_named("balanced_accuracy", TASK)
     fitted = fit_ensemble(hill_climbing_weights, members, targets, fold_of, TASK, metric)
     assert fitted.ensemble.calibration.temperatures
@@ -94,7 +94,7 @@ def test_nested_choices_never_see_the_rows_they_are_scored_on(targets: np.ndarra
 
 
 def test_a_choice_between_equals_looks_worse_nested_than_it_did_where_it_was_made() -> None:
-    """Twelve members that know nothing: chosen on 60 rows the best seem good, nested they are not."""
+    """Twelve members at chance: chosen on 60 rows the best look good; scored nested they do not."""
     targets = np.random.default_rng(5).integers(0, CLASSES, 60)
     members = np.stack([member(targets, 0, seed) for seed in range(12)])
     chosen = weighted_mean(members, hill_climbing_weights(members, targets))

@@ -1,4 +1,4 @@
-"""What all folds say together: the metric first, the task's own scores, calibration and decoding."""
+"""The scores over all folds: the metric first, then the task's own scores, calibration and decoding."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def predicted(task: Task, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Targets, and predictions under two views that are too sure."""
+    """Targets, and overconfident predictions under two views."""
     if task.kind == "number":
         targets = random.uniform(0, 100, ROWS).astype(np.float32)
         return targets, targets[None, :, None] + random.normal(size=(2, ROWS, 1)) * 10
@@ -44,7 +44,7 @@ def predicted(task: Task, random: np.random.Generator) -> tuple[np.ndarray, np.n
 
 
 def evaluated(task: Task, metric: str | None, fold_of: np.ndarray = FOLD_OF) -> dict[str, Any]:
-    """The metrics.json of a run whose folds predicted so."""
+    """The metrics.json of a run whose folds made these predictions."""
     targets, views = predicted(task, np.random.default_rng(0))
     run, config = Run(Path("runs/t")), Config(name="t", metric=metric, data={"folds": FOLDS})
     for fold in range(FOLDS):
@@ -125,7 +125,7 @@ def test_thresholds_are_for_the_metric_they_were_chosen_by() -> None:
 def test_numbers() -> None:
     kept = evaluated(NUMBER, None)
     assert (kept["metric"]["name"], kept["metric"]["larger_is_better"]) == ("rmse", False)
-    assert kept["metric"]["value"] == pytest.approx(10 / 2**0.5, rel=0.1)  # of two views with independent errors
+    assert kept["metric"]["value"] == pytest.approx(10 / 2**0.5, rel=0.1)  # two views with independent errors
     assert kept["rmse"] == kept["metric"]["value"]
     assert 0.9 < kept["r2"] < 1
     assert kept["calibration"]["temperatures"] == []

@@ -1,4 +1,4 @@
-"""The one prediction path, against a loop written by hand."""
+"""The prediction path, compared with a loop written by hand."""
 
 from typing import Any
 
@@ -38,13 +38,13 @@ IMAGES = pictures((40, 50), (SIZE, SIZE), (20, 24), (64, 33), (48, 48), (36, 36)
 
 
 def make(seed: int, classes: int = 4, name: str = "test_efficientnet", **options: Any) -> Classifier:
-    """A network that says something else of each image, so that a mix-up shows."""
+    """A network that predicts something different for each image, so that a mix-up shows."""
     torch.manual_seed(seed)
     return spread(Classifier(ModelConfig(name=name, **options), SIZE, classes))
 
 
 def spread(model: Classifier) -> Classifier:
-    """Draws the head anew and makes its logits as different between images as between classes."""
+    """Reinitialises the head and makes its logits differ as much between images as between classes."""
     seen = torch.from_numpy(np.stack([cv2.resize(image, (SIZE, SIZE)) for image in IMAGES])).permute(0, 3, 1, 2)
     last = model.eval().head[-1]
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_equals_a_loop_by_hand() -> None:
             for place, row in enumerate(rows):
                 expected = by_hand(model, IMAGES[row], view)
                 np.testing.assert_allclose(made[m, v, place], expected, atol=2e-5, err_msg=f"{m} {view.name} {row}")
-    # Each axis matters, or the comparison above proves little.
+    # Each axis must matter, otherwise the comparison above proves little.
     for axis in (0, 1, 2):
         assert np.abs(np.diff(made, axis=axis)).max() > 0.05
 
@@ -141,7 +141,7 @@ def test_out_of_memory_splits_the_batch_and_predicts_the_same(
 
     monkeypatch.setattr(Classifier, "features", small_memory)
     np.testing.assert_allclose(run(models, views=EVERY_VIEW, batch_size=8), expected, atol=1e-5)
-    assert capsys.readouterr().out.count("out of memory") == 2  # in 2, then in 4, and so they stay
+    assert capsys.readouterr().out.count("out of memory") == 2  # into 2, then into 4, and it stays at 4
     monkeypatch.setattr(Classifier, "features", lambda self, images: small_memory(self, images, limit=0))
     with pytest.raises(UserError, match="not even one image"):
         run(models)
@@ -162,7 +162,7 @@ def test_bfloat16_gives_float32_probabilities() -> None:
 
 
 def test_the_head_is_float32_in_bfloat16_too() -> None:
-    """Two classes whose logits differ by less than bfloat16 can tell apart: the second one must win."""
+    """Two classes whose logits differ by less than bfloat16 can resolve: the second one must win."""
     model = make(0, classes=2)
     last = model.head[-1]
     with torch.no_grad():
@@ -197,7 +197,7 @@ def test_the_mirrored_view_is_the_plain_view_of_the_mirror_image() -> None:
 
 
 def coordinates(side: int) -> torch.Tensor:
-    """Canvases whose pixels say where they are: (from the top, from the left, 7)."""
+    """Canvases whose pixels encode their position: (from the top, from the left, 7)."""
     canvas = torch.zeros(2, side, side, 3, dtype=torch.uint8)
     canvas[..., 0] = torch.arange(side)[:, None]
     canvas[..., 1] = torch.arange(side)
@@ -236,7 +236,7 @@ def test_multiscale_looks_at_the_whole_image_at_two_sizes(size: int, large: int)
 @pytest.mark.parametrize("view", UPRIGHT, ids=lambda view: view.name)
 def test_no_view_turns_a_scene(view: View) -> None:
     seen = view.apply(coordinates(view.canvas(100)), 100)[0].int()
-    assert (seen[..., 0].diff(dim=0) == 1).all()  # the sky is above, the columns are upright
+    assert (seen[..., 0].diff(dim=0) == 1).all()  # the sky stays at the top, the columns stay upright
     assert (seen[..., 0].diff(dim=1) == 0).all()
     assert (seen[..., 1].diff(dim=1) == (-1 if view.flip else 1)).all()
 
@@ -284,7 +284,7 @@ def test_every_other_view_is_of_the_size_of_training(symmetry: str, count: int) 
 
 
 def heads(count: int) -> list[Classifier]:
-    """Networks with equal bodies and heads of their own."""
+    """Networks with equal bodies and different heads."""
     models = [make(0) for _ in range(count)]
     for seed, model in enumerate(models):
         torch.manual_seed(seed)
@@ -300,7 +300,7 @@ def test_a_shared_body_gives_what_copies_give() -> None:
     shared[0].body.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
     together = run(shared, views=VIEWS["hflip"])
     np.testing.assert_allclose(together, run(apart, views=VIEWS["hflip"]), atol=1e-6)
-    assert sum(calls) == 2 * len(IMAGES)  # once a view, not once a model
+    assert sum(calls) == 2 * len(IMAGES)  # once per view, not once per model
     assert np.abs(together[0] - together[1]).max() > 0.05
 
 

@@ -1,4 +1,4 @@
-"""A submission has each test row once, in order, under a label that training had, or it is not written."""
+"""A submission has each test row once, in order, with a label seen in training, or it is not written."""
 
 import csv
 import tempfile
@@ -68,7 +68,7 @@ def competition() -> None:
 
 
 def train(folds: int = 2, classes: Sequence[str] = CLASSES) -> Run:
-    """A run whose folds differ and see classes in images of noise."""
+    """A run whose folds differ and assign classes to images of noise."""
     run = Run(Path("runs/t"))
     for fold in range(folds):
         torch.manual_seed(fold)

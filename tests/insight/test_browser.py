@@ -1,4 +1,4 @@
-"""The pages in a real browser: they fit a phone and a screen, say nothing on the console, sort and enlarge."""
+"""The pages in a real browser: they fit a phone and a desktop, log nothing to the console, sort and enlarge."""
 
 import shutil
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def pages(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_run(name: str, task: Task, targets: np.ndarray, predictions: np.ndarray) -> None:
-    """Writes the files of a run of two folds that predicted this."""
+    """Writes the files of a run of two folds that made these predictions."""
     run, config = Run(Path("runs") / name), Config.model_validate({"name": name, "data": {"folds": 2}})
     fold_of = np.arange(len(targets)) % 2
     for fold in range(2):
@@ -59,11 +59,11 @@ def make_run(name: str, task: Task, targets: np.ndarray, predictions: np.ndarray
 
 
 def make_runs() -> None:
-    """Writes runs with many classes, with labels and with a number."""
+    """Writes runs with many classes, with labels and with a number as target."""
     draw = np.random.default_rng(0)
     names = [f"kind {number:03d}" for number in range(60)]
     targets = np.repeat(np.arange(60), 5)
-    predicted = (targets + (np.arange(300) % 5 == 0)) % 60  # one of five as the next class
+    predicted = (targets + (np.arange(300) % 5 == 0)) % 60  # one in five predicted as the next class
     make_run("many", class_task(names), targets, np.eye(60)[predicted] * 0.9 + 0.1 / 60)
     labels = (draw.random((200, 5)) < 0.3).astype(np.float32)
     make_run("labels", Labels(names[:5], names[:5]), labels, 0.6 * labels + 0.4 * draw.random((200, 5)))
@@ -83,7 +83,7 @@ def browser() -> Iterator[playwright.Browser]:
 
 @pytest.fixture
 def opened(browser: playwright.Browser, pages: Path) -> Iterator[playwright.Page]:
-    """The report on a screen; fails at the end if the console said anything or a request left the file."""
+    """The report on a desktop; fails at the end if anything was logged to the console or requested from elsewhere."""
     yield from open_page(browser, pages / "runs/tiny/report.html")
 
 

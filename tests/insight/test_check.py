@@ -1,4 +1,4 @@
-"""check.py end to end: what is planted in a tiny competition is found, bad data is reported and not fatal."""
+"""check.py end to end: what is planted in a tiny competition is found; invalid data is reported but not fatal."""
 
 import re
 import shutil
@@ -36,7 +36,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(capsys: pytest.CaptureFixture[str], *settings: str) -> tuple[str, str]:
-    """Runs check.py; what it printed and the page."""
+    """Runs check.py; returns its output and the page."""
     capsys.readouterr()
     check.main([*PLAIN, *settings])
     return capsys.readouterr().out, Path("check.html").read_text()
@@ -160,7 +160,7 @@ def test_the_images_may_lie_beside_the_csv(workspace: Path, monkeypatch: pytest.
 
 
 def test_without_test_images(workspace: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("test.csv", "sample_submission.csv"):  # which names the test rows too
+    for name in ("test.csv", "sample_submission.csv"):  # which also names the test rows
         Path("input", name).unlink(missing_ok=True)
     printed, page = run(capsys, f"model.weights={weights}")
     assert "no test images" in printed

@@ -1,4 +1,4 @@
-"""The page to try a run on: what it says of images, the files of a Space, and the page in a real browser."""
+"""The demo page of a run: what it says about images, the files of a Space, and the page in a real browser."""
 
 import os
 import re

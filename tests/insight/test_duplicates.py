@@ -1,4 +1,4 @@
-"""Copies and near duplicates are found, others are not, and no comparison needs all pairs at once."""
+"""Copies and near duplicates are found, other images are not, and no comparison needs all pairs at once."""
 
 import cv2
 import numpy as np
@@ -24,7 +24,7 @@ def recompressed(image: np.ndarray) -> np.ndarray:
 
 
 def apart(first: np.ndarray, second: np.ndarray) -> int:
-    """Bits in which the hashes of two images differ."""
+    """How many bits differ between the hashes of two images."""
     return round((1 - float(perceptual_hash(first) @ perceptual_hash(second))) * duplicates.HASH_BITS / 2)
 
 
@@ -77,7 +77,7 @@ def test_copies_are_paired_with_the_first_and_near_duplicates_found_once() -> No
     pixels = np.array(["b", "a", "b", "c", "b"])
     hashes = vectors(1, 5, 63)
     hashes[[2, 4]] = hashes[0]
-    hashes[3] = hashes[0]  # looks like the three copies without being one
+    hashes[3] = hashes[0]  # has the hash of the three copies without being one
     pairs = find_pairs(pixels, hashes, None, CPU)
     found = list(pairs[["first", "second", "exact"]].itertuples(index=False, name=None))
     assert found == [(0, 2, True), (0, 4, True), (0, 3, False)]

@@ -1,4 +1,4 @@
-"""Pages are one file, whole or not there, that asks for nothing from outside; whatever text comes in, stays text."""
+"""Pages are one file, whole or absent, that loads nothing from outside; text from data stays text."""
 
 import base64
 import re
@@ -18,7 +18,7 @@ MACROS = "{% from 'macros.html' import section, numbers, table, gallery %}"
 
 @pytest.fixture
 def show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Renders a template's text and returns the page's."""
+    """Renders a template's text; returns the page's text."""
     templates = tmp_path / "templates"
     templates.mkdir()
     for file in page.TEMPLATES.iterdir():

@@ -1,4 +1,4 @@
-"""relabel.py: the review sheet, the decisions in it, and what they change in a run and what not."""
+"""relabel.py: the review sheet, the decisions in it, and what they do and do not change in a run."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def decide(*decisions: str) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def with_sheet(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the finished run with a sheet to review. Not to be written to."""
+    """A copy of the finished run with a sheet to review. Read-only."""
     return copy_after(lambda: relabel.main(["runs/tiny"]), trained, tmp_path_factory.mktemp("reviewed"))
 
 

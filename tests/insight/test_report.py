@@ -33,7 +33,7 @@ SECTIONS += ["Likely label errors", "Views", "Curves", "Time and memory", "Confi
 
 @pytest.fixture(scope="module")
 def written(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """A copy of the finished run with its report, and the report's text. Not to be written to."""
+    """A copy of the finished run with its report, and the report's text. Read-only."""
     root = tmp_path_factory.mktemp("report") / "root"
     shutil.copytree(trained, root)
     with pytest.MonkeyPatch.context() as patch:
@@ -43,7 +43,7 @@ def written(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def text_of(page: str) -> str:
-    """What a page says, without its tags."""
+    """A page's text, without its tags."""
     return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page))
 
 
@@ -117,7 +117,7 @@ def test_a_report_that_fails_ends_no_run(
 def test_hostile_names_are_shown_as_they_are(finished: Path) -> None:
     evil = "<img src=x onerror=alert(1)>.jpg"
     oof = pd.read_csv("runs/tiny/oof.csv", dtype=str)
-    oof["0"], oof["1"] = "0.0", "1.0"  # sure of class 1, so that all other rows are mistakes
+    oof["0"], oof["1"] = "0.0", "1.0"  # certain of class 1, so all other rows are mistakes
     name = oof.loc[oof["label"] == "0", "image_name"].iloc[0]
     Path("input/SceneImages", name).rename(Path("input/SceneImages", evil))
     for file in ("runs/tiny/oof.csv", "input/train.csv"):
@@ -214,7 +214,7 @@ def test_labels_in_oof_csv_that_the_run_does_not_know_are_refused(finished: Path
 def test_a_comparison_pairs_the_images(finished: Path) -> None:
     shutil.copytree("runs/tiny", "runs/right")
     oof = pd.read_csv("runs/right/oof.csv", dtype={"label": str}).sample(frac=1, random_state=0)
-    oof[list("012345")] = np.eye(6)[oof["label"].astype(int)] * 0.94 + 0.01  # always right, in another order
+    oof[list("012345")] = np.eye(6)[oof["label"].astype(int)] * 0.94 + 0.01  # always right; columns in another order
     oof.to_csv("runs/right/oof.csv", index=False)
     report.main(["runs/tiny", "runs/right", "--out", "pages/both.html"])
     accuracy = json.loads(Path("runs/tiny/metrics.json").read_text())["accuracy"]
@@ -298,7 +298,7 @@ def test_labels_that_all_rows_have_or_none_are_not_judged(shown: tuple[float, fl
 
 
 class Bright(torch.nn.Module):
-    """A network whose first class is decided by the brightest place of its map."""
+    """A network whose first class depends on the brightest place in its map."""
 
     def __init__(self) -> None:
         super().__init__()

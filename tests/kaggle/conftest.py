@@ -10,7 +10,7 @@ import kernel
 
 @pytest.fixture
 def built(finished: Path) -> Callable[..., Path]:
-    """Builds the finished tiny run; returns the folder."""
+    """Builds the bundle of the finished tiny run; returns the folder."""
 
     def build(*options: str) -> Path:
         kernel.main(["build", "--run", "runs/tiny", "--owner", "someone", "--competition", "scenes", *options])

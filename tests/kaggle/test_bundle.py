@@ -1,4 +1,4 @@
-"""What is built is complete, the same every time, acceptable to the kaggle command, and never over a person's work."""
+"""Bundles are complete, the same every time, accepted by the kaggle command, and never overwrite a user's work."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 
 def acceptable(built: Path) -> None:
-    """What `kaggle datasets create` and `kaggle kernels push` of CLI 2.2.5 check before they upload anything."""
+    """Checks what `kaggle datasets create` and `kaggle kernels push` of CLI 2.2.5 check before they upload anything."""
     dataset = read(built / "dataset/dataset-metadata.json")
     slug = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
     owner, name = dataset["id"].split("/")

@@ -1,6 +1,6 @@
 """Push and submit against a stand-in for the kaggle command, and against the real one talking to a loopback server.
 
-A step that failed is resumed where it stopped; a step that is done is not repeated.
+A failed step is resumed where it stopped; a finished step is not repeated.
 """
 
 import io
@@ -68,7 +68,7 @@ def scored(state: str, public: str, description: str = "Scenes tiny, version 1")
 
 
 class Command:
-    """The stand-in: what it answers to each verb, one after another, the last for ever; what it was asked."""
+    """The stand-in: its successive answers to each verb, the last one repeated; and what it was asked."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -100,7 +100,7 @@ class Command:
         return (self.folder / "calls").read_text().splitlines()
 
     def verbs(self) -> list[str]:
-        """The verbs in order, without repetitions in a row."""
+        """The verbs in order, without consecutive repetitions."""
         verbs = [" ".join(call.split()[:2]) for call in self.calls()]
         return [verb for at, verb in enumerate(verbs) if not at or verbs[at - 1] != verb]
 
@@ -154,7 +154,7 @@ def test_other_content_becomes_a_version_and_the_old_output_is_kept(
     push()
     built("--folds", "0")
     (place / "output/submission.csv").write_text("first")
-    # Ready, but still the version before.
+    # Ready, but still the previous version.
     versions = [dataset("ready", 1), dataset("ready", 1), dataset("reprocessing", 2), dataset("ready", 2)]
     kaggle.will(("datasets status", versions), ("kernels push", [(0, PUSHED.format(2))]))
     push()
@@ -327,7 +327,7 @@ def test_a_file_is_submitted(place: Path, kaggle: Command) -> None:
     assert f"competitions submit scenes -f {file} -m Scenes tiny, {mark}" in kaggle.calls()
     with pytest.raises(
         UserError, match=r"^submission\.csv: no such file"
-    ):  # a file of this name here, not the kernel's
+    ):  # a local file of this name, not the kernel's
         submit("--file", "submission.csv")
 
 
@@ -345,11 +345,11 @@ def test_a_submission_that_fails_is_reported(place: Path, kaggle: Command) -> No
 
 
 class Kaggle(BaseHTTPRequestHandler):
-    """As much of Kaggle's interface as push and submit need."""
+    """The part of Kaggle's API that push and submit need."""
 
     protocol_version = "HTTP/1.1"
     token: ClassVar[str] = "right"
-    dataset: ClassVar[list[list[str]]] = []  # the names uploaded, a list a version
+    dataset: ClassVar[list[list[str]]] = []  # the uploaded names, one list per version
     blobs: ClassVar[dict[str, bytes]] = {}
     names: ClassVar[list[str]] = []
     polls: ClassVar[int] = 0
@@ -432,7 +432,7 @@ class Kaggle(BaseHTTPRequestHandler):
         pass
 
 
-# The command takes no other endpoint from its environment, so it is started with another one put in.
+# The command cannot take another endpoint from its environment, so it is started with a patched one.
 REAL = """#!{python}
 from kagglesdk import kaggle_env
 kaggle_env._env_to_endpoint[kaggle_env.KaggleEnv.PROD] = "{address}"

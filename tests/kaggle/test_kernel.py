@@ -1,4 +1,4 @@
-"""The kernel as Kaggle runs it: both layouts, input read-only, no network, another test set; a budget, two GPUs."""
+"""The kernel as Kaggle runs it: both layouts, read-only input, no network, another test set; a budget, two GPUs."""
 
 import json
 import os
@@ -24,8 +24,8 @@ from scenes.kaggle.bootstrap import attach, sha256
 from scenes.training.workers import Slot, Task
 from tiny import TINY
 
-os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # else ipykernel's debugger warns
-# Put before all that runs in the kernel: any attempt to leave the machine is noted and fails.
+os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # otherwise ipykernel's debugger warns
+# Prepended to everything that runs in the kernel: any attempt to leave the machine is recorded and fails.
 GUARD = """
 import os, socket
 
@@ -52,7 +52,7 @@ OLD, NEW = "old", "new"  # Kaggle's layouts of /kaggle/input
 
 
 class Stage:
-    """What a kernel sees, below one folder."""
+    """Everything a kernel sees, below one folder."""
 
     def __init__(self, root: Path, patch: pytest.MonkeyPatch) -> None:
         self.input, self.working, self.temporary = root / "input", root / "working", root / "tmp"
@@ -84,7 +84,7 @@ class Stage:
         self._seal()
 
     def _seal(self) -> None:
-        """Write-protected; root is not bound by that, so the content is compared too."""
+        """Write-protects the input; root can still write, so the content is compared too."""
         for path in [self.input, *self.input.rglob("*")]:
             path.chmod(0o555 if path.is_dir() else 0o444)
         self._before = self._snapshot()
@@ -93,7 +93,7 @@ class Stage:
         return {str(path): path.stat().st_mtime_ns for path in self.input.rglob("*")}
 
     def check(self) -> None:
-        """The input is untouched, nothing is left behind, no address was called."""
+        """Checks that the input is untouched, nothing is left behind, and no address was contacted."""
         assert self._snapshot() == self._before
         assert not self.calls.exists(), self.calls.read_text()
         left = [path.name for path in self.temporary.iterdir() if path.name.startswith("scenes-")]
@@ -103,7 +103,7 @@ class Stage:
         return sorted(path.relative_to(self.working).as_posix() for path in self.working.rglob("*") if path.is_file())
 
     def run(self, script: Path) -> subprocess.CompletedProcess[str]:
-        """Runs a script kernel; in a network namespace without interfaces where the system allows one."""
+        """Runs a script kernel, in a network namespace without interfaces if the system allows it."""
         cut = ["unshare", "-rn"] if namespaces() else []
         return subprocess.run(
             [*cut, sys.executable, str(script)], cwd=self.working, capture_output=True, text=True, check=False
@@ -129,7 +129,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
 
 @pytest.fixture
 def at_home(finished: Path) -> Callable[[], tuple[bytes, bytes]]:
-    """The submission and the probabilities that infer.py makes of input/."""
+    """The submission and the probabilities that infer.py produces from input/."""
 
     def predict() -> tuple[bytes, bytes]:
         infer.main(["--run", "runs/tiny", "--out", "home.csv"])
@@ -139,7 +139,7 @@ def at_home(finished: Path) -> Callable[[], tuple[bytes, bytes]]:
 
 
 def execute(notebook: Path, stage: Stage) -> str:
-    """Runs all cells as Kaggle does; returns what they printed and showed."""
+    """Runs all cells as Kaggle does; returns what they printed and displayed."""
     content = nbformat.read(notebook, as_version=4)
     nbformat.validate(content)
     NotebookClient(content, timeout=120, resources={"metadata": {"path": str(stage.working)}}).execute()
@@ -148,7 +148,7 @@ def execute(notebook: Path, stage: Stage) -> str:
 
 
 def another_test_set() -> None:
-    """Seven training images under new names, another order, no sample submission: the hidden rerun."""
+    """Simulates the hidden rerun: seven training images under new names, in another order, no sample submission."""
     names = pd.read_csv("input/train.csv", dtype=str)["image_name"][:7]
     for i, name in enumerate(names):
         shutil.copy(f"input/SceneImages/{name}", f"input/SceneImages/hidden{7 - i}.jpg")
@@ -175,7 +175,7 @@ def test_the_notebook_writes_the_bytes_of_infer_py(
 
 
 class Gpus:
-    """Runs the commands of all slots in this process, which is quicker; the notebooks cover processes."""
+    """Runs the commands of all slots in this process, which is faster; the notebooks cover processes."""
 
     def __init__(self) -> None:
         self.started: list[tuple[str, str]] = []
@@ -237,7 +237,7 @@ def test_two_gpus_share_the_folds(
 def test_the_script_copes_with_packed_folders_in_the_old_layout_and_another_test_set(
     stage: Stage, built: Callable[..., Path], at_home: Callable[[], tuple[bytes, bytes]], gpus: Gpus
 ) -> None:
-    folder = built("--script")  # before the test set changes: nothing of it may be in the bundle
+    folder = built("--script")  # before the test set changes: none of it may be in the bundle
     another_test_set()
     stage.mount(folder, Path("input"), OLD, packed=True)
     runpy.run_path(str(folder / "kernel/script.py"))
@@ -299,7 +299,7 @@ def test_folds_that_would_be_late_are_left_out_but_not_the_first(
 
 
 def attached(stage: Stage) -> Path:
-    """The mounted bundle, as the notebook's first cell gives it."""
+    """The mounted bundle, as found by the notebook's first cell."""
     manifest = next(stage.input.rglob("manifest.json"))
     return attach("someone/scenes-tiny-bundle", sha256(manifest))
 
@@ -337,7 +337,7 @@ def test_a_dataset_uploaded_as_one_archive_is_found(stage: Stage, built: Callabl
 
 
 def competition(*folders: str) -> Path:
-    """Folders with the files of a competition below the input."""
+    """Makes folders with a competition's files below the input."""
     for folder in folders:
         (kernel.kaggle_input() / folder / "images").mkdir(parents=True)
         (kernel.kaggle_input() / folder / "test.csv").touch()
@@ -402,7 +402,7 @@ def test_training_out_of_time_resumes_from_its_previous_output(
     assert len(list(stage.working.glob("runs/tiny/fold?/last.pt"))) == 1
 
     stage.open()
-    stage.working.rename(stage.input / "notebooks")  # the output, attached
+    stage.working.rename(stage.input / "notebooks")  # the output, attached as input
     stage.working.mkdir()
     stage._seal()
     gpus.started.clear()

@@ -1,4 +1,4 @@
-"""uint8 images in, logits out: normalising, the head, the stages, and names that do not exist."""
+"""uint8 images in, logits out: normalisation, the head, the stages, and names that do not exist."""
 
 from typing import Any
 
@@ -52,7 +52,7 @@ def test_images_are_normalised_as_the_weights_expect(
     channels = images().numpy().transpose(0, 2, 3, 1) / 255.0
     by_hand = ((channels - mean) / std).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(seen[0].numpy(), by_hand, atol=2e-6)
-    assert {"mean", "std"} <= set(model.state_dict())  # weights are useless without
+    assert {"mean", "std"} <= set(model.state_dict())  # weights are useless without them
 
 
 def test_normalising_needs_no_contiguous_channels_first() -> None:
@@ -98,7 +98,7 @@ def test_vgg_loses_its_two_wide_layers() -> None:
     [
         ("test_efficientnet", 6),
         ("test_resnet", 5),
-        ("test_convnext", 5),  # its last norm is no stage
+        ("test_convnext", 5),  # its last norm is not a stage
         ("test_vit", 7),
         ("swin_tiny_patch4_window7_224", 5),
         ("simple_cnn", 5),
@@ -111,7 +111,7 @@ def test_stages_hold_every_weight_once_input_first(name: str, stages: int) -> No
     assert len(groups) == stages
     assert sorted(parameter for group in groups for parameter in group) == sorted(names)
     assert names[0] in groups[0]
-    # Each stage holds something that learns a mapping, and the order is that of computation.
+    # Each stage contains layers that learn, and stages are in the order of computation.
     assert all(any(body.body.get_parameter(name).ndim > 1 for name in group) for group in groups)
     first_uses = [min(names.index(parameter) for parameter in group) for group in groups]
     assert first_uses == sorted(first_uses)

@@ -1,4 +1,4 @@
-"""The gradients of depthwise convolutions in bf16 are those of float32, to the precision of bf16."""
+"""The gradients of depthwise convolutions in bf16 match float32's, within the precision of bf16."""
 
 import torch
 from hypothesis import given, settings

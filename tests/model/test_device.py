@@ -1,4 +1,4 @@
-"""The precision follows from the device and from what is computed."""
+"""The precision depends on the device and on what is computed."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Fused batch norms predict what they did before, and are gone."""
+"""Networks predict the same with fused batch norms, and the norms are gone."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from scenes.model.fusion import fuse_batch_norms, fused
 
 
 def with_statistics(body: nn.Module) -> nn.Module:
-    """The body with batch norms that do something, as if trained."""
+    """The body with nontrivial batch norms, as if trained."""
     generator = torch.Generator().manual_seed(1)
     for norm in (module for module in body.modules() if isinstance(module, nn.BatchNorm2d)):
         for tensor in (norm.running_mean, norm.bias):
@@ -40,7 +40,7 @@ def test_features_stay_and_norms_go(name: str) -> None:
 
 
 class ReadTwice(nn.Module):
-    """A convolution whose output a norm and something else read."""
+    """A convolution whose output is read by a norm and something else."""
 
     def __init__(self) -> None:
         super().__init__()

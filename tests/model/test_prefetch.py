@@ -1,4 +1,4 @@
-"""Batches reach a GPU in order and whole; without a GPU, its streams and copies are stood in for."""
+"""Batches reach a GPU in order and complete; without a GPU, stand-ins replace its streams and copies."""
 
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
@@ -23,7 +23,7 @@ def pair(number: int) -> Pair:
 
 
 class Gpu:
-    """Counts what a GPU is given: copies, and the batches that computing waited for."""
+    """Counts what a GPU is given: copies, and the batches that computation waited for."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.copies, self.awaited, self.is_full = 0, 0, False

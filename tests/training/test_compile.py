@@ -1,4 +1,4 @@
-"""What train.compile compiles; with torch's tracer alone, whose graphs compute exactly what the layers do."""
+"""What train.compile compiles; uses only torch's tracer, whose graphs compute exactly what the layers do."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Soft targets: distill.py writes them, a student trains on them, wrong ones are refused."""
+"""Soft targets: distill.py writes them, a student trains on them, invalid ones are refused."""
 
 import re
 import shutil
@@ -30,7 +30,7 @@ def fit(*settings: str) -> None:
 
 @pytest.fixture(scope="module")
 def with_targets(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the finished run with its soft targets. Not to be written to."""
+    """A copy of the finished run with its soft targets. Read-only."""
     return copy_after(lambda: distill.main(["runs/tiny"]), trained, tmp_path_factory.mktemp("taught"))
 
 
@@ -53,8 +53,8 @@ def test_each_fold_is_taught_by_models_that_never_saw_its_rows(taught: Path) -> 
     in_train = soft[~soft["image_name"].isin(test)]
     labels = folds.loc[in_train["image_name"], "label"].astype(int).to_numpy()
     own = in_train[classes].to_numpy()[np.arange(len(in_train)), labels]
-    assert own.min() >= 0.5  # half of it is the label
-    # Two folds' teachers differ, so what they say of the same test image does.
+    assert own.min() >= 0.5  # half of the target is the label
+    # The teachers differ between folds, so their predictions for the same test image do too.
     by_fold = [soft[(soft["fold"] == fold) & soft["image_name"].isin(test)][classes].to_numpy() for fold in (0, 1)]
     assert np.abs(by_fold[0] - by_fold[1]).max() > 1e-3
 
@@ -76,7 +76,7 @@ def test_a_student_trains_on_them_and_on_the_test_images(taught: Path) -> None:
     student, alone = (pd.read_csv(f"runs/{name}/oof.csv").iloc[:, 3:].to_numpy() for name in ("student", "alone"))
     assert np.abs(student - alone).max() > 1e-4
     history = pd.read_csv("runs/student/fold0/history.csv")
-    assert history["steps"].sum() == -(-72 // 16)  # an epoch is longer by the test images
+    assert history["steps"].sum() == -(-72 // 16)  # test images make an epoch longer
 
 
 def test_hard_targets_in_the_file_train_as_labels_do(taught: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_label_that_a_person_corrected_counts_over_soft_targets(taught: Path) 
 
 
 def leak(soft: pd.DataFrame) -> pd.DataFrame:
-    """Gives fold 0 what was made for fold 1."""
+    """Gives fold 0 the soft targets made for fold 1."""
     return soft.assign(fold=1 - soft["fold"])
 
 
@@ -195,4 +195,4 @@ def test_other_soft_targets_under_a_run_are_refused(taught: Path) -> None:
     with pytest.raises(UserError, match=r"soft_targets\.csv .*runs/student"):
         fit(*STUDENT)
     SOFT.write_bytes(content)
-    fit(*STUDENT)  # as it was: continues
+    fit(*STUDENT)  # unchanged: resumes

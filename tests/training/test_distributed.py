@@ -1,6 +1,6 @@
-"""Several processes train a fold as one would; stopped, killed or out of memory, all of them end in the same way.
+"""Several processes train a fold as one would; if stopped, killed or out of memory, all end in the same way.
 
-Most are forked from this process, which saves their imports, and share a launcher's store that is kept here.
+Most are forked from this process, which saves their imports, and share a launcher's store that lives here.
 """
 
 import os
@@ -40,7 +40,7 @@ from tiny import TINY, make_workspace
 
 SCRIPT = Path(train.__file__)
 LONGEST = 100  # seconds
-# All that is random or follows from the epoch; 14 steps, in batches that span epochs.
+# Everything that is random or depends on the epoch; 14 steps, in batches that span epochs.
 SETTINGS = [
     *TINY,
     "train.batch_norm=frozen",
@@ -58,7 +58,7 @@ COMMAND = ["tiny.yaml", "--folds", "0", "--submit", "--set", *SETTINGS]
 
 
 def launch(world: int, command: list[str], prepare: Callable[[int], object] = lambda rank: None) -> list[int]:
-    """Runs train.py in as many forked processes, as torchrun would; their exit codes.
+    """Runs train.py in that many forked processes, as torchrun would; returns their exit codes.
 
     What each prints is added to RANK.log. `prepare` is called in each before it starts.
     """
@@ -67,7 +67,7 @@ def launch(world: int, command: list[str], prepare: Callable[[int], object] = la
     common |= {"TORCHELASTIC_USE_AGENT_STORE": True, "OMP_NUM_THREADS": 1}
 
     def work(rank: int) -> None:
-        signal.alarm(LONGEST)  # so that none waits for ever
+        signal.alarm(LONGEST)  # so that none waits forever
         own = common | {"RANK": rank, "LOCAL_RANK": rank}
         os.environ |= {name: str(value) for name, value in own.items()}
         prepare(rank)
@@ -92,7 +92,7 @@ def assert_close(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> No
 
 
 def signal_at(at: int) -> None:
-    """Lets this process signal itself in a step, for which it asks the learning rate."""
+    """Makes this process signal itself in a step, when it asks for the learning rate."""
     learning_rate = recipe.learning_rate
 
     def watched(step: int, *arguments: Any) -> float:
@@ -105,7 +105,7 @@ def signal_at(at: int) -> None:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
-    """What one process makes of COMMAND."""
+    """What one process produces with COMMAND."""
     with chdir(make_workspace(tmp_path_factory.mktemp("alone"), sample)):
         train.main(COMMAND)
         return Path.cwd()
@@ -113,7 +113,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
-    """What two processes make of COMMAND."""
+    """What two processes produce with COMMAND."""
     with chdir(make_workspace(tmp_path_factory.mktemp("shared"), sample)):
         assert launch(2, COMMAND) == [0, 0]
         return Path.cwd()
@@ -303,11 +303,11 @@ def test_gradients_travel_once_a_step_while_others_are_still_computed() -> None:
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     try:
         processes = Processes(0, 2)
-        layers = nn.Sequential(nn.Linear(8, 600), nn.Linear(600, 600), nn.Linear(600, 600))  # in two buckets or more
+        layers = nn.Sequential(nn.Linear(8, 600), nn.Linear(600, 600), nn.Linear(600, 600))  # two buckets or more
         network = processes.wrap(layers, broadcast_buffers=False)
         network.register_comm_hook(None, travel)  # type: ignore[operator]
         layers[0].bias.register_hook(lambda _: events.append("first layer"))
-        for _ in range(2):  # torch divides the gradients into buckets once it has seen the order in which they come
+        for _ in range(2):  # torch assigns gradients to buckets once it has seen the order in which they arrive
             events.clear()
             network.zero_grad()
             for number in (0, 2, 4):

@@ -15,7 +15,7 @@ SIZE = 32
 
 
 class Pictures(list[np.ndarray]):
-    """What body_features asks of images."""
+    """The part of Images that body_features uses."""
 
     def __init__(self, count: int = 5, seed: int = 0) -> None:
         generator = np.random.default_rng(seed)
@@ -83,7 +83,7 @@ def test_whatever_changes_features_changes_their_name(tmp_path: Path) -> None:
     reordered.pixel_hashes = reordered.pixel_hashes[::-1]
     reordered.reverse()
     sharper = Pictures()
-    sharper.shapes = 2 * sharper.shapes  # the same files, as a run of larger images keeps them
+    sharper.shapes = 2 * sharper.shapes  # the same files, as kept by a run with larger images
     cases: list[tuple[Classifier, Pictures, int]] = [
         (make(), images, SIZE),
         (make(1), images, SIZE),
@@ -94,7 +94,7 @@ def test_whatever_changes_features_changes_their_name(tmp_path: Path) -> None:
         (make(), reordered, SIZE),
         (make(), others, SIZE),
         (make(), sharper, SIZE),
-        (make(pool="max"), images, SIZE),  # no weight differs, and every feature
+        (make(pool="max"), images, SIZE),  # no weight differs, but every feature does
     ]
     for number, (model, pictures, size) in enumerate(cases, 1):
         compute(model, pictures, tmp_path, size)

@@ -77,7 +77,7 @@ def test_plateau_follows_the_history() -> None:
     [
         ([], 0, 0),
         ([3, 2, 1], 0, 0),
-        ([1, 1], 0, 1),  # no better is not better
+        ([1, 1], 0, 1),  # equal is not better
         ([1, 2, 3, 4], 0, 3),
         ([1, 2, 3, 4], 1, 1),
         ([1, 2, 3, 4, 5], 1, 2),
@@ -171,7 +171,7 @@ def statistics(model: Classifier) -> dict[str, torch.Tensor]:
 
 
 def step(model: Classifier) -> set[str]:
-    """One step of plain descent; returns the parameters that changed."""
+    """Makes one step of plain gradient descent; returns the parameters that changed."""
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -185,7 +185,7 @@ def step(model: Classifier) -> set[str]:
 @pytest.mark.parametrize("stages", ["all", 0, 1, 3, 99])
 def test_only_the_last_stages_train(name: str, stages: Any) -> None:
     model = make(name)
-    set_modes(model, 0, False)  # as if another epoch came before
+    set_modes(model, 0, False)  # as if there had been an earlier epoch
     set_modes(model, stages, False)
     groups = model.stages()
     expected = groups if stages == "all" else groups[max(0, len(groups) - stages) :]
@@ -224,7 +224,7 @@ def test_frozen_statistics_do_not_freeze_the_affine_weights() -> None:
 
 
 def test_a_frozen_body_computes_as_in_evaluation() -> None:
-    """Else features computed once would differ from what the head meets."""
+    """Otherwise features computed once would differ from what the head sees."""
     model = make("test_vit")
     for module in model.body.modules():
         if isinstance(module, nn.Dropout):
@@ -291,7 +291,7 @@ def test_mixup_mixes_images_and_targets_in_the_same_shares(dtype: torch.dtype) -
     share = float(targets[0, 0])
     assert 0.01 < share < 0.99
     torch.testing.assert_close(mixed[1], before[1].float() * share + before[3].float() * (1 - share))
-    torch.testing.assert_close(mixed[2], before[2].float())  # the middle one meets itself
+    torch.testing.assert_close(mixed[2], before[2].float())  # the middle one is mixed with itself
     torch.testing.assert_close(targets, TARGETS * share + TARGETS.flip(0) * (1 - share))
 
 

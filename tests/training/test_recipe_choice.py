@@ -1,4 +1,4 @@
-"""The recipe follows from how much a linear probe explains, holds for the whole run, and --set wins over it."""
+"""The recipe depends on how much a linear probe explains, holds for the whole run, and can be overridden by --set."""
 
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def test_colours_are_near_and_noise_is_far_but_for_few_rows(
 def test_settings_of_the_command_line_win(experiment: Path) -> None:
     fit("--folds=0", "recipe=far", "augment=none")
     assert chosen().augment == "none"
-    assert chosen().train.epochs == TINY_EPOCHS  # by TINY, which is given with --set
+    assert chosen().train.epochs == TINY_EPOCHS  # from TINY, which is passed with --set
 
 
 def test_a_recipe_of_a_config_without_any_is_refused(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_recipe_of_a_config_without_any_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_keeps_its_recipe(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit("--folds=0")
-    assert chosen().recipe == "far"  # without pretrained weights none is near
+    assert chosen().recipe == "far"  # without pretrained weights no images are near
     run = Run(Path("runs/tiny"))
     text = run.config_file.read_text()
     run.config_file.write_text(text.replace("recipe: far", "recipe: near").replace("augment: medium", "augment: light"))
@@ -87,7 +87,7 @@ def test_a_recipe_of_another_size_trains_as_a_config_of_that_size(workspace: Pat
         train.main([f"{name}.yaml", "--folds=0", "--set", *settings])
     assert (chosen("chosen").image_size, chosen("chosen").predict_size) == (32, 40)
     one, other = (load_file(f"runs/{name}/fold0/weights.safetensors") for name in ("chosen", "set"))
-    assert all(torch.equal(one[key], other[key]) for key in other)  # of images as sharp as that size asks for
+    assert all(torch.equal(one[key], other[key]) for key in other)  # trained on images as sharp as that size needs
     train.main(["chosen.yaml", "--submit", "--set", *settings])  # a second command keeps size and images
     assert chosen("chosen").image_size == 32
     infer.main(["--run", "runs/chosen", "--out", "again.csv"])
@@ -99,7 +99,7 @@ def test_a_recipe_of_another_size_reads_the_weights_of_that_size(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recipe_choice, "FEW", 0)
-    monkeypatch.setattr(recipe_choice, "NEAR", 1.1)  # all are far
+    monkeypatch.setattr(recipe_choice, "NEAR", 1.1)  # all images are far
     body = create_body(ModelConfig(name="test_vit"), 160)
     save_file(body.state_dict(), "body.safetensors")
     (workspace / "vit.yaml").write_text("image_size: 32\nfar: {image_size: 48}\n")

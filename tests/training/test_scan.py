@@ -17,7 +17,7 @@ SETTINGS = ["data.sample=true", "data.root=input/sample", "data.folds=2", "image
 
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the weights of two small networks, and a workspace of its own."""
+    """A folder with the weights of two small networks, in its own workspace."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "input" / "sample" / "weights"
     draw(folder.parent, 60, 10, size=40)

@@ -17,7 +17,7 @@ MANY = 300  # MiB
 def test_a_peak_counts_from_the_reset_on() -> None:
     reset_peak_memory(CPU)
     before = peak_memory(CPU)["memory_mib"]
-    held = mmap.mmap(-1, MANY * 2**20)  # not malloc's, which may keep what is freed
+    held = mmap.mmap(-1, MANY * 2**20)  # not malloc, which may keep freed memory
     held.write(bytes(MANY * 2**20))
     during = peak_memory(CPU)["memory_mib"]
     assert before + 0.9 * MANY < during
@@ -36,7 +36,7 @@ def test_stages_add_up_over_the_sessions(monkeypatch: pytest.MonkeyPatch) -> Non
     now += 2
     saved = first.state()
     assert (saved["seconds"], saved["stages"]) == (5, {"features": 3, "training": 2})
-    now += 1000  # between the sessions
+    now += 1000  # between sessions
     second = Stopwatch(CPU)
     second.resume(saved)
     for _ in range(2):

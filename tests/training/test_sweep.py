@@ -32,7 +32,7 @@ def run(*arguments: str, trials: int = 2) -> None:
 
 @dataclass(eq=False)
 class HereSlot:
-    """Runs the children's commands in this process, which is quicker; test_workers.py covers processes."""
+    """Runs the children's commands in this process, which is faster; test_workers.py covers processes."""
 
     name: str = "here"
     codes: list[int] = field(default_factory=list)
@@ -116,7 +116,7 @@ def test_a_trial_that_was_cut_off_comes_first(
 def test_a_trial_costs_the_mean_of_its_folds_as_they_are_scored_together(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # the trial's run stays
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # so the trial's run stays
     run(trials=1)
     (metrics,) = (json.loads(file.read_text()) for file in Path("runs").glob("*trial-*/metrics.json"))
     costs = [fold["cost"] for fold in metrics["per_fold"].values()]
@@ -200,7 +200,7 @@ def test_a_trial_whose_process_dies_ends_the_sweep_and_comes_first_next_time(
     with pytest.raises(UserError, match="trial 0 fold0: failed with exit code 1"):
         run("--parallel=2")
     started = sorted(label for slot in slots for label in slot.started)
-    assert started == ["trial 0 fold0", "trial 1 fold0", "trial 1 fold1"]  # what was begun came to its end
+    assert started == ["trial 0 fold0", "trial 1 fold0", "trial 1 fold1"]  # what had begun was finished
     values = capsys.readouterr().out.partition("trial 0: ")[2].splitlines()[0]
     run("--parallel=2")
     assert f"trial 2: {values}" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Curves reach the trackers that are there, and the rest of a run does not need any."""
+"""Curves reach the trackers that are installed, and the rest of a run needs none."""
 
 import math
 import sys
@@ -20,7 +20,7 @@ CURVES = {"train_loss", "val_loss", "val_accuracy", "lr", "images_per_second"}
 
 
 class StandInRun:
-    """What wandb.init returns, as far as it is used."""
+    """The part of wandb.init's result that is used."""
 
     def __init__(self, **options: Any) -> None:
         self.options, self.logged, self.is_finished = options, [], False
@@ -34,7 +34,7 @@ class StandInRun:
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[StandInRun]:
-    """What a stand-in for wandb was asked to begin."""
+    """The runs that a stand-in for wandb was asked to start."""
     stand_in, begun = ModuleType("wandb"), list[StandInRun]()
     stand_in.__spec__ = ModuleSpec("wandb", None)
     stand_in.init = lambda **options: begun.append(StandInRun(**options)) or begun[-1]  # type: ignore[attr-defined]
@@ -64,7 +64,7 @@ def points(history: pd.DataFrame) -> dict[str, list[tuple[int, float]]]:
 
 
 def drawn(logged: list[tuple[int, dict[str, float]]]) -> dict[str, list[tuple[int, float]]]:
-    """The same of what was logged, in order."""
+    """The same for what was logged, in order."""
     return {name: [(step, values[name]) for step, values in logged if name in values] for name in CURVES}
 
 
@@ -77,7 +77,7 @@ def test_after_a_resume_the_curves_are_those_of_history_csv(
     command = ["tiny.yaml", "--folds=0", "--set", *TINY, "train.epochs=3", "train.wandb=project"]
     command += ["train.checkpoint_minutes=60"]
     with monkeypatch.context() as patch:
-        # Killed after the second epoch was drawn and before it was saved: that epoch is trained and drawn again.
+        # Killed after the second epoch was logged and before it was saved: that epoch is trained and logged again.
         log = Trackers.log
 
         def log_and_fail(self: Trackers, values: dict[str, Any], step: int) -> None:
@@ -96,7 +96,7 @@ def test_after_a_resume_the_curves_are_those_of_history_csv(
         events = [(event.step, event.value) for event in board.Scalars(name)]
         assert [step for step, _ in events] == [step for step, _ in expected[name]]
         assert [value for _, value in events] == pytest.approx([value for _, value in expected[name]], rel=1e-4)
-    logged = drawn(runs[1].logged)  # all of them again, and Weights & Biases takes each step once
+    logged = drawn(runs[1].logged)  # all are logged again; Weights & Biases accepts each step once
     assert {name: [step for step, _ in each] for name, each in logged.items()} == {
         name: [step for step, _ in each] for name, each in expected.items()
     }

@@ -1,4 +1,4 @@
-"""Folds side by side: the files of a sequential run; failures, signals, a parent's death."""
+"""Folds in parallel: the same files as a sequential run; failures, signals, a parent's death."""
 
 import os
 import signal
@@ -44,7 +44,7 @@ def test_a_fold_that_fails_leaves_the_others_alone_and_then_the_files_are_those_
     assert not Path("runs/tiny/metrics.json").exists()
     assert "[fold1]   fold1 epoch 2" in capsys.readouterr().out
     broken.unlink()
-    fit()  # here, which is quicker
+    fit()  # in this process, which is faster
     assert results(workspace) == results(trained)
     for name in ("config.yaml", "folds.csv", "environment.json"):
         assert Path("runs/tiny", name).read_bytes() == (trained / "runs/tiny" / name).read_bytes(), name
@@ -64,7 +64,7 @@ def test_a_signal_lets_the_folds_of_all_configs_save_and_the_same_command_resume
     assert stopped.value.exit_code == 130
     assert any(Path(log, "last.pt").exists() for log in logs)
     assert not any(Path(log, "weights.safetensors").exists() for log in logs)
-    train.main(command)  # one after another here, which is quicker
+    train.main(command)  # one after another in this process, which is faster
     assert sorted(file.parent.name for file in Path("runs").glob("*/metrics.json")) == ["other", "tiny"]
 
 
@@ -105,7 +105,7 @@ def test_two_configs_of_one_name_are_refused(workspace: Path) -> None:
 
 
 def test_processes_of_a_launcher_start_no_processes(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "0")  # of one or several: the folds' processes would take themselves for it
+    monkeypatch.setenv("LOCAL_RANK", "0")  # set by a launcher; the folds' processes would take it for theirs
     with pytest.raises(UserError, match="torchrun"):
         make_slots("2", 5)
 
@@ -120,7 +120,7 @@ def test_gpus_are_assigned_round_robin_and_cores_divided(monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(7)))
     slots = make_slots("3", 10)
     assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["4", "GPU-7f", "4"]
-    assert [slot.environment["OMP_NUM_THREADS"] for slot in slots] == ["2", "2", "2"]  # the same, for the same bytes
+    assert [slot.environment["OMP_NUM_THREADS"] for slot in slots] == ["2", "2", "2"]  # equal, for the same bytes
     assert [list(slot.cores) for slot in slots] == [[0, 1], [2, 3], [4, 5, 6]]
     assert len(make_slots("auto", 10)) == 2
     assert make_slots("8", 1) == []
