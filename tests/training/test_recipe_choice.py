@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import infer
 import train
+from scenes.competition import linear_head
 from scenes.config import Config, ModelConfig
 from scenes.config_file import load_config, with_recipe
 from scenes.console import UserError
@@ -52,6 +53,20 @@ def test_colours_are_near_and_noise_is_far_but_for_few_rows(
     fit(*WEIGHTS)
     assert (chosen().recipe, chosen().augment) == (recipe, augment)
     assert chosen().near == chosen().far == {}
+
+
+def test_no_probe_is_fitted_where_that_would_take_hours(
+    experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(linear_head, "MOST_VALUES", 100)
+    monkeypatch.setattr(recipe_choice, "FEW", 0)
+    fit(*WEIGHTS)
+    assert chosen().recipe == "far"
+    fit(*WEIGHTS, "name=near", "recipe=near")
+    assert pd.read_csv("runs/near/fold0/history.csv")["epoch"].min() == 1
+    assert "96 rows and 6 outputs would take hours" in capsys.readouterr().out
+    fit(*WEIGHTS, "name=probe", "recipe=near", "train.epochs=0")  # there is nothing else to it
+    assert pd.read_csv("runs/probe/fold0/history.csv")["epoch"].tolist() == [0]
 
 
 def test_settings_of_the_command_line_win(experiment: Path) -> None:

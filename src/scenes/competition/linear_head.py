@@ -16,6 +16,7 @@ STRENGTHS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 DEFAULT_STRENGTH = 3e-3
 MAX_STEPS = 300
 ROUGH, FINE = 1e-3, 1e-7  # when fitting ends: to choose the regularisation, and for the result
+MOST_VALUES = 10**8  # rows × outputs that are fitted within minutes on a few cores
 MIN_ROWS_TO_CHOOSE = 5  # of each class, else the fifth would lack some
 RIDGE_PENALTIES = (1e1, 1e2, 1e3, 1e4, 1e5)  # from weak to strong
 ABSENT = 10.0  # how much lower than all others the logit of a class without training rows is
@@ -37,6 +38,11 @@ class LinearHead(NamedTuple):
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Applies the layer to features of shape (n, f)."""
         return features @ self.weights.T + self.biases
+
+
+def takes_hours(rows: int, outputs: int) -> bool:
+    """Whether fitting a head to so many rows would take longer than training a network to start with."""
+    return rows * outputs > MOST_VALUES
 
 
 def fit_classes(features: np.ndarray, targets: np.ndarray, classes: int, seed: int) -> LinearHead:

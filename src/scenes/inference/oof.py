@@ -1,5 +1,7 @@
 """oof.csv: a run's predictions for the rows that its folds held out."""
 
+from collections import defaultdict
+
 import pandas as pd
 
 from scenes.console import UserError
@@ -15,9 +17,10 @@ def read_oof(run: Run) -> pd.DataFrame:
         UserError: If it is missing or damaged.
     """
     try:
-        table = pd.read_csv(run.oof_file, dtype={"image_name": str, "label": str}, keep_default_na=False)
+        types = defaultdict(lambda: "float32", image_name="str", label="str", fold="int64")
+        table = pd.read_csv(run.oof_file, dtype=types, keep_default_na=False)
         # Set by position: pandas renames a class that has the name of another column.
         table.columns = [*ABOUT, *table.columns[len(ABOUT) :]]
-        return table.astype(dict.fromkeys(table.columns[len(ABOUT) :], "float32"))
+        return table
     except (FileNotFoundError, ValueError) as error:  # pandas' own are ValueErrors
         raise UserError(f"{run.oof_file}: missing or damaged ({error}); run the train.py command again") from None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from scenes.competition.linear_head import takes_hours
 from scenes.config import Config, TrainConfig
 from scenes.console import UserError, say
 from scenes.data.augment import AugmentedImages
@@ -74,7 +75,10 @@ class Job:
     @property
     def starts_with_probe(self) -> bool:
         """Whether the head starts as a logistic regression on pretrained features."""
-        return self.pretrained is not None and recipe.starts_with_probe(self.config.train, self._template)
+        train = self.config.train
+        if self.pretrained is None or not recipe.starts_with_probe(train, self._template):
+            return False
+        return not train.epochs or not takes_hours(len(self.data.table), self.data.task.outputs)
 
     @property
     def trains_on_features(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from scenes.competition.linear_head import takes_hours
 from scenes.competition.metric import metric_named
 from scenes.competition.task import predictions_of
 from scenes.config import Config
@@ -36,9 +37,9 @@ def with_kept_recipe(config: Config) -> Config:
 def choose_recipe(config: Config, data: Dataset, features: Callable[[], np.ndarray] | None) -> Config:
     """Applies the recipe that suits the images, if the config still has both.
 
-    With few rows it is near; otherwise it follows from the share of the log loss (of numbers: the variance) that a
-    linear probe explains (McFadden 1974, Frontiers in Econometrics). It is measured on one fold's held-out rows, and
-    holds for all folds.
+    With few rows it is near, with very many rows and classes far; otherwise it follows from the share of the log loss
+    (of numbers: the variance) that a linear probe explains (McFadden 1974, Frontiers in Econometrics). It is measured
+    on one fold's held-out rows, and holds for all folds.
 
     Args:
         config: The experiment.
@@ -63,6 +64,8 @@ def _choose(
     rows = max(len(data.rows(fold)[0]) for fold in range(config.data.folds))
     if features and rows < FEW:
         return "near", f"{rows} rows to train on; images count as far only from {FEW} on"
+    if features and takes_hours(rows, data.task.outputs):
+        return "far", f"a linear probe of {rows} rows and {data.task.outputs} outputs would take hours"
     share = _explained(config, data, features()) if features else None
     if share is None:
         return "far", "no linear probe of pretrained weights can tell"
