@@ -440,7 +440,10 @@ def without(key: str) -> dict[str, Tensor]:
     [
         (lambda: without("bn1.running_mean"), r"1 of \d+ weights are missing \(first: bn1.running_mean\)"),
         (lambda: without("conv_stem.weight"), "first: conv_stem.weight"),
-        (lambda: state() | {"conv_stem.weight": torch.ones(1, 3, 3, 3)}, r"1 have a different shape \(first: conv_stem"),
+        (
+            lambda: state() | {"conv_stem.weight": torch.ones(1, 3, 3, 3)},
+            r"1 have a different shape \(first: conv_stem",
+        ),
         (lambda: state("test_resnet"), r"\d+ of \d+ weights are missing"),
         (dict, "weights are missing"),
         (lambda: {"_conv_stem.weight": torch.ones(1), "_blocks.x": torch.ones(1)}, "does not fit the model"),
