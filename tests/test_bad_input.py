@@ -379,7 +379,7 @@ BAD_PRETRAINED = [
     weights("list.pth", lambda: torch.save([torch.zeros(1)], "list.pth"), "not a plain mapping"),
     weights("gone.pth", lambda: None, "no file", "hub, local and none"),
     weights("input", lambda: None, "no file", "hub, local and none"),
-    Case("local weights", lambda: None, ("Looked at", "input/weights", "→"), (*TRAIN, "model.weights=local")),
+    Case("local weights", lambda: None, ("Looked in", "input/weights", "→"), (*TRAIN, "model.weights=local")),
 ]
 
 
@@ -597,7 +597,7 @@ def test_the_network_is_not_touched(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     assert run((*TRAIN, "--submit"), capsys) == (0, "")
     hub = (*TRAIN, "name=hub", "model.weights=hub", "model.name=resnet10t.c3_in1k")
-    check_refusal(Case("", lambda: None, ("no weights for resnet10t", "Looked at", "→"), hub), capsys)
+    check_refusal(Case("", lambda: None, ("no weights for resnet10t", "Looked in", "→"), hub), capsys)
 
 
 def test_a_bare_environment(workspace: Path) -> None:

@@ -32,7 +32,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Where the competition's files are and how rows are split."""
 
-    root: Path = Path("input")  # the other paths are relative to it
+    root: Path = Path("input")  # the other paths are relative to it, unless absolute
     train_csv: Path = Path("train.csv")  # or COCO-style JSON, or a path pattern such as train/{label}/{file}
     test_csv: Path = Path("test.csv")  # likewise; if missing, the sample submission lists the test rows
     sample_submission: Path = Path("sample_submission.csv")  # used if it exists

@@ -21,8 +21,8 @@ FAILURES = {
     "missing": "404 (client error|-)|not found",
 }
 CREDENTIALS = (
-    "Kaggle does not know you: create an API token at kaggle.com → Settings → API and set it as KAGGLE_API_TOKEN, or "
-    "put the kaggle.json from there into ~/.kaggle/, or set KAGGLE_USERNAME and KAGGLE_KEY"
+    "no valid Kaggle credentials: create an API token at kaggle.com → Settings → API and set it as KAGGLE_API_TOKEN, "
+    "or put the kaggle.json from there into ~/.kaggle/, or set KAGGLE_USERNAME and KAGGLE_KEY"
 )
 
 
@@ -73,7 +73,7 @@ def require_credentials() -> None:
 
 
 def command() -> str:
-    """Finds the kaggle command on the path, or beside the running Python, whose environment may not be active.
+    """Finds the kaggle command on the path, or next to the running Python, whose environment may not be active.
 
     Raises:
         UserError: If it is not installed.
@@ -113,6 +113,6 @@ def _explain(code: int, lines: Sequence[str], remedies: Mapping[str, str]) -> Ka
         "network": f"Kaggle cannot be reached, or is busy: is there a network here? {said}",
         "credentials": CREDENTIALS,
         "forbidden": f"{remedies.get('forbidden', 'Kaggle denies access')}. {said}",
-        "missing": f"{remedies.get('missing', 'Kaggle does not find it')}. {said}",
+        "missing": f"{remedies.get('missing', 'Kaggle cannot find it')}. {said}",
     }
     return KaggleError(messages.get(kind, f"the kaggle command failed (exit code {code}). {said}"), kind)

@@ -43,7 +43,7 @@ def decision_problems(
     report("data.relabel", strange, "unknown label", classes, f"labels are {', '.join(classes[:20])}")
     report("data.drop", (name for name in dropped if dropped[name] > 1), "repeated", [], "name it once")
     both = (name for name in data.relabel if name in dropped)
-    report("data.relabel", both, "also in data.drop", [], "take it out of one of them")
+    report("data.relabel", both, "also in data.drop", [], "remove it from one of them")
     return problems
 
 

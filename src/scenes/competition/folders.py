@@ -156,8 +156,8 @@ class _Reader:
         classes = [folder for folder in self.look(root).folders if folder not in (train, validation, test)]
         if train and (self.look(self.descend(train)).folders or not classes):
             return train, validation, test
-        if not train and not classes and (beside := validation or test):
-            what = f"holds {beside.name}/ but no train/"
+        if not train and not classes and (other := validation or test):
+            what = f"holds {other.name}/ but no train/"
             self.report(root, what, "put the class folders into a `train` folder there")
         return None, None, None
 

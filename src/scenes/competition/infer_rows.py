@@ -86,7 +86,7 @@ def _name_columns(files: Inventory, table: Source, sample: Source | None) -> tup
     """The columns of the ids and of the image names; None for the second if none names images."""
     shares = {column: _share(files, cells) for column, cells in table.columns.items()}
     if not table.is_json and any(files.candidates(column) and shares[column] >= FOUND for column in table.columns):
-        return "", None  # a row instead of a header
+        return "", None  # the first row is data, not a header
     asked = next(iter(sample.columns)) if sample else ""
     keys = [key for key in IMAGE_KEYS if key in table.columns] if table.is_json else []
     ids = asked if asked in table.columns and not table.is_json else next(iter(keys), "")

@@ -66,7 +66,7 @@ class Inventory:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        # The built-in sample may have been drawn beside the competition's own files.
+        # The built-in sample may have been drawn next to the competition's own files.
         skipped = "sample" if (root / "sample" / "test_labels.csv").exists() else ""
         self.images = [file for file in image_files(root) if file.split("/")[0] != skipped]
         check_utf8(self.images)

@@ -33,7 +33,7 @@ CAR = (0, 0.8, 0, 1), (0, 0.9, 0.3, 1), (0, 0.7, 1, 1.5), (0, 0.6, 1, 1.4), (-0.
 
 
 class Canvas:
-    """A picture being drawn: sky and light are drawn at once; all places and lengths are fractions of its size."""
+    """A picture being drawn: sky and light come first; all places and lengths are fractions of its size."""
 
     def __init__(self, rng: Generator, size: int) -> None:
         self.rng, self.size = rng, size

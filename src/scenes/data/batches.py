@@ -157,7 +157,7 @@ class EvalImages(Dataset[EvalBatch]):
 def train_loader(
     images: Dataset[TrainBatch], sampler: StepSampler, workers: int | str, device: torch.device, image_bytes: int
 ) -> DataLoader[TrainBatch]:
-    """Loads training batches of images of at most `image_bytes` bytes."""
+    """Loads training batches of images of up to `image_bytes` bytes."""
     return _loader(images, sampler, workers, device, len(sampler.places) * image_bytes)
 
 

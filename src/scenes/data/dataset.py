@@ -39,7 +39,7 @@ class Dataset:
         targets: Each row's target, in the task's form.
         metric: What scores predictions.
         images: Their images.
-        groups: int64, shape (n,): rows of one group share a fold.
+        groups: int64, shape (n,): rows of the same group share a fold.
         fold_of: int64, shape (n,): each row's fold, or ALWAYS_TRAINED.
         skipped: Image name and reason of each row left out because its image cannot be read.
         soft: By fold, probabilities to train on instead of labels.

@@ -57,14 +57,14 @@ class Decoded(NamedTuple):
 
 
 def decode(path: Path, short_side: int | None = None, pixel_range: Sequence[float] | None = None) -> Decoded:
-    """Reads an image file as RGB, upright (EXIF), 8 bits a channel; transparency is dropped.
+    """Reads an image file as RGB, upright (EXIF), 8 bits per channel; transparency is dropped.
 
     A large JPEG is shrunk to a half, a quarter or an eighth by the decoder if that is still larger than requested.
 
     Args:
         path: A JPEG, PNG or anything else Pillow reads, whatever its suffix is.
         short_side: Shrink the shorter side to this many pixels; images are never enlarged.
-        pixel_range: The values that become 0 and 255 in images of more than 8 bits a channel. Without it, unsigned 16
+        pixel_range: The values that become 0 and 255 in images of more than 8 bits per channel. Without it, unsigned 16
             bits are scaled by their full range, and other kinds are rejected.
 
     Raises:

@@ -22,7 +22,7 @@ FREE_DISK_RESERVE = 2**30
 MISSING = "no such file"
 DIM = f"16-bit {UNSCALED}: most use less than a quarter of 16 bits"
 DIM_BELOW = 64  # of 256 levels
-MEASURED = 500  # files to read at most when suggesting a data.pixel_range
+MEASURED = 500  # the most files to read to suggest a data.pixel_range
 
 
 class ImageSource(Protocol):
