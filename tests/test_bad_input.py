@@ -376,10 +376,10 @@ BAD_PRETRAINED = [
     weights("evil.safetensors", write("evil.safetensors", pickle.dumps(Evil())), "not readable as weights"),
     weights("shapes.safetensors", tensors("shapes.safetensors"), "does not fit", "check model.name"),
     weights("page.safetensors", write("page.safetensors", DAMAGED["HTML"]), "not readable as weights"),
-    weights("list.pth", lambda: torch.save([torch.zeros(1)], "list.pth"), "no plain table of tensors"),
+    weights("list.pth", lambda: torch.save([torch.zeros(1)], "list.pth"), "not a plain mapping"),
     weights("gone.pth", lambda: None, "no file", "hub, local and none"),
     weights("input", lambda: None, "no file", "hub, local and none"),
-    Case("local weights", lambda: None, ("Looked at", "input/weights", "→"), (*TRAIN, "model.weights=local")),
+    Case("local weights", lambda: None, ("Looked in", "input/weights", "→"), (*TRAIN, "model.weights=local")),
 ]
 
 
@@ -474,8 +474,8 @@ BAD_INFERENCE = [
             ("wrong shapes", resave(**{"head.1.bias": torch.zeros(2)}), "does not fit"),
             ("no metadata", lambda: save_file({"x": torch.zeros(1)}, WEIGHTS), "not the weights of a trained fold"),
             ("no classes", resave({"format": 1}), "not the weights of a trained fold"),
-            ("cut", lambda: cut(0.5)(Path(WEIGHTS)), "not a whole safetensors file"),
-            ("code", write(WEIGHTS, pickle.dumps(Evil())), "not a whole safetensors file"),
+            ("cut", lambda: cut(0.5)(Path(WEIGHTS)), "not a complete safetensors file"),
+            ("code", write(WEIGHTS, pickle.dumps(Evil())), "not a complete safetensors file"),
         )
     ),
     Case("other classes", resave({**META, "classes": list("abcdef")}), ("runs/tiny", "fold1", "other classes"), INFER),
@@ -597,7 +597,7 @@ def test_the_network_is_not_touched(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     assert run((*TRAIN, "--submit"), capsys) == (0, "")
     hub = (*TRAIN, "name=hub", "model.weights=hub", "model.name=resnet10t.c3_in1k")
-    check_refusal(Case("", lambda: None, ("no weights for resnet10t", "Looked at", "→"), hub), capsys)
+    check_refusal(Case("", lambda: None, ("no weights for resnet10t", "Looked in", "→"), hub), capsys)
 
 
 def test_a_bare_environment(workspace: Path) -> None:

@@ -47,7 +47,7 @@ def test_another_config_is_refused_with_the_difference_and_the_ways_out() -> Non
     with pytest.raises(UserError) as caught:
         begin(config(seed=2, train={"lr": 0.5, "epochs": 4}))
     message = str(caught.value)
-    assert "runs/exp began with another config" in message
+    assert "runs/exp began with a different config" in message
     assert "seed: 1 → 2" in message
     assert "train.epochs: 3 → 4" in message
     assert "lr" not in message

@@ -1,4 +1,4 @@
-"""Config files: read and checked with the line of every mistake, written, compared."""
+"""Reads, validates, writes and compares config files; every mistake is reported with its line."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,9 @@ from scenes.console import Problem, UserError, raise_problems
 
 RECIPES = ("near", "far")
 
-# A run may resume with other values of these: they do not change what it computes (train.accumulate: beyond rounding,
-# which rows share a random draw, and the statistics of batch norms that learn).
-# Where the training data is may change because folds.csv notices when the data itself does.
+# A run may resume with different values of these: they do not change what it computes (train.accumulate: apart from
+# rounding, which rows share a random draw, and the statistics of trainable batch norms).
+# The training data may move, because folds.csv detects whether the data itself has changed.
 FREE_KEYS = (
     "name",
     "data.root",
@@ -41,27 +41,27 @@ FREE_KEYS = (
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads an experiment file and applies `--set` pairs; the competition's description is not read.
+    """Reads an experiment file and applies `--set` pairs, without the competition's description.
 
     Args:
         path: A YAML file that holds only what differs from the defaults.
         overrides: ``key=value`` strings, the value in YAML, e.g. ``train.epochs=5``.
 
     Raises:
-        UserError: If anything is unknown or of a wrong type; all mistakes are listed.
+        UserError: If a key is unknown or a value invalid; lists every mistake.
     """
     values, places = read_values(path, overrides)
     return validate(values, str(path), places)
 
 
 def read_values(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, str]]:
-    """Reads what an experiment file and `--set` pairs say, unchecked; arguments as `load_config`'s.
+    """Reads an experiment file and `--set` pairs without validating them; arguments as for `load_config`.
 
     Returns:
-        The nested values, and where each dotted key is from.
+        The nested values, and where each dotted key comes from.
 
     Raises:
-        UserError: If the file cannot be read or a pair has no meaning.
+        UserError: If the file cannot be read or a pair is malformed.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -92,19 +92,19 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, An
 
 
 def validate(values: Mapping[str, Any], source: str, places: Mapping[str, str] | None = None) -> Config:
-    """Turns plain values into a checked config.
+    """Turns plain values into a validated config.
 
     Args:
         values: The nested values.
-        source: Where they are from, for messages.
-        places: Where exactly each dotted key is from, for messages.
+        source: Where they come from, for messages.
+        places: Where exactly each dotted key comes from, for messages.
 
     Raises:
-        UserError: With every mistake, each with its place and the nearest valid name.
+        UserError: Listing every mistake with its place and the nearest valid name.
     """
     try:
         config = Config.model_validate(values)
-        recipes_of(config, places)  # which finds the mistakes in them
+        recipes_of(config, places)  # validates them too
         return config
     except ValidationError as error:
         problems: dict[str, list[Problem]] = {}
@@ -118,7 +118,7 @@ def validate(values: Mapping[str, Any], source: str, places: Mapping[str, str] |
                 is_whole = not key or isinstance(detail["input"], dict)
                 given = "" if is_whole else f" (given: {_short(detail['input'])})"
                 problem = Problem(where, f"{key}: {message}{given}" if key else message)
-            # A union reports each of its members; the reader wants one entry a key.
+            # pydantic reports each member of a union; the reader wants one entry per key.
             problems.setdefault(key, []).append(problem)
     merged = [
         same[0] if len(same) == 1 else same[0]._replace(what="; or ".join(dict.fromkeys(p.what for p in same)))
@@ -129,24 +129,24 @@ def validate(values: Mapping[str, Any], source: str, places: Mapping[str, str] |
 
 
 def with_recipe(config: Config, recipe: str, places: Mapping[str, str] | None = None) -> Config:
-    """The config with one of its two recipes in place of both.
+    """Returns the config with one of its two recipes applied and both removed.
 
     Args:
         config: The config.
         recipe: ``near`` or ``far``.
-        places: Where each dotted key is from, for messages.
+        places: Where each dotted key comes from, for messages.
 
     Raises:
-        UserError: If the recipe has a key that no recipe may change, or a wrong value.
+        UserError: If the recipe has a key that no recipe may change, or an invalid value.
     """
     values = config.model_dump(mode="json")
-    settings, allowed = values[recipe], [key for key in valid_keys() if _is_of_a_recipe(key)]
+    settings, allowed = values[recipe], [key for key in valid_keys() if _is_recipe_key(key)]
     problems = []
     for key in settings:
         if key not in allowed:
             where = _place(f"{recipe}.{key}", places or {}) or f"{config.name}: {recipe}"
             near = difflib.get_close_matches(key, allowed, 1, 0.6)
-            remedy = "a recipe has augment, image sizes and keys of train, in one word: `train.lr: 1e-3`"
+            remedy = "a recipe may set augment, image sizes and dotted train keys: `train.lr: 1e-3`"
             if near and not isinstance(settings[key], dict):
                 remedy = f"did you mean {near[0]!r}?"
             problems.append(Problem(where, f"{recipe}: {key!r} is not a setting that a recipe may change", remedy))
@@ -162,12 +162,12 @@ def with_recipe(config: Config, recipe: str, places: Mapping[str, str] | None = 
 
 
 def recipes_of(config: Config, places: Mapping[str, str] | None = None) -> list[Config]:
-    """The configs that a config may become: itself, or one for each recipe; arguments as `with_recipe`'s."""
+    """Lists the configs that this one may become: itself, or one per recipe; arguments as for `with_recipe`."""
     return [with_recipe(config, recipe, places) for recipe in RECIPES] if config.near or config.far else [config]
 
 
-def _is_of_a_recipe(key: str) -> bool:
-    """Whether a recipe may set a key; batches and the time are shared out before there is a choice."""
+def _is_recipe_key(key: str) -> bool:
+    """Whether a recipe may set a key; batches and the time budget are divided up before the recipe is chosen."""
     if key in ("train.batch_size", "train.time_budget_minutes"):
         return False
     return key in ("augment", "image_size", "infer.image_size") or key.startswith("train.")
@@ -179,19 +179,19 @@ def dump(config: Config) -> str:
 
 
 def portable(config: Config) -> Config:
-    """The config without what is only true on this machine: where the data and its cache are."""
+    """Returns the config without this machine's locations of the data and its cache."""
     here = {"sample": False, "root": Path("input"), "cache": Path(".cache")}
     return config.model_copy(update={"data": config.data.model_copy(update=here)})
 
 
 def differences(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
-    """Lists (key, old value, new value) for each knob that differs and can change a result."""
+    """Lists (key, old value, new value) for each setting that differs and can change a result."""
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
     return [(key, before[key], after[key]) for key in after if key not in FREE_KEYS and before[key] != after[key]]
 
 
 def _overlap(one: str, other: str) -> bool:
-    """Whether two dotted keys are the same, or one is the section of the other."""
+    """Whether two dotted keys are the same, or one contains the other."""
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
@@ -207,13 +207,13 @@ def _apply(values: dict[str, Any], pair: str) -> str:
         if not isinstance(target, dict):
             raise UserError(f"--set {pair}: {section} is the value {_short(target)}, not a section")
     is_sign = (len(text) == 1 and text.isascii() and not text.isalnum() and text != "~") or (text and not text.strip())
-    # A separator, such as `|`, is not to be read as the sign that it is in YAML.
+    # A separator such as `|` is taken literally, not as YAML syntax.
     target[last] = text if is_sign else plain_yaml.parse(text, f"--set {pair}").values
     return key.strip()
 
 
 def _place(key: str, places: Mapping[str, str]) -> str:
-    """Where a key is from, or else something below it, or else the section it is in."""
+    """Where a key comes from; failing that, a key below it, or its section."""
     below = [place for known, place in places.items() if known.startswith(f"{key}.")]
     return places.get(key) or next(iter(below), "") or places.get(key.rpartition(".")[0], "")
 
@@ -230,7 +230,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _known_part(location: tuple[int | str, ...]) -> str:
-    """Cuts what pydantic appends to a location inside a union, e.g. the member's type."""
+    """Strips what pydantic appends to a location inside a union, e.g. the member's type."""
     parts = [str(part) for part in location]
     depth = 2 if parts and parts[0] in Config.model_fields and _section(parts[0]) else 1
     return ".".join(parts[:depth])
@@ -252,9 +252,9 @@ def valid_keys() -> list[str]:
 
 def _nearest(key: str) -> str:
     keys = valid_keys()
-    if key in keys:  # right, but in one word at the top of the file
+    if key in keys:  # valid, but dotted at the top of the file
         section, _, field = key.partition(".")
-        return f"a file has it in two lines: `{section}:` and, indented, `{field}: …`"
+        return f"in a file, write it on two lines: `{section}:` and, indented, `{field}: …`"
     short = {k.rpartition(".")[2]: k for k in keys}
     match = difflib.get_close_matches(key, keys, 1, 0.6) or [
         short[name] for name in difflib.get_close_matches(key.rpartition(".")[2], list(short), 1, 0.6)

@@ -1,4 +1,4 @@
-"""What a person sees: problems with their remedies, tables, progress."""
+"""Console output: problems with their remedies, tables, progress."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ NOTE_SECONDS = 0.5
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong: where it is, what it is, what to do about it."""
+    """One problem: where it is, what is wrong, and what to do about it."""
 
     where: str
     what: str
@@ -23,11 +23,11 @@ class Problem(NamedTuple):
 
 
 class UserError(Exception):
-    """A mistake of the user's: printed without a traceback, exit code 2."""
+    """A user's mistake: printed without a traceback, exit code 2."""
 
 
 class StoppedError(Exception):
-    """Work that stopped early but cleanly, on a signal or when its time was used up."""
+    """Work that stopped early but cleanly, on a signal or when its time budget ran out."""
 
     def __init__(self, why: str, exit_code: int, kept: str = "everything is saved") -> None:
         super().__init__(f"{why}: {kept}; give the same command again to resume")
@@ -47,7 +47,7 @@ def raise_problems(problems: Sequence[Problem], title: str = "") -> None:
 
 
 def is_main_process() -> bool:
-    """Whether this process logs and writes files: the first of those that torchrun or accelerate started."""
+    """Whether this process logs and writes files: the only one, or the first that torchrun or accelerate started."""
     return "LOCAL_RANK" not in os.environ or os.environ.get("RANK") == "0"
 
 
@@ -58,7 +58,7 @@ def say(message: str = "") -> None:
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Prints a table, numbers right-aligned; in a pipe as wide as its content."""
+    """Prints a table with numbers right-aligned; in a pipe it is as wide as its content."""
     if not is_main_process():
         return
     from rich import box
@@ -66,7 +66,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
     from rich.table import Table
     from rich.text import Text
 
-    # Text, because a plain string is taken for markup: a class named [red] or :sea: would vanish.
+    # Text, because plain strings are parsed as markup: a class named [red] or :sea: would vanish.
     table = Table(box=box.SIMPLE_HEAD)
     for i, name in enumerate(header):
         table.add_column(Text(name), justify="left" if i == 0 else "right", overflow="fold")
@@ -85,8 +85,8 @@ def progress(items: Iterable[T], total: int, label: str, unit: str = "it", per_i
         items: The items.
         total: How many items there are.
         label: What is being done.
-        unit: What is counted in the rate.
-        per_item: How many units an item holds.
+        unit: The unit of the rate.
+        per_item: Units per item.
     """
     meter = Meter(total, label, unit, per_item)
     try:
@@ -98,7 +98,7 @@ def progress(items: Iterable[T], total: int, label: str, unit: str = "it", per_i
 
 
 class Meter:
-    """A progress bar that is advanced by hand and can show values such as the loss."""
+    """A progress bar that is advanced manually and can show values such as the loss."""
 
     def __init__(self, total: int, label: str, unit: str = "it", per_item: int = 1, done: int = 0) -> None:
         self.total, self.label, self.unit, self.per_item = total, label, unit, per_item
@@ -120,7 +120,7 @@ class Meter:
         return (self.done - self.first) * self.per_item / max(monotonic() - self.start, 1e-9)
 
     def advance(self, note: str | Callable[[], str] = "", count: int = 1) -> None:
-        """Counts items and shows a note beside the rate; a function is called only when its note is shown."""
+        """Counts items and shows a note next to the rate; a function is called only when its note is shown."""
         self.done += count
         if self.bar:
             self.bar.update(self.task, completed=self.done)
@@ -136,7 +136,7 @@ class Meter:
         return f"{self.rate:.0f} {self.unit}/s  {note() if callable(note) else note}".rstrip()
 
     def restart(self) -> None:
-        """Forgets the time so far, which was spent on something else."""
+        """Restarts the clock, because the time so far was spent on something else."""
         self.first, self.start = self.done, monotonic()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The Python environment: supported versions, switching to .venv, what a run records of it.
+"""The Python environment: supported versions, switching to .venv, what a run records about it.
 
 Runs before anything is installed, so importing it needs only the standard library, and Python 3.9 is enough.
 """
@@ -31,7 +31,7 @@ NEEDED = (
     "safetensors",
     "ruamel",
 )
-# Four distributions of one module: any of them will do, and two at once overwrite each other.
+# Four distributions of the same module: any one will do, and two at once overwrite each other.
 OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python")
 RECORDED = (
     *("torch", "torchvision", "timm", "albumentations", *OPENCV),
@@ -42,14 +42,14 @@ DYNAMO = "torch._dynamo.utils"
 
 
 def unsatisfied(extra: str = "", pyproject: Path = ROOT / "pyproject.toml") -> list[str]:
-    """Lists the supported ranges this interpreter does not meet, without importing any of the packages.
+    """Lists the version requirements this interpreter does not meet, without importing any of the packages.
 
     Args:
         extra: A group of optional dependencies to check as well, such as "dev".
-        pyproject: The file that holds the ranges.
+        pyproject: The file that holds the requirements.
 
     Returns:
-        A line for each range that is not met; empty when all are.
+        One line per unmet requirement.
     """
     try:
         import tomllib
@@ -82,7 +82,7 @@ def unsatisfied(extra: str = "", pyproject: Path = ROOT / "pyproject.toml") -> l
 
 
 def _within(specifier: object, found: str) -> bool:
-    """Whether a version is in a range; a version that cannot be read is not."""
+    """Whether a version is in a range; one that cannot be parsed is not."""
     try:
         return bool(specifier.contains(found, prereleases=True))  # type: ignore[attr-defined]
     except ValueError:
@@ -90,7 +90,7 @@ def _within(specifier: object, found: str) -> bool:
 
 
 def _versions(*names: str) -> dict[str, str]:
-    """The versions of those distributions that are installed."""
+    """The versions of those of the distributions that are installed."""
     found = {}
     for name in names:
         try:
@@ -105,7 +105,7 @@ def ensure_environment() -> None:
 
     So `python src/infer.py` works from a bare shell. Exits with code 2 if there is no .venv either.
     """
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing albumentations calls the package index
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing albumentations queries the package index
     missing = [name for name in NEEDED if find_spec(name) is None]
     again = os.environ.pop(REEXECUTED, None)  # not inherited by what this process starts
     if not missing:
@@ -130,15 +130,15 @@ _stand_ins: list[object] = []  # torch forgets an operator when the library that
 
 
 def import_timm() -> None:
-    """Imports timm and torchvision, even if that is a CUDA build beside a CPU-only torch; call it before `import timm`.
+    """Imports timm and torchvision, even a CUDA torchvision with a CPU-only torch; call it before `import timm`.
 
-    That combination fails to import because compiled operators are missing, which this project never calls. They are
+    That combination fails to import because it lacks compiled operators, which this project never calls. They are
     declared without an implementation, and the import is retried.
 
     Raises:
         RuntimeError: If torchvision fails for any other reason.
     """
-    with _compiler_put_off():
+    with _deferred_compiler():
         try:
             import_module("torchvision")
         except RuntimeError as error:
@@ -146,7 +146,7 @@ def import_timm() -> None:
                 raise
             _declare_missing_operators()
             for module in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-                del sys.modules[module]  # half imported
+                del sys.modules[module]  # partially imported
             import_module("torchvision")
         import_module("timm")
 
@@ -161,10 +161,10 @@ def _declare_missing_operators() -> None:
 
 
 @contextlib.contextmanager
-def _compiler_put_off() -> Iterator[None]:
-    """While entered, what is imported from torch's compiler is a function that imports the compiler when it is called.
+def _deferred_compiler() -> Iterator[None]:
+    """Replaces the functions imported from torch's compiler by ones that import it when they are called.
 
-    torchvision and timm import it for a few functions of theirs, and that takes as long as the rest of torch.
+    torchvision and timm import it for a few functions, which takes as long as importing the rest of torch.
     """
     import torch
 
@@ -190,7 +190,7 @@ def _compiler_put_off() -> Iterator[None]:
 
 
 def usable_cores() -> int:
-    """How many cores this process may use; a cluster may give a job only some of the machine's."""
+    """How many cores this process may use; a cluster may give a job only some of a machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -224,7 +224,7 @@ def processor() -> str:
 
 def commit_of(root: Path) -> tuple[str | None, bool | None]:
     """The commit of a checkout and whether a tracked file differs from it; None where git cannot tell."""
-    # Both paths given: a repository around an unpacked copy of this one is not ours.
+    # With both paths given, git ignores a repository around an unpacked copy of this one.
     git = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}"]
     describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

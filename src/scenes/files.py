@@ -1,4 +1,4 @@
-"""Files and folders: atomic writes, numbered back-ups, locks, safe unpacking."""
+"""Files and folders: atomic writes, numbered backups, locks, safe unpacking."""
 
 import filecmp
 import glob
@@ -18,19 +18,19 @@ PROBE_BYTES = 2**20
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file so that its content is the old or the new one at every moment, even if the process is killed.
+    """Writes a file so that it always holds either its old or its new content, even if the process is killed.
 
     Args:
         path: The file to write; its folder is created if missing.
         write: Called with a temporary path in the same folder, which it fills.
 
     Raises:
-        OSError: If the disk is full, whatever kind of error `write` raised.
+        OSError: If the disk is full, whatever error `write` raised.
     """
     make_folder(path.parent)
     for left_over in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        process = left_over.suffixes[-2][1:]
-        if process.isdecimal() and not _is_running(int(process)):
+        pid = left_over.suffixes[-2][1:]
+        if pid.isdecimal() and not _is_running(int(pid)):
             left_over.unlink(missing_ok=True)  # its process was killed
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -57,7 +57,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _disk_error(error: Exception, folder: Path) -> OSError | None:
-    """The system's error behind another, found by writing to the same folder; None if that works."""
+    """Finds the OSError behind another error by writing to the same folder; None if that works."""
     if isinstance(error, OSError) and error.errno is not None:
         return error
     if isinstance(error, UserError):
@@ -84,11 +84,11 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def only_process(folder: Path, doing: str) -> Iterator[None]:
-    """Locks a folder, which is created if missing; the lock of a killed process is released.
+    """Locks a folder, which is created if missing; a killed process releases its lock.
 
     Args:
         folder: What to lock.
-        doing: What another process that holds the lock is doing, for the message.
+        doing: What the other process that holds the lock is doing, for the message.
 
     Raises:
         UserError: If another process holds the lock.
@@ -117,7 +117,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Checks, before the work begins, that a file can be written there at its end.
+    """Checks, before the work begins, that its result can be written to this path.
 
     Raises:
         UserError: If the path is a folder, or a file is where its folder would be.
@@ -127,10 +127,10 @@ def check_file(path: Path) -> None:
         raise UserError(f"{path}: is a folder; name a file in it")
 
 
-def _is_running(process: int) -> bool:
-    """Whether there is a process of this number."""
+def _is_running(pid: int) -> bool:
+    """Whether there is a process with this id."""
     try:
-        os.kill(process, 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
@@ -144,7 +144,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_result(path: Path, text: str) -> None:
-    """Writes UTF-8 text; an older file with other content, which somebody may have edited, is kept under a number."""
+    """Writes UTF-8 text; an existing file with different content, perhaps edited, is kept under a number."""
 
     def write(temporary: Path) -> None:
         temporary.write_bytes(text.encode())
@@ -154,9 +154,9 @@ def write_result(path: Path, text: str) -> None:
 
 
 def keep_different(path: Path, new: Path) -> None:
-    """Renames a file, and says so, if the one that is to replace it has other content."""
+    """Renames a file, and says so, if its replacement has different content."""
     if path.exists() and not filecmp.cmp(path, new, shallow=False):
-        say(f"{path} existed with other content; it is now {keep_old(path)}")
+        say(f"{path} existed with different content; it is now {keep_old(path)}")
 
 
 def sync_folder(folder: Path) -> None:
@@ -206,9 +206,9 @@ def unzip(archive: Path, folder: Path) -> list[Path]:
             if bad := opened.testzip():
                 raise UserError(f"{archive}: the entry {bad!r} is damaged; download the archive again")
             for entry in entries:
-                entry.filename = entry.filename.replace("\\", "/")  # some of Windows' programs write backslashes
+                entry.filename = entry.filename.replace("\\", "/")  # some Windows programs write backslashes
             return [Path(opened.extract(entry, folder)) for entry in entries]
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise UserError(f"{archive}: not a readable zip archive ({error}); download it again") from None
-    except (RuntimeError, NotImplementedError) as error:  # a password, a compression that Python does not know
+    except (RuntimeError, NotImplementedError) as error:  # a password, or an unsupported compression
         raise UserError(f"{archive}: cannot be unpacked here ({error}); unpack it by hand") from None

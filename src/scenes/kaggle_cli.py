@@ -1,4 +1,4 @@
-"""Runs the kaggle command: its output is shown, its failures are explained."""
+"""Runs the kaggle command, shows its output and explains its failures."""
 
 import io
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from scenes.console import UserError
 
 SHOWN_LINES = 5
-# In this order: a traceback about the network also mentions authenticating.
+# The order matters: a traceback about the network also mentions authentication.
 FAILURES = {
     "network": r"failed to resolve|max retries|connection ?(error|refused|reset)|timed out|429 client|5\d\d server",
     "forbidden": "403 (client error|-)|forbidden|accept.*rules|permission.*denied",
@@ -21,8 +21,8 @@ FAILURES = {
     "missing": "404 (client error|-)|not found",
 }
 CREDENTIALS = (
-    "Kaggle does not know you: create an API token at kaggle.com → Settings → API and set it as KAGGLE_API_TOKEN, or "
-    "put the kaggle.json from there into ~/.kaggle/, or set KAGGLE_USERNAME and KAGGLE_KEY"
+    "no valid Kaggle credentials: create an API token at kaggle.com → Settings → API and set it as KAGGLE_API_TOKEN, "
+    "or put the kaggle.json from there into ~/.kaggle/, or set KAGGLE_USERNAME and KAGGLE_KEY"
 )
 
 
@@ -39,11 +39,11 @@ def call(arguments: Sequence[str], remedies: Mapping[str, str] | None = None, qu
 
     Args:
         arguments: What follows `kaggle`.
-        remedies: What to tell the user about a kind of failure, before the command's own output.
+        remedies: What to tell the user about each kind of failure, before the command's own output.
         quiet: Do not show its output.
 
     Returns:
-        Its last lines without empty ones.
+        Its last non-empty lines.
 
     Raises:
         KaggleError: If its exit code is not 0.
@@ -73,7 +73,7 @@ def require_credentials() -> None:
 
 
 def command() -> str:
-    """Finds the kaggle command on the path, or beside the running Python, whose environment may not be active.
+    """Finds the kaggle command on the path, or next to the running Python, whose environment may not be active.
 
     Raises:
         UserError: If it is not installed.
@@ -105,7 +105,7 @@ def _stream(arguments: Sequence[str], quiet: bool) -> tuple[int, list[str]]:
 
 
 def _explain(code: int, lines: Sequence[str], remedies: Mapping[str, str]) -> KaggleError:
-    """Explains a failure by what the command printed, and what to do about it."""
+    """Explains a failure and what to do about it, based on what the command printed."""
     text = "\n".join(lines)
     said = "It said:\n" + "\n".join(f"  {line}" for line in lines[-SHOWN_LINES:])
     kind = next((name for name, words in FAILURES.items() if re.search(words, text, re.IGNORECASE)), "other")
@@ -113,6 +113,6 @@ def _explain(code: int, lines: Sequence[str], remedies: Mapping[str, str]) -> Ka
         "network": f"Kaggle cannot be reached, or is busy: is there a network here? {said}",
         "credentials": CREDENTIALS,
         "forbidden": f"{remedies.get('forbidden', 'Kaggle denies access')}. {said}",
-        "missing": f"{remedies.get('missing', 'Kaggle does not find it')}. {said}",
+        "missing": f"{remedies.get('missing', 'Kaggle cannot find it')}. {said}",
     }
     return KaggleError(messages.get(kind, f"the kaggle command failed (exit code {code}). {said}"), kind)

@@ -1,4 +1,4 @@
-"""YAML 1.2 as plain values, with the line of each key; no tags, aliases, dates or duplicate keys."""
+"""Reads YAML 1.2 as plain values with the line of each key; no tags, aliases, dates or duplicate keys."""
 
 import math
 import re
@@ -26,7 +26,7 @@ class Parsed(NamedTuple):
 
 
 class _Resolver(VersionedResolver):
-    """Decides which plain words are numbers: not 1_000, and no word is a date."""
+    """Decides which plain scalars are numbers: not 1_000, and none is a date."""
 
     def resolve(self, kind: type[Node], value: Any, implicit: Any) -> Any:
         tag = super().resolve(kind, value, implicit)
@@ -39,11 +39,11 @@ def parse(text: str, source: str) -> Parsed:
     """Reads YAML as dicts, lists, str, int, float, bool and None.
 
     Args:
-        text: The YAML; every key in it is a str, as it is written.
-        source: Where it is from, for messages.
+        text: The YAML; keys are read as strings, exactly as written.
+        source: Where it comes from, for messages.
 
     Raises:
-        UserError: If it is not valid YAML, or has tags, aliases, duplicate keys or numbers that are not finite.
+        UserError: If it is not valid YAML, or has tags, aliases, duplicate keys or non-finite numbers.
     """
     yaml = YAML(typ="safe", pure=True)
     yaml.Resolver = _Resolver
@@ -80,7 +80,7 @@ def dump(values: Mapping[str, Any]) -> str:
 
 
 def _plain(node: Node, constructor: Any, prefix: str, lines: dict[str, int]) -> Any:
-    """The plain value of a node; adds the lines of the keys in it to `lines`."""
+    """Converts a node to a plain value and adds the lines of its keys to `lines`."""
     if isinstance(node, SequenceNode):
         return [_plain(item, constructor, prefix, lines) for item in node.value]
     if isinstance(node, MappingNode):

@@ -1,4 +1,4 @@
-"""Randomness as a pure function of what it is for, never of hidden generator state."""
+"""Randomness as a pure function of its purpose, never of hidden generator state."""
 
 import random
 from hashlib import blake2b
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def key(*parts: int | str) -> int:
-    """Hashes what a random draw is for to its 64-bit seed.
+    """Hashes the purpose of a random draw to a 64-bit seed.
 
     `np.random.SeedSequence` is not used: it gives [1, 2] and [1, 2, 0] the same stream.
 

@@ -19,10 +19,10 @@ def connect(address: str | None, what_for: str, **options: Any) -> list[dict[str
     Args:
         address: ``HOST:PORT``, ``auto``, or ``local`` to start one; None takes this machine's cluster if it has one.
         what_for: The option that needs Ray, for the message.
-        **options: More for `ray.init`, only with ``local``.
+        **options: More arguments for `ray.init`, used only with ``local``.
 
     Returns:
-        The resources of each machine that offers cores: ``CPU``, and ``GPU`` where it has some.
+        The resources of each machine that offers cores: ``CPU``, and ``GPU`` if it has any.
 
     Raises:
         UserError: If Ray is not installed, there is no cluster at the address, or it offers no cores.
@@ -30,7 +30,7 @@ def connect(address: str | None, what_for: str, **options: Any) -> list[dict[str
     if not find_spec("ray"):
         raise UserError(f"{what_for} needs Ray: pip install ray==2.60.0 (the same version on all machines)")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's actors log a false alarm; errors are raised
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's actors log false alarms; errors are raised
     import ray
 
     if not ray.is_initialized():
@@ -49,5 +49,5 @@ def connect(address: str | None, what_for: str, **options: Any) -> list[dict[str
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has replaced it
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     if not machines:
-        raise UserError("no machine of the Ray cluster offers cores: start one with ray start --num-cpus")
+        raise UserError("no machine in the Ray cluster offers cores: start one with ray start --num-cpus")
     return machines

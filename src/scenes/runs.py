@@ -14,7 +14,7 @@ from scenes.console import UserError
 from scenes.files import only_process, write_text
 
 RUNS = Path("runs")
-FULL = -1  # the fold that trains on every row, for the last submission
+FULL = -1  # the fold that trains on every row, for the final submission
 
 
 def fold_name(fold: int) -> str:
@@ -23,7 +23,7 @@ def fold_name(fold: int) -> str:
 
 
 def folds_text(folds: Sequence[int]) -> str:
-    """What `parse_folds` reads as these folds."""
+    """Formats folds as `parse_folds` reads them."""
     return "full" if FULL in folds else ",".join(map(str, folds))
 
 
@@ -73,7 +73,7 @@ class Run:
 
     @property
     def precision_file(self) -> Path:
-        """What training and prediction compute in and where crops are made, as the machine that began the run chose."""
+        """The precision of training and prediction, and where crops are made, as chosen when the run began."""
         return self.folder / "precision.json"
 
     @property
@@ -83,7 +83,7 @@ class Run:
 
     @property
     def metrics_file(self) -> Path:
-        """The scores; written when all asked folds are finished."""
+        """The scores; written when all requested folds are finished."""
         return self.folder / "metrics.json"
 
     def fold_folder(self, fold: int) -> Path:
@@ -122,13 +122,13 @@ class Run:
         """Reads the resolved config.
 
         Raises:
-            UserError: If this is not a run's folder, or the overrides are wrong.
+            UserError: If this is not a run's folder, or an override is invalid.
         """
         if not self.config_file.exists():
             raise UserError(f"{self.folder}: not a run (it has no config.yaml); available: {_listed(RUNS)}")
         values, places = read_values(self.config_file, overrides or [])
         if isinstance(train := values.get("train"), dict):
-            for former in ("ema_decay", "sizes"):  # settings of earlier versions, which only training needed
+            for former in ("ema_decay", "sizes"):  # settings of earlier versions that only training needed
                 train.pop(former, None)
         return validate(values, str(self.config_file), places)
 
@@ -156,13 +156,13 @@ def begin(config: Config) -> Run:
     """Creates the run's folder, or resumes the run if its config is the same.
 
     Raises:
-        UserError: If the run began with another config; shows the difference and the ways out.
+        UserError: If the run began with a different config; shows the differences and the ways out.
     """
     run = Run(RUNS / config.name)
     if run.config_file.exists() and (changed := differences(run.load_config(), config)):
         lines = "".join(f"\n  {key}: {old!r} → {new!r}" for key, old, new in changed)
         raise UserError(
-            f"{run.folder} began with another config:{lines}\n"
+            f"{run.folder} began with a different config:{lines}\n"
             f"  → restore these values to resume it; or name this run differently: --set name=NEW; "
             f"or delete {run.folder}"
         )
@@ -172,7 +172,7 @@ def begin(config: Config) -> Run:
 
 
 def _compare_soft_targets(run: Run, config: Config) -> None:
-    """Records the content of the soft targets when a run begins; refuses other content later."""
+    """Records the hash of the soft targets when a run begins; rejects changed ones later."""
     if not config.data.soft_targets:
         return
     file = config.data.root / config.data.soft_targets
@@ -183,7 +183,7 @@ def _compare_soft_targets(run: Run, config: Config) -> None:
         write_text(record, f"{digest}\n")
     elif record.read_text().strip() != digest:
         raise UserError(
-            f"{file} (data.soft_targets) has other content than when {run.folder} began\n"
+            f"{file} (data.soft_targets) has changed since {run.folder} began\n"
             f"  → restore the file; or name this run differently: --set name=NEW; or delete {run.folder}"
         )
 
@@ -207,18 +207,18 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """Reads what `write_json` wrote of a run.
+    """Reads a run's file that `write_json` wrote.
 
     Args:
         path: The file.
-        *keys: What must be in it.
+        *keys: The keys it must have.
 
     Raises:
         UserError: If it is damaged.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # or no JSON, or not UTF-8
+    except (FileNotFoundError, ValueError):  # ValueError: not JSON, or not UTF-8
         content = None
     if not isinstance(content, dict) or not set(keys) <= set(content):
         raise UserError(f"{path}: damaged; give train.py's command again, or delete the file")

@@ -13,28 +13,28 @@ from time import monotonic
 
 from scenes.console import StoppedError, UserError, say
 
-COLLECT_AFTER = 50_000  # new objects: at Python's 700, collecting garbage takes a sixth of the time of importing
+COLLECT_AFTER = 50_000  # new objects: at Python's default of 700, collecting garbage takes a sixth of import time
 ONE_SIGNAL_SECONDS = 1.0  # a scheduler may signal both a process and its parent, which passes the signal on
 
 
 def add_settings_option(parser: argparse.ArgumentParser, about: str = "change settings, e.g. data.root=DIR") -> None:
-    """Gives a script the option --set KEY=VALUE …, which may come several times."""
+    """Adds the option --set KEY=VALUE …, which may be repeated, to a script."""
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=about)
 
 
 def add_parallel_options(parser: argparse.ArgumentParser, what: str) -> None:
-    """Gives a script the options --parallel and --ray-address; `what` is done in parallel."""
+    """Adds the options --parallel and --ray-address to a script; `what` names what runs in parallel."""
     parser.add_argument(
         "--parallel", metavar="N", help=f"{what} at a time: a number, auto (one per GPU) or ray (on a Ray cluster)"
     )
-    parser.add_argument("--ray-address", metavar="ADDRESS", help="the cluster's, by default that of this machine")
+    parser.add_argument("--ray-address", metavar="ADDRESS", help="the Ray cluster's, by default this machine's")
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a script's main function and exits: 0 done, 2 a user's mistake, 3 out of time, 130 interrupted, 1 else."""
+    """Runs a script's main function and exits: 0 done, 2 user's mistake, 3 out of time, 130 interrupted, 1 other."""
     gc.set_threshold(COLLECT_AFTER)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the terminal cannot show must not end a training
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a character the terminal cannot show must not end a run
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
@@ -42,7 +42,7 @@ def run(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (Exception, KeyboardInterrupt) as error:
-        # Every process meets a mistake in the command; one on each machine reports it.
+        # Every process hits a mistake in the command; one per machine reports it.
         sys.exit(report(error, quiet=os.environ.get("LOCAL_RANK", "0") != "0"))
 
 
@@ -53,7 +53,7 @@ def report(error: BaseException, quiet: bool = False) -> int:
         The exit code.
 
     Raises:
-        BaseException: The error itself, if it is not one that a user can fix.
+        BaseException: The error itself, if a user cannot fix it.
     """
     if isinstance(error, UserError):
         message, code = f"error: {error}", 2
@@ -76,11 +76,11 @@ class StopRequest:
     """Turns the first Ctrl-C or SIGTERM within its block into a request to stop between two steps."""
 
     def __init__(self, deadline: float, agree: Callable[[int], int] = int) -> None:
-        """Takes when to stop in any case, and who else is asked.
+        """Sets the deadline, and how processes agree to stop together.
 
         Args:
             deadline: In seconds of the monotonic clock.
-            agree: Turns this process's request, an exit code or 0 for none, into that of all that must stop together.
+            agree: Turns this process's request (an exit code, or 0 for none) into that of all processes.
         """
         self.deadline, self.agree = deadline, agree
         self.signalled, self.first = False, 0.0
@@ -88,17 +88,17 @@ class StopRequest:
 
     @property
     def reason(self) -> StoppedError | None:
-        """Why to stop now, if there is a reason."""
+        """The reason to stop now, if there is one."""
         code = self.agree(130 if self.signalled else 3 if monotonic() >= self.deadline else 0)
         whys = {130: "interrupted", 3: "the time budget is used up"}
         return StoppedError(whys[code], code) if code else None
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Lets a signal end this block at once: for waiting, during which nothing can be lost.
+        """Lets a signal end this block at once, for waits during which nothing can be lost.
 
         Raises:
-            StoppedError: If a signal came.
+            StoppedError: If a signal arrives.
         """
         self._may_interrupt = True
         try:
@@ -114,9 +114,9 @@ class StopRequest:
                 self.signalled, self.first = True, monotonic()
                 if self._may_interrupt:
                     raise KeyboardInterrupt
-                with suppress(RuntimeError):  # the signal came in the middle of another print
+                with suppress(RuntimeError):  # the signal interrupted another print
                     say("stopping after this step …")
-            elif monotonic() >= self.first + ONE_SIGNAL_SECONDS:  # a second one does not wait
+            elif monotonic() >= self.first + ONE_SIGNAL_SECONDS:  # a second one stops at once
                 raise KeyboardInterrupt
 
         try:

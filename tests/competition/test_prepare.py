@@ -137,7 +137,7 @@ def test_odd_names_survive_the_csv_and_the_config(tmp_path: Path, capsys: pytest
             ["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/c/1.jpg"],
             ["lacks 'b'", "more classes than train: 'c'"],
         ),
-        (["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "valid/a/1.jpg"], ["val and valid play the same part"]),
+        (["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "valid/a/1.jpg"], ["val and valid have the same role"]),
         (["train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg", "test/z/1.jpg"], ["neither images alone nor"]),
         (["train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg", "test/2.jpg"], ["neither images alone nor"]),
         (["train/a/1.jpg", "train/b/1.jpg", "test/readme.txt"], ["test: no images"]),
@@ -266,7 +266,7 @@ def test_download_overwrites_nothing(tmp_path: Path, kaggle: Path) -> None:
     out = images(tmp_path / "in", "train.csv", "Images/1.jpg")
     elsewhere = images(tmp_path / "elsewhere", "0.jpg")
     (out / "link").symlink_to(elsewhere)
-    with pytest.raises(UserError, match=r"3 of .* in .*in exist already.*Images/1\.jpg.*link.*train\.csv"):
+    with pytest.raises(UserError, match=r"3 of .* already exist in .*in and.*Images/1\.jpg.*link.*train\.csv"):
         download(out)
     kept = everything(out)
     assert kept.pop(".download-scenes/scenes.zip")
@@ -308,7 +308,7 @@ requests.exceptions.ConnectionError: HTTPSConnectionPool(host='api.kaggle.com', 
         ("401 Client Error: Unauthorized for url: https://x", ["Settings → API"]),
         (NO_RULES, ["https://www.kaggle.com/competitions/scenes/rules", "accept", "403 Client Error"]),
         (NO_NETWORK, ["cannot be reached"]),
-        ("404 Client Error: Not Found for url: https://x", ["knows no competition scenes"]),
+        ("404 Client Error: Not Found for url: https://x", ["has no competition scenes"]),
         ("first\nValueError: the moon", ["exit code 3", "ValueError: the moon"]),
     ],
 )

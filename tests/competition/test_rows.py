@@ -246,7 +246,7 @@ def test_everything_that_is_wrong_is_said_at_once_with_lines(root: Path) -> None
     )
     found = read(root, content)[2]
     lines = {
-        "another number of cells": ["line 14 ('d.jpg,1,extra')", "line 15 ('d.jpg')"],
+        "a different number of cells": ["line 14 ('d.jpg,1,extra')", "line 15 ('d.jpg')"],
         "empty image name": ["line 4 ('')"],
         "duplicate image name": ["line 3 ('a.jpg')"],
         "path that leaves": ["line 6 ('../secret.jpg')", f"line 7 ({str(outside)[:80]!r})", "line 9", "line 12 ('.')"],
@@ -343,7 +343,7 @@ def test_links_that_the_user_made_are_followed(root: Path) -> None:
         ("image_name,label\n\n\n", "a header but no rows"),
         (
             "image_name,label\na.jpg\nb.jpg,1,2\n",
-            "2 rows with another number of cells than the header's 2: line 2 ('a.jpg')",
+            "2 rows with a different number of cells than the header's 2: line 2 ('a.jpg')",
         ),
         (
             "a.jpg,0\nb.jpg,1\n",

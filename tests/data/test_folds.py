@@ -138,7 +138,7 @@ def test_near_duplicates_share_a_number_and_the_others_have_their_own(tmp_path: 
         ("image_name,group\na.jpg,1\nx.jpg,1\n", "line 3 ('x.jpg')"),
         ("image_name,group\na.jpg,1\nb.jpg,1\na.jpg,2\n", "line 4 ('a.jpg')"),
         ("image_name,group\na.jpg,1\nb.jpg, \n", "1 row with an empty group: line 3 ('b.jpg')"),
-        ("image_name,group\na.jpg\n", "another number of cells"),
+        ("image_name,group\na.jpg\n", "different number of cells"),
         ("image_name,fold\na.jpg,1\n", "no column 'group'; it has 'image_name', 'fold' (python src/check.py"),
         ("image_name,group\n", "a header but no rows"),
     ],
@@ -383,7 +383,7 @@ def test_other_rows_and_columns_are_refused(tmp_path: Path) -> None:
     write_or_compare(file, content())
     with pytest.raises(UserError, match="it has 2 rows, the run began with 3"):
         write_or_compare(file, content()[:2])
-    with pytest.raises(UserError, match="other columns"):
+    with pytest.raises(UserError, match="different columns"):
         write_or_compare(file, content().drop(columns="group"))
 
 

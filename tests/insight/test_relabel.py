@@ -226,7 +226,7 @@ def test_a_dropped_row_needs_no_readable_image(workspace: Path) -> None:
 
 def test_a_class_must_not_vanish(workspace: Path) -> None:
     rows = read("input/train.csv")
-    with pytest.raises(UserError, match="leaves the class '3' without a row"):
+    with pytest.raises(UserError, match="leaves the class '3' without rows"):
         dataset(drop=rows["image_name"][rows["label"] == "3"].tolist())
 
 

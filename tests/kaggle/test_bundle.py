@@ -213,7 +213,7 @@ def test_a_training_kernel_brings_its_pretrained_weights(workspace: Path) -> Non
 
 @pytest.mark.parametrize("key", ["near_duplicates", "soft_targets"])
 def test_lists_that_a_kernel_lacks_are_refused(workspace: Path, key: str) -> None:
-    with pytest.raises(UserError, match=rf"data\.{key}[\s\S]*a kernel does not carry it"):
+    with pytest.raises(UserError, match=rf"data\.{key}[\s\S]*a kernel does not include it"):
         build_training(f"data.{key}=../list.csv")
 
 

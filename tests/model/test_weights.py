@@ -234,7 +234,7 @@ def test_with_a_network_the_hub_client_may_use_it(monkeypatch: pytest.MonkeyPatc
 
 def test_local_never_asks_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = from_hub(monkeypatch, state)
-    with pytest.raises(UserError, match="the network was not asked"):
+    with pytest.raises(UserError, match="the network was not used"):
         pretrained_state(config(weights="local"))
     assert not asked
 
@@ -440,14 +440,17 @@ def without(key: str) -> dict[str, Tensor]:
     [
         (lambda: without("bn1.running_mean"), r"1 of \d+ weights are missing \(first: bn1.running_mean\)"),
         (lambda: without("conv_stem.weight"), "first: conv_stem.weight"),
-        (lambda: state() | {"conv_stem.weight": torch.ones(1, 3, 3, 3)}, r"1 have another shape \(first: conv_stem"),
+        (
+            lambda: state() | {"conv_stem.weight": torch.ones(1, 3, 3, 3)},
+            r"1 have a different shape \(first: conv_stem",
+        ),
         (lambda: state("test_resnet"), r"\d+ of \d+ weights are missing"),
         (dict, "weights are missing"),
         (lambda: {"_conv_stem.weight": torch.ones(1), "_blocks.x": torch.ones(1)}, "does not fit the model"),
-        (lambda: {"weight": 3}, "no plain table of tensors"),
-        (lambda: {1: torch.ones(1)}, "no plain table of tensors"),
-        (lambda: [torch.ones(1)], "no plain table of tensors"),
-        (lambda: torch.ones(1), "no plain table of tensors"),
+        (lambda: {"weight": 3}, "not a plain mapping"),
+        (lambda: {1: torch.ones(1)}, "not a plain mapping"),
+        (lambda: [torch.ones(1)], "not a plain mapping"),
+        (lambda: torch.ones(1), "not a plain mapping"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(content: Callable[[], Any], says: str) -> None:
@@ -569,11 +572,11 @@ def test_foreign_and_damaged_weights_are_refused() -> None:
     for name, says in (
         ("foreign", "not the weights of a trained fold"),
         ("titled", "not the weights of a trained fold"),
-        ("cut", "not a whole"),
-        ("short", "not a whole"),
-        ("empty", "not a whole"),
-        ("page", "not a whole"),
-        ("absent", "not a whole"),
+        ("cut", "not a complete"),
+        ("short", "not a complete"),
+        ("empty", "not a complete"),
+        ("page", "not a complete"),
+        ("absent", "not a complete"),
     ):
         with pytest.raises(UserError, match=f"^{name}.safetensors: {says}"):
             load_classifier(Path(f"{name}.safetensors"), settings)

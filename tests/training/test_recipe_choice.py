@@ -127,7 +127,7 @@ def test_a_recipe_of_another_size_reads_the_weights_of_that_size(
     ("settings", "message"),
     [
         ("{train.epoch: 3}", "train.epochs"),
-        ("{train: {epochs: 3}}", "in one word"),
+        ("{train: {epochs: 3}}", "dotted train keys"),
         ("{augment.medium: true}", "augment"),
         ("{model.name: vgg16}", "not a setting that a recipe may change"),
         ("{train.batch_size: 8}", "not a setting that a recipe may change"),

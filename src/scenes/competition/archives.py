@@ -1,4 +1,4 @@
-"""Archives among a competition's files: each is unpacked beside itself, safely, once."""
+"""Unpacks archives among a competition's files next to themselves, safely and once."""
 
 import os
 import shutil
@@ -16,36 +16,36 @@ FREE_DISK_RESERVE = 2**30  # bytes
 
 
 def packed(root: Path) -> list[Path]:
-    """The archives in a folder whose content is not beside them yet."""
+    """Lists the archives in a folder that are not unpacked yet."""
     found = sorted(file for file in root.iterdir() if file.is_file() and _stem(file) and not file.name.startswith("."))
     return [file for file in found if not os.path.lexists(root / _stem(file)) and not _is_unpacked(file)]
 
 
 def _is_unpacked(archive: Path) -> bool:
-    """Whether everything in a zip archive lies beside it, as after ``unzip``; a tar would have to be read for that."""
+    """Whether all files of a zip archive are next to it, as after ``unzip``; a tar would have to be read in full."""
     if not archive.name.lower().endswith(".zip"):
         return False
     try:
         with zipfile.ZipFile(archive) as opened:
             names = [name for name in opened.namelist() if not name.startswith("__MACOSX")]
     except (OSError, zipfile.BadZipFile):
-        return False  # unpacking says what is wrong
+        return False  # unpacking reports what is wrong
     return bool(names) and all(os.path.lexists(archive.parent / name) for name in names)
 
 
 def unpack(archive: Path) -> Path:
-    """Unpacks an archive to a file or folder of its own name; the archive stays.
+    """Unpacks an archive to a file or folder named after it; the archive stays.
 
     Returns:
         The new file or folder.
 
     Raises:
         UserError: If the archive is damaged, holds a link or a path out of its folder, or does not fit on the disk;
-            nothing is left behind then.
+            nothing is left behind.
     """
     target = archive.with_name(_stem(archive))
     hidden = archive.with_name(f".unpack-{archive.name}")
-    shutil.rmtree(hidden, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(hidden, ignore_errors=True)  # from a run that was killed
     try:
         hidden.mkdir()
         _check_space(archive)
@@ -54,9 +54,8 @@ def unpack(archive: Path) -> Path:
         else:
             _untar(archive, hidden)
         inner = [path for path in hidden.iterdir() if path.name != "__MACOSX"]
-        is_same = (
-            len(inner) == 1 and inner[0].name == target.name
-        )  # train.zip with a folder train, a.csv.zip with a.csv
+        # train.zip with a folder train, a.csv.zip with a.csv
+        is_same = len(inner) == 1 and inner[0].name == target.name
         (inner[0] if is_same else hidden).rename(target)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
@@ -65,13 +64,13 @@ def unpack(archive: Path) -> Path:
 
 
 def _stem(file: Path) -> str:
-    """An archive's name without what makes it an archive; empty for other files."""
+    """An archive's name without its archive suffix; empty for other files."""
     suffix = next((suffix for suffix in SUFFIXES if file.name.lower().endswith(suffix)), "")
     return file.name[: -len(suffix)] if suffix else ""
 
 
 def _check_space(archive: Path) -> None:
-    """Refuses an archive, such as a bomb, whose content is larger than the disk's free space."""
+    """Rejects an archive, such as a zip bomb, whose content is larger than the free disk space."""
     try:
         if archive.name.lower().endswith(".zip"):
             with zipfile.ZipFile(archive) as opened:
@@ -83,11 +82,13 @@ def _check_space(archive: Path) -> None:
         raise UserError(f"{archive}: not a readable archive ({error}); download it again") from None
     free = shutil.disk_usage(archive.parent).free
     if size > free - FREE_DISK_RESERVE:
-        raise UserError(f"{archive}: holds {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; make room first")
+        raise UserError(
+            f"{archive}: holds {size / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free; free some space first"
+        )
 
 
 def _untar(archive: Path, folder: Path) -> None:
-    """Unpacks a tar archive of files and folders; links and paths out of the folder are refused."""
+    """Unpacks a tar archive of files and folders; rejects links and paths out of the folder."""
     with tarfile.open(archive) as opened:
         entries: Sequence[tarfile.TarInfo] = opened.getmembers()
         for entry in entries:
@@ -96,6 +97,6 @@ def _untar(archive: Path, folder: Path) -> None:
                 raise UserError(
                     f"{archive}: the entry {entry.name!r} is a link or would leave the folder; not unpacked"
                 )
-        # Permissions as for one's own files; Python before 3.11.4 knows no filters.
+        # Permissions as for one's own files; Python before 3.11.4 has no filters.
         opened.extraction_filter = getattr(tarfile, "data_filter", lambda entry, _: entry)
         opened.extractall(folder, entries)

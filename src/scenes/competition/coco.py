@@ -11,24 +11,24 @@ from scenes.competition.csv_file import read_utf8
 from scenes.competition.table import problem_for_places, some
 from scenes.console import Problem, UserError, raise_problems
 
-IMAGE_KEYS = ("id", "image_id", "imageId")  # what an image is called where it is listed
+IMAGE_KEYS = ("id", "image_id", "imageId")  # an image's id where it is listed
 JOIN_KEYS = ("image_id", "imageId")  # and where it is annotated
 Rows = dict[str, dict[str, str]]  # cells by column, by id
 
 
 def read_json(file: Path, wanted: list[str], separator: str | None) -> tuple[pd.DataFrame, list[Problem]]:
-    """Reads one row an image from a COCO file (`images`, `annotations`) or a bare list of images.
+    """Reads one row per image from a COCO file (`images`, `annotations`) or a bare list of images.
 
-    The columns are the image's keys and those of its annotations. Where an image has several annotations, equal values
-    count once; different ones are joined by `separator`, in their order.
+    The columns are the image's keys and those of its annotations. If an image has several annotations, equal values
+    count once; different ones are joined by `separator`, in order.
 
     Args:
         file: The JSON file.
         wanted: Columns that the rows must have.
-        separator: Stands between the labels of an image (`data.label_separator`); by default a space.
+        separator: Separates the labels of an image (`data.label_separator`); by default a space.
 
     Returns:
-        The rows as text, whose index is ``images[3]`` and the like; and what is wrong with the others.
+        The rows as text, indexed by ``images[3]`` and the like; and what is wrong with the others.
 
     Raises:
         UserError: If there are no such rows.
@@ -45,7 +45,7 @@ def read_json(file: Path, wanted: list[str], separator: str | None) -> tuple[pd.
     rows, problems = _index_images(file, images, key)
     annotations = content.get("annotations") if isinstance(content, dict) else None
     if annotations and not are_objects(annotations):
-        raise UserError(f"{file}: `annotations` is no list of objects; get the file again")
+        raise UserError(f"{file}: `annotations` is not a list of objects; get the file again")
     problems += _join(file, rows, annotations or [], wanted, separator)
     places = [f"images[{row.pop('')}]" for row in rows.values()]
     columns = pd.DataFrame(list(rows.values()), index=places, dtype=str).fillna("")
@@ -77,17 +77,17 @@ def load(file: Path) -> Any:
 
 
 def are_objects(content: object) -> TypeGuard[list[dict[str, Any]]]:
-    """Whether a part of a JSON file is a list of objects, one at least."""
+    """Whether a part of a JSON file is a non-empty list of objects."""
     return isinstance(content, list) and bool(content) and all(isinstance(each, dict) for each in content)
 
 
 def id_key(images: list[dict[str, Any]]) -> str | None:
-    """The key under which images have their id."""
+    """The key that holds the images' ids."""
     return next((key for key in IMAGE_KEYS if key in images[0]), None)
 
 
 def _index_images(file: Path, images: list[dict[str, Any]], key: str) -> tuple[Rows, list[Problem]]:
-    """The images' keys as text, by id; under the key "" the position in the list."""
+    """The images' values as text, by id; under the key "" the position in the list."""
     rows: Rows = {}
     nameless, repeated = [], []
     for at, image in enumerate(images):
@@ -98,7 +98,7 @@ def _index_images(file: Path, images: list[dict[str, Any]], key: str) -> tuple[R
             repeated.append((f"images[{at}]", name))
         else:
             rows[name] = {"": str(at), **{column: as_text(value) for column, value in image.items()}}
-    problems = problem_for_places(file, nameless, f"without {key!r}", "get the file again, or take them out")
+    problems = problem_for_places(file, nameless, f"without {key!r}", "get the file again, or remove them")
     problems += problem_for_places(file, repeated, f"with an {key!r} that an earlier image has", "keep one of them")
     if not rows:
         raise_problems(problems)
@@ -121,19 +121,19 @@ def _join(
         for column, value in annotation.items():
             if column not in own and column not in JOIN_KEYS and column != "id":
                 values.setdefault(column, []).extend(map(as_text, value if isinstance(value, list) else [value]))
-    problems = problem_for_places(file, strange, "that annotate no image of `images`", "get the file again")
+    problems = problem_for_places(file, strange, "that annotate no image in `images`", "get the file again")
     several: list[tuple[int | str, str]] = []
     for name, values in joined.items():
         cells = {column: (separator or " ").join(dict.fromkeys(texts)) for column, texts in values.items()}
         rows[name] |= cells
         if separator is None and any(len(set(values.get(column, ()))) > 1 for column in wanted):
             several += [(name, cells[column]) for column in wanted if len(set(values.get(column, ()))) > 1]
-    remedy = "for several labels an image add --set \"data.label_separator=' '\"; else take out all but one"
+    remedy = "for several labels per image add --set \"data.label_separator=' '\"; otherwise remove all but one"
     return problems + problem_for_places(file, several, "with annotations that differ", remedy)
 
 
 def as_text(value: object) -> str:
-    """A JSON value as a cell: numbers as they are written, nothing for null."""
+    """A JSON value as a cell: numbers as written, nothing for null."""
     if value is None:
         return ""
     if isinstance(value, bool):

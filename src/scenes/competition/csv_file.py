@@ -1,4 +1,4 @@
-"""CSVs, read strictly: every cell is the text it is, every row has its line."""
+"""Reads CSVs strictly: every cell is kept as text, every row with its line."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from scenes.competition.table import problem_for_places
 from scenes.console import Problem, UserError, raise_problems
 
 COLUMN_KEYS = "names are set by data.image_column, data.label_column, …; python src/prepare.py detect infers them"
-csv.field_size_limit(2**31 - 1)  # a cell may be long, such as a mask in run lengths; Python's limit is 128 KiB
+csv.field_size_limit(2**31 - 1)  # a cell may be long, such as a run-length encoded mask; Python's limit is 128 KiB
 
 
 def read_columns(file: Path, wanted: list[str], origin: str = COLUMN_KEYS) -> tuple[pd.DataFrame, list[Problem]]:
@@ -22,7 +22,7 @@ def read_columns(file: Path, wanted: list[str], origin: str = COLUMN_KEYS) -> tu
         origin: What decides the columns' names, for the message.
 
     Returns:
-        The rows, whose index is the line each begins on; and what is wrong with the others.
+        The rows, indexed by the line each begins on; and what is wrong with the others.
 
     Raises:
         UserError: If there is no such table.
@@ -34,8 +34,8 @@ def read_columns(file: Path, wanted: list[str], origin: str = COLUMN_KEYS) -> tu
     _check_header(file, header, wanted, origin)
     fits = [len(cells) == len(header) for cells in rows]
     ragged = [(line, ",".join(cells)) for line, cells, fit in zip(lines[1:], rows, fits, strict=True) if not fit]
-    remedy = "put quotes around cells that hold commas"
-    problems = problem_for_places(file, ragged, f"with another number of cells than the header's {len(header)}", remedy)
+    what = f"with a different number of cells than the header's {len(header)}"
+    problems = problem_for_places(file, ragged, what, "put quotes around cells that contain commas")
     kept = [row for row, fit in enumerate(fits) if fit]
     if not kept:
         raise_problems(problems or [Problem(str(file), "a header but no rows")])
@@ -44,13 +44,13 @@ def read_columns(file: Path, wanted: list[str], origin: str = COLUMN_KEYS) -> tu
 
 
 def read_cells(file: Path, most: int | None = None) -> tuple[list[int], list[list[str]]]:
-    """Reads the line on which each row begins, and the rows, the header first; blank lines are left out.
+    """Reads the line on which each row begins, and the rows, header first; blank lines are skipped.
 
-    Not with pandas, which cuts rows that are too long and fills up those that are too short.
+    pandas would truncate rows that are too long and pad those that are too short.
 
     Args:
         file: The CSV.
-        most: Stop after so many rows.
+        most: Stop after this many rows.
 
     Raises:
         UserError: If the file is missing or not a CSV in UTF-8.

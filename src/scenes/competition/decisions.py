@@ -1,4 +1,4 @@
-"""Decisions about single training rows: data.drop, data.relabel and data.near_duplicates."""
+"""Decisions about individual training rows: data.drop, data.relabel and data.near_duplicates."""
 
 import difflib
 from collections import Counter
@@ -21,7 +21,7 @@ def decision_problems(
 
     Args:
         table: The training rows.
-        classes: Their labels; none for a task that has no classes.
+        classes: Their labels; empty for a task without classes.
         data: The config's data section.
         left_out: Training images that are no longer used.
     """
@@ -43,24 +43,24 @@ def decision_problems(
     report("data.relabel", strange, "unknown label", classes, f"labels are {', '.join(classes[:20])}")
     report("data.drop", (name for name in dropped if dropped[name] > 1), "repeated", [], "name it once")
     both = (name for name in data.relabel if name in dropped)
-    report("data.relabel", both, "also in data.drop", [], "take it out of one of them")
+    report("data.relabel", both, "also in data.drop", [], "remove it from one of them")
     return problems
 
 
 def decide(table: Table, targets: np.ndarray, classes: Sequence[str], data: DataConfig) -> tuple[list[int], np.ndarray]:
     """Applies data.drop and data.relabel.
 
-    Call it after the folds are made from all rows and the file's own labels: then no decision about one row moves
-    another to another fold, and runs with and without decisions can be compared row by row.
+    Call it after the folds are made from all rows and the file's own labels: then no decision moves another row to a
+    different fold, and runs with and without decisions can be compared row by row.
 
     Args:
         table: The n training rows, free of `decision_problems`.
         targets: Their targets, shape (n,) or (n, labels).
-        classes: The class labels; none for a task that has no classes.
+        classes: The class labels; empty for a task without classes.
         data: The config's data section.
 
     Returns:
-        The rows that stay, and the targets of these.
+        The remaining rows and their targets.
 
     Raises:
         UserError: If a class has no row left.
@@ -73,13 +73,13 @@ def decide(table: Table, targets: np.ndarray, classes: Sequence[str], data: Data
             targets[row] = place[data.relabel[name]]
     counts = [np.bincount(each, minlength=len(classes)) if classes else () for each in (before, targets[kept])]
     gone = [label for label, had, has in zip(classes, *counts, strict=True) if had and not has]
-    what, remedy = "leaves the class {!r} without a row", "keep some of its rows"
+    what, remedy = "leaves the class {!r} without rows", "keep some of its rows"
     raise_problems([Problem("data.drop, data.relabel", what.format(label), remedy) for label in gone])
     return kept, targets[kept]
 
 
 def read_near_duplicates(file: Path, names: Sequence[str], left_out: Collection[str]) -> np.ndarray:
-    """Reads groups of training images that show nearly the same.
+    """Reads groups of training images that are near duplicates.
 
     Args:
         file: Columns ``image_name`` and ``group``, as check.py writes them.
@@ -87,10 +87,10 @@ def read_near_duplicates(file: Path, names: Sequence[str], left_out: Collection[
         left_out: Training images that may be in the file but are no longer used.
 
     Returns:
-        int64, shape (n,): equal for rows of one group; a row in no group has a number of its own.
+        int64, shape (n,): equal for rows of the same group; a row in no group has its own number.
 
     Raises:
-        UserError: With the list of all that is wrong.
+        UserError: Listing all problems.
     """
     if not file.is_file():
         raise UserError(f"data.near_duplicates: no file at {file}; python src/check.py CONFIG writes it")
@@ -100,7 +100,7 @@ def read_near_duplicates(file: Path, names: Sequence[str], left_out: Collection[
     known, repeated = {*names, *left_out}, columns["image_name"].duplicated()
     for wrong, what, remedy in (
         ([name not in known for name in listed], "with an image that is not a training image", "run check.py again"),
-        (repeated, "with a duplicate image", "keep one row an image"),
+        (repeated, "with a duplicate image", "keep one row per image"),
         ([not group.strip() for group in groups], "with an empty group", "give each row a group"),
     ):
         problems += problem_for_rows(table, np.flatnonzero(wrong), listed, what, remedy)

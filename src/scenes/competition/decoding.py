@@ -1,6 +1,6 @@
-"""From predictions to decisions where the most probable class, or one half, is not what the metric rewards.
+"""Turns predictions into decisions where the metric does not reward the most probable class or a threshold of 0.5.
 
-Each rule is fitted to out-of-fold rows and has few numbers; whether it pays is decided on rows it was not fitted to
+Each rule is fitted to out-of-fold rows and has few parameters; whether it pays is decided on rows it was not fitted to
 (`inference/ensemble.py`).
 """
 
@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-THRESHOLDS = np.round(np.arange(0.02, 0.99, 0.02), 2)  # for labels; finer ones would fit noise
-GRADE_CANDIDATES = 100  # places a grade's threshold can be at
+THRESHOLDS = np.round(np.arange(0.02, 0.99, 0.02), 2)  # for labels; a finer grid would fit noise
+GRADE_CANDIDATES = 100  # possible values of a grade's threshold
 SWEEPS = 10  # over the grades' thresholds; they rarely move after the third
 SHARE_POWERS = (0.25, 0.5, 0.75, 1.0)
 
@@ -21,8 +21,8 @@ class Decoding:
     """A rule that turns predictions into decisions.
 
     Attributes:
-        rule: ``plain``: the most probable class, labels from one half on, the nearest grade. ``grades``: thresholds on
-            the expected grade. ``labels``: a threshold for all labels, or one for each. ``classes``: the largest of the
+        rule: ``plain``: the most probable class, labels from 0.5 on, the nearest grade. ``grades``: thresholds on the
+            expected grade. ``labels``: a threshold for all labels, or one for each. ``classes``: the largest of the
             probabilities times the classes' weights.
         values: The rule's thresholds or weights.
         lowest: The lowest grade, where numbers are graded.
@@ -60,12 +60,12 @@ class Decoding:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Decoding":
-        """Reads what `to_dict` wrote, perhaps among other values; the plain rule from none."""
+        """Reads what `to_dict` wrote, perhaps among other values; the plain rule if there are none."""
         return cls(values.get("rule", "plain"), list(values.get("values", [])), values.get("lowest", 0.0))
 
 
 PLAIN = Decoding()
-# From predictions (n, outputs) and targets, as their task has them, to a rule.
+# From predictions (n, outputs) and targets, in the task's form, to a rule.
 Fit = Callable[[np.ndarray, np.ndarray], Decoding]
 
 
@@ -83,10 +83,10 @@ def round_grades(predictions: np.ndarray, targets: np.ndarray) -> Decoding:
 
 
 def fit_grades(predictions: np.ndarray, targets: np.ndarray) -> Decoding:
-    """Moves one threshold on the expected grade after another to where the quadratic kappa is highest."""
+    """Moves each threshold on the expected grade in turn to where the quadratic kappa is highest."""
     lowest, grades = _grades(predictions, targets)
     expected, truth = expected_grades(predictions) - lowest, np.asarray(targets, np.float64) - lowest
-    # The mean squared difference between each grade and the truth of another row: what kappa is relative to.
+    # The mean squared difference between each grade and another row's truth, which kappa is relative to.
     by_chance = np.square(np.arange(grades)[:, None] - truth).mean(1)
 
     def kappa(thresholds: np.ndarray) -> float:
@@ -112,7 +112,7 @@ def fit_grades(predictions: np.ndarray, targets: np.ndarray) -> Decoding:
 
 
 def _grades(predictions: np.ndarray, targets: np.ndarray) -> tuple[float, int]:
-    """The lowest grade and how many there are: all classes, or all whole numbers that the targets span."""
+    """The lowest grade and how many there are: all classes, or all integers that the targets span."""
     if predictions.shape[1] > 1:
         return 0.0, predictions.shape[1]
     lowest = float(np.min(targets))
@@ -150,7 +150,7 @@ def fit_thresholds(average: str) -> Fit:
 
 
 def _label_counts(predictions: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How often labels are rightly given, given, and true: two of shape (thresholds, labels), one of (labels,)."""
+    """How often labels are correctly given, given, and true: two of shape (thresholds, labels), one of (labels,)."""
     is_true = np.asarray(targets) > 0.5
     counts = []
     for threshold in THRESHOLDS:
@@ -166,7 +166,7 @@ def _f1(hits: np.ndarray, given: np.ndarray, true: np.ndarray) -> np.ndarray:
 
 
 def fit_class_weights(average_of: str) -> Fit:
-    """Weighs classes by a power of their share, so that rare ones are chosen more often.
+    """Weights classes by a power of their share, so that rare ones are chosen more often.
 
     Args:
         average_of: What is averaged over the classes with equal weights: ``f1`` or ``recall``.
@@ -194,7 +194,7 @@ def _one_hot(chosen: np.ndarray, classes: int) -> np.ndarray:
     return (chosen[:, None] == np.arange(classes)).astype(np.float32)
 
 
-# What may do better than the plain reading, from simple to complex, by the metric's name.
+# Rules that may do better than the plain one, from simple to complex, by the metric's name.
 FITS: dict[str, list[Fit]] = {
     "quadratic_kappa": [round_grades, fit_grades],
     "labels_f1_micro": [fit_one_threshold("micro"), fit_thresholds("micro")],

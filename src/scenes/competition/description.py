@@ -1,4 +1,4 @@
-"""competition.yaml: what a competition is, beside its data and below every experiment's config."""
+"""competition.yaml: describes a competition, next to its data; every experiment's config overrides it."""
 
 import json
 import re
@@ -27,7 +27,7 @@ def read(root: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Reads the competition.yaml of a data folder.
 
     Returns:
-        The nested values, and where each dotted key is; both are empty where there is no such file.
+        The nested values, and where each dotted key is; both are empty if there is no such file.
 
     Raises:
         UserError: If it is not valid, or holds a key that does not describe a competition.
@@ -68,7 +68,7 @@ def text(lines: list[Line], unknown: list[str]) -> str:
 
 
 def value_text(value: object) -> str:
-    """A value as YAML reads it back, quoted where it must be."""
+    """A value as YAML reads it back, quoted where necessary."""
     plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z/][\w/@-]*(\.[\w/@-]+)*", value, re.ASCII)
     is_word = plain and plain_yaml.parse(str(value), "").values == value
     return str(value) if is_word else json.dumps(value, ensure_ascii=False)
@@ -84,7 +84,7 @@ def nested(lines: list[Line]) -> dict[str, Any]:
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Lays a config's values over a description's; a label column replaces label columns, and the other way round."""
+    """Overrides a description's values by a config's; label_column replaces label_columns, and vice versa."""
     merged = {**below, **above}
     if isinstance(above.get("data"), dict):
         lower, upper = dict(below.get("data", {})), above["data"]

@@ -35,7 +35,7 @@ def detect(root: Path) -> Detected:
         listed = ", ".join(table.file for table in files.tables)
         looked_at = f"in {listed} or in the images' paths" if listed else "in the images' paths, and there is no table"
         raise UserError(
-            f"{root}: no training rows found {looked_at}; name them by data.train_csv, data.image_column, "
+            f"{root}: no training rows found {looked_at}; set data.train_csv, data.image_column, "
             "data.label_column and data.image_dir" + "".join(f"\n  not read: {why}" for why in unread)
         )
     found.unknown += [f"what is in {why}" for why in unread]
@@ -49,7 +49,7 @@ def detect(root: Path) -> Detected:
 
 
 def _no_images(root: Path, files: Inventory) -> str:
-    """Why a folder without images is no competition for this repo."""
+    """Why a folder without images cannot be used."""
     wide = [table for table in files.tables if len(table.columns) > 100]
     if wide:
         return (
@@ -60,7 +60,7 @@ def _no_images(root: Path, files: Inventory) -> str:
 
 
 def _describe_target(rows: Rows, found: Detected) -> None:
-    """Writes down the labels, the task and the metric."""
+    """Records the labels, the task and the metric."""
     target = rows.target
     if len(target.columns) > 1:
         found.set("data.label_columns", target.columns, target.why)
@@ -69,7 +69,7 @@ def _describe_target(rows: Rows, found: Detected) -> None:
     if target.separator:
         found.set("data.label_separator", target.separator, "separates the labels of a cell")
     if target.names:
-        found.set("data.class_names", target.names, "for people to read")
+        found.set("data.class_names", target.names, "display names")
     found.set("task", target.task, target.task_why)
     found.set("metric", target.metric, f"guessed for {target.metric_why}; set the competition's own")
     found.summary.append(
@@ -82,23 +82,23 @@ def _describe_target(rows: Rows, found: Detected) -> None:
 
 
 def _groups(rows: Rows, found: Detected) -> None:
-    """Takes a column such as a patient's for groups, where its values repeat and no class is in one group alone."""
+    """Uses a column such as a patient's for groups if its values repeat and no class is in a single group."""
     taken = {*rows.target.columns, found.values["data.image_column"]}
     for column, cells in rows.source.columns.items():
         is_group = column not in taken and GROUPS.search(column.lower()) and all(cells)
         if not is_group or not 5 <= len(set(cells)) < len(cells):
             continue
-        if _has_lonely_class(rows, cells):
-            note = f"whether rows of one {column!r} must share a fold: some classes are in one of them only"
+        if _has_class_in_one_group(rows, cells):
+            note = f"whether rows with the same {column!r} must share a fold: some classes are in only one of them"
             found.unknown.append(f"{note} (data.group_column)")
             continue
-        why = f"{len(set(cells))} values in {len(cells)} rows: rows of one share a fold"
+        why = f"{len(set(cells))} values in {len(cells)} rows: rows with the same value share a fold"
         found.set("data.group_column", column, why)
         found.summary.append(("groups", column, why))
         return
 
 
-def _has_lonely_class(rows: Rows, groups: Sequence[str]) -> bool:
+def _has_class_in_one_group(rows: Rows, groups: Sequence[str]) -> bool:
     """Whether all rows of some class are in one group."""
     target = rows.target
     if target.task != "classes" or len(target.columns) > 1:

@@ -1,4 +1,4 @@
-"""A competition's files from Kaggle: downloaded, unpacked and moved into place as a whole."""
+"""Downloads a competition's files from Kaggle, unpacks them and moves them into place as a whole."""
 
 import os
 import re
@@ -17,18 +17,18 @@ from scenes.files import unzip
 def download(slug: str, out: Path) -> list[Path]:
     """Downloads a competition's files with the kaggle command and unpacks them.
 
-    All happens in a hidden folder of `out`, from which whole files are moved into place at the end. An interrupted
-    download stays there, and the next call resumes it.
+    Everything happens in a hidden folder in `out`, from which complete files are moved into place at the end. An
+    interrupted download stays there, and the next call resumes it.
 
     Args:
         slug: The last part of the competition's address.
-        out: The competition's folder, made if missing.
+        out: The competition's folder, created if missing.
 
     Returns:
-        The files and folders that came into `out`.
+        The files and folders added to `out`.
 
     Raises:
-        UserError: If Kaggle does not deliver, the archive is unsafe or a file already exists; `out` is as before then.
+        UserError: If the download fails, the archive is unsafe or a file already exists; `out` is then unchanged.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", slug):
         raise UserError(
@@ -36,20 +36,20 @@ def download(slug: str, out: Path) -> list[Path]:
             "https://www.kaggle.com/competitions/NAME"
         )
     check_out(out)
-    kaggle_cli.command()  # known before a folder is made
+    kaggle_cli.command()  # fails before a folder is created
     hidden = out / f".download-{slug}"
     hidden.mkdir(parents=True, exist_ok=True)
     rules = f"https://www.kaggle.com/competitions/{slug}/rules"
     remedies = {
         "forbidden": f"Kaggle denies access to {slug}: join the competition and accept its rules at {rules}, with the "
         "account that your token belongs to",
-        "missing": f"Kaggle knows no competition {slug}: the name is the last part of its address",
+        "missing": f"Kaggle has no competition {slug}: the name is the last part of its address",
     }
     try:
         kaggle_cli.call(["competitions", "download", "-c", slug, "-p", str(hidden)], remedies)
         archives = sorted(hidden.glob("*.zip"))
         if len(archives) != 1:
-            raise UserError(f"{hidden}: expected one zip archive from kaggle; look into the folder, and unpack by hand")
+            raise UserError(f"{hidden}: expected one zip archive from kaggle; look into the folder and unpack by hand")
         return _unpack(archives[0], hidden, out)
     finally:
         if hidden.is_dir() and not any(hidden.iterdir()):
@@ -59,18 +59,18 @@ def download(slug: str, out: Path) -> list[Path]:
 def _unpack(archive: Path, hidden: Path, out: Path) -> list[Path]:
     """Unpacks out of sight, then moves all into place and removes the archive."""
     unpacked = hidden / "unpacked"
-    shutil.rmtree(unpacked, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(unpacked, ignore_errors=True)  # from a run that was killed
     try:
         try:
             unzip(archive, unpacked)
         except UserError:
-            shutil.rmtree(hidden)  # damaged or unsafe: of no use to the next call
+            shutil.rmtree(hidden)  # damaged or unsafe: useless to the next call
             raise
         moves = list(_moves(unpacked, out))
-        if taken := [str(place.relative_to(out)) for _, place in moves if os.path.lexists(place)]:
+        if existing := [str(place.relative_to(out)) for _, place in moves if os.path.lexists(place)]:
             raise UserError(
-                f"{len(taken)} of the competition's files in {out} exist already and are not overwritten: "
-                f"{some(taken)}; move them away and give the same command again (the download is kept in {hidden}), "
+                f"{len(existing)} of the competition's files already exist in {out} and are not overwritten: "
+                f"{some(existing)}; move them away and run the same command again (the download is kept in {hidden}), "
                 f"or choose another --out"
             )
         _move(moves)
@@ -91,7 +91,7 @@ def _moves(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _move(moves: Sequence[tuple[Path, Path]]) -> None:
-    """Renames all or, if anything stops it, none."""
+    """Renames all or, if anything fails, none."""
     try:
         for item, place in moves:
             item.rename(place)

@@ -1,4 +1,4 @@
-"""An experiment's config over its competition's description: read from competition.yaml, else inferred."""
+"""Loads an experiment's config on top of its competition's description, from competition.yaml or inferred."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -14,20 +14,20 @@ from scenes.console import UserError, say
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Reads a config: defaults < competition.yaml of data.root < the experiment's file < ``--set``.
 
-    Where a folder has no competition.yaml and is not laid out as the config says, the description is inferred from the
-    files, and said.
+    If a folder has no competition.yaml and is not laid out as the config says, the description is inferred from the
+    files and printed.
 
     Args:
         path: The experiment's YAML file.
         overrides: ``key=value`` strings, the value in YAML.
 
     Raises:
-        UserError: If anything is unknown or of a wrong type; all mistakes are listed.
+        UserError: If a key is unknown or a value invalid; lists every mistake.
     """
     values, places = read_values(path, overrides)
     data = values.get("data")
     given: Mapping[str, Any] = data if isinstance(data, dict) else {}
-    root = Path(os.path.expanduser(str(given.get("root", DataConfig().root))))  # noqa: PTH111 - `~` of nobody stays
+    root = Path(os.path.expanduser(str(given.get("root", DataConfig().root))))  # noqa: PTH111 - never raises
     below, below_places = description.read(root)
     if not below and not given.get("sample") and not _is_as_configured(root, given):
         below = _inferred(root)
@@ -37,7 +37,7 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def _is_as_configured(root: Path, given: Mapping[str, Any]) -> bool:
-    """Whether the training rows and images are where the config says, as far as a look at the header can tell."""
+    """Whether the training rows and images are where the config says, judging by the header."""
     from scenes.competition.csv_file import read_cells
 
     def setting(key: str) -> str:
@@ -58,7 +58,7 @@ def _is_as_configured(root: Path, given: Mapping[str, Any]) -> bool:
 
 
 def _inferred(root: Path) -> dict[str, Any]:
-    """What the files say, or nothing where they do not say enough."""
+    """The description inferred from the files, empty if they do not say enough."""
     from scenes.competition.detect import detect
 
     try:

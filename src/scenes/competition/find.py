@@ -1,4 +1,4 @@
-"""Finds the image file that a name means: the path itself, else one file of that name or stem below the folder."""
+"""Finds the image file a name stands for: the path itself, else the one file of that name or stem below the folder."""
 
 import difflib
 import os
@@ -10,22 +10,22 @@ from typing import NamedTuple
 
 from scenes.console import UserError
 
-# What the decoder reads, and HEIC, which it names in its error. The only such list: prepare.py and detect use it too.
+# What the decoder reads, and HEIC, which its error names. The only such list: prepare.py and detect use it too.
 IMAGE_SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif"),
     *(".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm"),
 }
 SAME_KIND = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".tiff": ".tif", ".heif": ".heic"}
 LITTER = {"thumbs.db", "desktop.ini", "__macosx"}  # skipped, like hidden files
-MOST_COMPARED = 50_000  # names that are searched for the nearest one
+MOST_COMPARED = 50_000  # names to search for the nearest one
 
 
 class Found(NamedTuple):
-    """What a name means.
+    """What a name stands for.
 
     Attributes:
         path: The image file, or where it was expected.
-        files: The files that fit, as paths below the folder: one if it was found, several if it is ambiguous.
+        files: The matching files, as paths below the folder: one if it was found, several if the name is ambiguous.
     """
 
     path: Path
@@ -36,17 +36,17 @@ class Finder:
     """Finds images below a folder; its files are listed once, when a name is not simply a path."""
 
     def __init__(self, folder: Path, suffix: str = "") -> None:
-        """Takes the folder, and what the names lack at their end, such as ``.jpg``."""
+        """Takes the folder, and the suffix that names lack, such as ``.jpg``."""
         self.folder, self.suffix, self._root = folder, suffix, str(folder)
 
     def find(self, name: str) -> Found:
         """Finds one image.
 
-        Names may differ from the file's in Unicode form, in case, in backslashes for slashes, and in the suffix where
-        they have none or one that no file has. Folders in the name must be the file's own, as far as both have some.
+        Names may differ from the file's in Unicode form, in case, in backslashes for slashes, and in the suffix if they
+        have none or one that no file has. Folders in the name must match the file's, as far as both have any.
         """
         whole = name if self.suffix and name.endswith(self.suffix) else name + self.suffix
-        # By os.path, since pathlib takes several times as long.
+        # os.path, since pathlib takes several times as long.
         path = os.path.normpath(os.path.join(self._root, _on_disk(whole)))  # noqa: PTH118
         if os.path.isfile(path):  # noqa: PTH113 - pathlib raises for a name that is too long
             return Found(Path(path), [whole])
@@ -54,7 +54,7 @@ class Finder:
         return Found(self.folder / files[0] if len(files) == 1 else Path(path), files)
 
     def leaves(self, name: str) -> bool:
-        """Whether a name is a path out of the folder, by ``..`` or as an absolute path; links are not followed."""
+        """Whether a name leads out of the folder, by ``..`` or as an absolute path; links are not followed."""
         if ".." not in name and "\0" not in name and not name.startswith("/") and name not in ("", "."):
             return False
         root = os.path.abspath(self.folder)  # noqa: PTH100
@@ -62,7 +62,7 @@ class Finder:
         return "\0" in name or not path.startswith(os.path.join(root, ""))  # noqa: PTH118
 
     def nearest(self, name: str) -> str | None:
-        """The file whose name is most like a name that was not found, as a path below the folder."""
+        """The file whose name is closest to one that was not found, as a path below the folder."""
         if len(self._names) > MOST_COMPARED:
             return None
         match = difflib.get_close_matches(PurePosixPath(name.replace("\\", "/")).name[:255], self._names, 1, 0.7)
@@ -87,7 +87,7 @@ class Finder:
         return {_kind(split_suffix(file)[1]) for files in self._by_stem.values() for file in files}
 
     def _best(self, name: str) -> list[str]:
-        """The files that fit a name best, several if equally well."""
+        """The files that match a name best, several if equally well."""
         *folders, last = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")] or [""]
         stem, suffix = split_suffix(last)
         scores: dict[str, tuple[int, bool, bool]] = {}
@@ -105,7 +105,7 @@ class Finder:
 def image_files(folder: Path) -> Iterator[str]:
     """Lists the image files below a folder as POSIX paths, each folder's in order, and nothing if it does not exist.
 
-    Links are followed, but not around in circles. No more than the names in one folder are in memory.
+    Links are followed, but not in circles. Only one folder's names are in memory at a time.
 
     Raises:
         UserError: If a folder cannot be read.
@@ -131,14 +131,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Whether this is a file, or a link that should lead to one; reading from a pipe would never end."""
+    """Whether this is a file, or a link that should lead to one; reading a pipe would never end."""
     if not entry.is_symlink():
         return entry.is_file(follow_symlinks=False)
     return os.path.isfile(entry) or not os.path.exists(entry)  # noqa: PTH110, PTH113 - they never raise
 
 
 def _leads_back(where: str, name: str) -> bool:
-    """Whether a folder is a link to one that it lies in."""
+    """Whether a folder is a link to one that contains it."""
     path = os.path.join(where, name)  # noqa: PTH118
     if not os.path.islink(path):  # noqa: PTH114
         return False
@@ -152,7 +152,7 @@ def is_litter(name: str) -> bool:
 
 
 def split_suffix(name: str) -> tuple[str, str]:
-    """Splits off an image suffix, which many an id with dots in it only seems to have."""
+    """Splits off an image suffix; an id with dots may only seem to have a suffix."""
     stem, dot, suffix = name.rpartition(".")
     return (stem, dot + suffix) if stem and f".{suffix}".lower() in IMAGE_SUFFIXES else (name, "")
 
@@ -162,12 +162,12 @@ def _kind(suffix: str) -> str:
 
 
 def normal(text: str) -> str:
-    """A name as it is compared: in one Unicode form, without case."""
+    """Normalises a name for comparison: one Unicode form, no case."""
     return unicodedata.normalize("NFC", text).casefold()
 
 
 def _on_disk(name: str) -> str:
-    """The file name that is this text in UTF-8, which is another where Python takes file names for ASCII."""
+    """Encodes a name as a UTF-8 file name, even where Python takes file names for ASCII."""
     return os.fsdecode(name.encode(errors="surrogateescape"))
 
 

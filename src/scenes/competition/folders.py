@@ -1,4 +1,4 @@
-"""A folder for each class as a competition's CSVs."""
+"""Turns a folder per class into a competition's CSVs."""
 
 import csv
 import io
@@ -36,10 +36,10 @@ class Layout:
 
     Attributes:
         train: Training rows.
-        validation: Rows of the validation folder, none where there is no such folder.
+        validation: Rows of the validation folder, empty if there is none.
         test: Rows of the test folder, with or without labels.
-        ignored: How many files were left out, by what they are.
-        unused: Folders beside the training folder that play no part.
+        ignored: How many files were left out, by kind.
+        unused: Folders next to the training folder that are not used.
     """
 
     train: list[Row]
@@ -52,14 +52,14 @@ class Layout:
 def read_folders(folder: Path) -> Layout:
     """Finds the images and classes of the folder-per-class layout.
 
-    The class folders lie in `folder` itself, or in its `train` folder beside `validation` and `test` folders; around
-    any of these there may be folders that hold nothing else.
+    The class folders are in `folder` itself, or in its `train` folder next to `validation` and `test` folders; any of
+    these may be nested in folders that hold nothing else.
 
     Args:
         folder: Where to look; the rows' names are POSIX paths below it.
 
     Raises:
-        UserError: If there is no such folder, or with all that is wrong in it.
+        UserError: If there is no such folder; else listing all problems in it.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder that holds the class folders")
@@ -73,17 +73,17 @@ def write_csvs(layout: Layout, out: Path) -> list[Path]:
     """Writes train.csv and, where there are test images, test.csv; labels of test images go to test_labels.csv.
 
     Args:
-        layout: The rows. With validation rows train.csv tells them apart in a column `split`.
-        out: The competition's folder, made if missing.
+        layout: The rows. If there are validation rows, train.csv tells them apart in a column `split`.
+        out: The competition's folder, created if missing.
 
     Returns:
         The files written.
 
     Raises:
-        UserError: If `out` already holds a competition's CSV; nothing is written then.
+        UserError: If `out` already holds a competition's CSV; nothing is written.
     """
     check_out(out)
-    # Any of them: a new train.csv beside the test.csv of something else would be no competition.
+    # Any of them: a new train.csv next to another competition's test.csv would make no sense.
     if there := [name for name in CSVS if os.path.lexists(out / name)]:
         raise UserError(f"{out / there[0]}: already exists and will not be overwritten; choose another --out")
     tables: dict[str, list[Sequence[str]]] = {}
@@ -102,7 +102,7 @@ def write_csvs(layout: Layout, out: Path) -> list[Path]:
 
 
 def check_out(out: Path) -> None:
-    """Refuses a competition's folder that is something else; it may be missing.
+    """Checks that a competition's folder is a folder or missing.
 
     Raises:
         UserError: If it is a file.
@@ -112,7 +112,7 @@ def check_out(out: Path) -> None:
 
 
 class _Listing(NamedTuple):
-    """What lies in a folder, in natural order; `others` are the files that are no images, by what they are."""
+    """What is in a folder, in natural order; `others` has the suffixes of files that are not images."""
 
     folders: list[Path]
     images: list[Path]
@@ -120,7 +120,7 @@ class _Listing(NamedTuple):
 
 
 class _Reader:
-    """Goes through the folders; collects what is wrong and what is left out."""
+    """Walks the folders; collects what is wrong and what is left out."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -147,34 +147,34 @@ class _Reader:
         return Layout(train_rows, validation_rows, test_rows, self.ignored, unused)
 
     def split_folders(self, root: Path) -> tuple[Path | None, Path | None, Path | None]:
-        """The folders of training, validation and test images, where the classes do not lie in `root` itself.
+        """The folders of training, validation and test images, if the classes are not in `root` itself.
 
-        A folder `train` or `test` may also be a class, such as a kind of vehicle: it is one where it holds images
-        beside the folders of other classes.
+        A folder `train` or `test` may also be a class, such as a kind of vehicle: it is one if it holds images and is
+        next to the folders of other classes.
         """
         train, validation, test = (self.role(root, names) for names in ROLES.values())
         classes = [folder for folder in self.look(root).folders if folder not in (train, validation, test)]
         if train and (self.look(self.descend(train)).folders or not classes):
             return train, validation, test
-        if not train and not classes and (beside := validation or test):
-            what = f"holds {beside.name}/ but no train/"
+        if not train and not classes and (other := validation or test):
+            what = f"holds {other.name}/ but no train/"
             self.report(root, what, "put the class folders into a `train` folder there")
         return None, None, None
 
     def check_classes(self, classes: set[str], folder: Path) -> None:
-        """There must be two, and no two that differ in spaces alone."""
+        """Checks that there are at least two, and none that differ only in spaces."""
         if len(classes) == 1:
-            self.report(folder, f"only one class folder ({min(classes)})", "two classes at least are needed")
+            self.report(folder, f"only one class folder ({min(classes)})", "at least two classes are needed")
         if padded := sorted(name for name in classes if name != name.strip() and name.strip() in classes):
             what = f"class folders that differ only in spaces: {', '.join(map(repr, padded))}"
             self.report(folder, what, "merge them, or rename one")
 
     def role(self, root: Path, names: Collection[str]) -> Path | None:
-        """The folder that plays a part, such as `train`."""
+        """The folder with a role, such as `train`."""
         found = [folder for folder in self.look(root).folders if folder.name.lower() in names]
         if len(found) > 1:
             both = " and ".join(folder.name for folder in found)
-            self.report(root, f"{both} play the same part", "keep one of them, or merge them")
+            self.report(root, f"{both} have the same role", "keep one of them, or merge them")
         return found[0] if found else None
 
     def labelled(self, folder: Path) -> list[Row]:
@@ -183,7 +183,7 @@ class _Reader:
         listing = self.look(folder)
         if not listing.folders:
             found = f"; {len(listing.images)} images lie there without one" if listing.images else ""
-            self.report(folder, f"no class folders{found}", "make a folder for each class and put its images there")
+            self.report(folder, f"no class folders{found}", "create a folder for each class and put its images there")
         else:
             self.leave_out(listing.images)
         return [
@@ -207,7 +207,7 @@ class _Reader:
         return []
 
     def images(self, folder: Path) -> list[Path]:
-        """The images of one folder, which may lie in a single folder within."""
+        """The images of one folder, which may be in a single folder within it."""
         while not self.look(folder).images and len(self.look(folder).folders) == 1:
             folder = self.look(folder).folders[0]
         listing = self.look(folder)
@@ -219,7 +219,7 @@ class _Reader:
         return listing.images
 
     def compare(self, train: set[str], validation: set[str], folder: Path) -> None:
-        """Both must have the same classes, or a score would be about something else."""
+        """Checks that both have the same classes, without which a score would mean little."""
         lacking = ("lacks", sorted(train - validation, key=natural))
         strange = ("has more classes than train:", sorted(validation - train, key=natural))
         for verb, classes in (lacking, strange):
@@ -227,7 +227,7 @@ class _Reader:
                 self.report(folder, f"{verb} {some(classes)}", "training and validation need the same class folders")
 
     def descend(self, folder: Path, stop: Collection[str] = ()) -> Path:
-        """Goes down through folders that hold one folder alone, as far as that is no class folder."""
+        """Goes down through folders that hold only one folder, unless that is a class folder."""
         while True:
             listing = self.look(folder)
             inner = listing.folders[0] if len(listing.folders) == 1 and not listing.images else None
@@ -236,7 +236,7 @@ class _Reader:
             folder = inner
 
     def look(self, folder: Path) -> _Listing:
-        """Reads a folder once; what is no image is counted then."""
+        """Lists a folder once; counts the files that are not images."""
         if folder not in self.listings:
             listing = _list(folder)
             self.ignored.update(listing.others)
@@ -261,7 +261,7 @@ class _Reader:
 
 
 def _list(folder: Path) -> _Listing:
-    """Reads a folder, without hidden files and litter."""
+    """Lists a folder, without hidden files and litter."""
     listing = _Listing([], [], [])
     for entry in os.scandir(folder):
         path = folder / entry.name

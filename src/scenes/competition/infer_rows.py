@@ -15,7 +15,7 @@ from scenes.competition.inventory import Inventory, Source
 from scenes.competition.path_pattern import as_expression
 
 FOUND = 0.9  # share of a column's names that must be images
-FEW_FOLDERS = 4  # more folders with images than this are classes, not parts of names
+FEW_FOLDERS = 4  # with more image folders than this, labels are not looked for in file names
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Detected:
 
     Attributes:
         lines: The keys of competition.yaml.
-        summary: What each concept was taken to be, for people: (concept, what, from what).
+        summary: What each concept was taken to be, for display: (concept, what, from what).
         unknown: What the files do not say.
     """
 
@@ -58,7 +58,7 @@ class Rows:
 
 
 def table_rows(files: Inventory, sample: Source | None, found: Detected) -> Rows | None:
-    """The table whose rows are images with labels."""
+    """Finds the table whose rows are images with labels."""
     best: tuple[tuple[bool, int, int, int], Rows, str] | None = None
     for table in files.tables:
         if table is sample or table.role == "test":
@@ -83,10 +83,10 @@ def table_rows(files: Inventory, sample: Source | None, found: Detected) -> Rows
 
 
 def _name_columns(files: Inventory, table: Source, sample: Source | None) -> tuple[str, str | None]:
-    """The columns of the ids and of the images' names; None for the second where none names images."""
+    """The columns of the ids and of the image names; None for the second if none names images."""
     shares = {column: _share(files, cells) for column, cells in table.columns.items()}
     if not table.is_json and any(files.candidates(column) and shares[column] >= FOUND for column in table.columns):
-        return "", None  # a row in place of the header
+        return "", None  # the first row is data, not a header
     asked = next(iter(sample.columns)) if sample else ""
     keys = [key for key in IMAGE_KEYS if key in table.columns] if table.is_json else []
     ids = asked if asked in table.columns and not table.is_json else next(iter(keys), "")
@@ -102,7 +102,7 @@ def _name_columns(files: Inventory, table: Source, sample: Source | None) -> tup
 
 
 def _share(files: Inventory, cells: Sequence[str]) -> float:
-    """How many of a column's cells are images' names; numbers that repeat are none."""
+    """The share of a column's cells that name images; 0 if most cells repeat."""
     tried = cells[:: max(1, len(cells) // 50)]
     if len(set(tried)) < len(tried) / 2:
         return 0.0
@@ -110,29 +110,27 @@ def _share(files: Inventory, cells: Sequence[str]) -> float:
 
 
 def _place_images(files: Inventory, table: Source, names: str, image: str, found: Detected) -> None:
-    """Writes down where the training images are and how they are found."""
+    """Records where the training images are and how they are found."""
     column = names if image.startswith("{") else image
     cells = table.columns[column]
     if image.startswith("{"):
         ends = files.variants(cells)
         end = next((end for end in ends if end == "_green"), ends[0])
-        found.set("data.image_pattern", f"{{{names}}}{end}", f"one of several files an id: {', '.join(ends)}")
-        found.unknown.append(
-            f"which of the files {', '.join(ends)} of an id to use; {end} is taken (data.image_pattern)"
-        )
+        found.set("data.image_pattern", f"{{{names}}}{end}", f"one of several files per id: {', '.join(ends)}")
+        found.unknown.append(f"which of an id's files {', '.join(ends)} to use; {end} is taken (data.image_pattern)")
         cells = [f"{cell}{end}" for cell in cells]
     place = files.place(cells, "train")
     found.set("data.image_dir", place.folder, f"{place.share:.0%} of the names in {column!r} are there")
     found.set("data.image_column", column if not image.startswith("{") else names, "names the images")
     if names != column:
-        found.set("data.id_column", names, "what a submission prints")
+        found.set("data.id_column", names, "a submission's ids")
     if place.suffix and not image.startswith("{"):
         found.set("data.image_suffix", place.suffix, "the names lack it")
     found.summary.append(("images", f"{place.folder}/", f"{place.share:.0%} of the names in {column!r} are there"))
 
 
 def path_rows(files: Inventory, sample: Source | None, found: Detected) -> Rows | None:
-    """Rows whose labels are in the images' paths: in a folder for each class, or before a number in the name."""
+    """Finds rows whose labels are in the images' paths: a folder per class, or before a number in the name."""
     name = next(iter(sample.columns)) if sample else "image"
     train = [image for image in files.images if _is_below(image, "train")]
     others = [image for image in files.images if not _is_below(image, "test")]
@@ -158,7 +156,7 @@ def _is_below(image: str, word: str) -> bool:
 
 
 def _patterns(images: Sequence[str]) -> Iterator[str]:
-    """Patterns that could be those of the images' paths."""
+    """Patterns that the images' paths could follow."""
     suffixes: dict[str, Counter[str]] = {}
     for image in images:
         suffixes.setdefault(image.rpartition("/")[0], Counter())[split_suffix(image)[1]] += 1
@@ -198,7 +196,7 @@ def infer_test_rows(files: Inventory, rows: Rows, sample: Source | None, found: 
 
 
 def _folder_of_tests(files: Inventory, found: Detected) -> None:
-    """Takes all images of a test folder for the test rows."""
+    """Uses all images in a test folder as test rows."""
     images = [image for image in files.images if _is_below(image, "test")]
     levels = {image.count("/") for image in images}
     folder = commonpath([image.rpartition("/")[0] for image in images]) if images else ""
@@ -212,5 +210,5 @@ def _folder_of_tests(files: Inventory, found: Detected) -> None:
 
 
 def _is_answers(table: Source, rows: Rows, sample: Source | None) -> bool:
-    """Whether a table holds test labels, which are no test rows where there is a sample."""
+    """Whether a table holds test labels, which are not the test rows if there is a sample submission."""
     return sample is not None and all(column in table.columns for column in rows.target.columns) and not table.is_json

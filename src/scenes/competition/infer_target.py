@@ -1,4 +1,4 @@
-"""Infers from the training rows and the sample submission what is to be predicted, in what form."""
+"""Infers what is to be predicted, and in what form, from the training rows and the sample submission."""
 
 import re
 from collections import Counter
@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from scenes.competition.inventory import Inventory, Source
 from scenes.competition.label_text import FLAGS, sort_labels
 
-NAMES = (  # of label columns, the most usual first
+NAMES = (  # of label columns, the most common first
     *("label", "labels", "class", "target", "targets", "category", "category_id", "classname", "class_id", "label_id"),
     *("labelId", "tags", "attribute_ids", "diagnosis", "level", "species", "breed", "y"),
 )
 SEPARATORS = (" ", "|", ";", ",")
-MOST_GRADES = 30  # more different integers than these are a number where the sample's are decimals
-SHARED = 0.8  # of the words in cells of several: these stand in other cells too, if the words are labels
+MOST_GRADES = 30  # more distinct integers than this are a number if the sample's are decimals
+SHARED = 0.8  # share of the words in multi-word cells that recur in other cells, if the words are labels
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Target:
         task_why: What that was inferred from.
         metric: A metric that fits the task and the sample's form.
         metric_why: That form.
-        separator: What stands between the labels of a cell.
-        names: The classes' names for people, in the order of the sorted labels.
+        separator: What separates the labels of a cell.
+        names: The classes' display names, in the order of the sorted labels.
         unknown: What is not sure.
     """
 
@@ -74,7 +74,7 @@ def find_target(table: Source, ids: str, sample: Source | None, files: Inventory
 def _label_column(
     table: Source, others: Sequence[str], asked: Sequence[str], sample: Source | None
 ) -> tuple[str | None, str, bool]:
-    """The one column with the labels, why it is that, and whether the sample says so."""
+    """The column with the labels, the reason, and whether the sample says so."""
     if len(asked) == 1 and asked[0] in others:
         return asked[0], "the sample's other column", True
     by_name = [name for name in NAMES if name in others]
@@ -96,14 +96,14 @@ def _label_column(
 
 
 def _flag_target(table: Source, shared: list[str], asked: list[str]) -> Target:
-    """Several columns of 0 and 1."""
+    """The target in several columns of 0 and 1."""
     cells = list(zip(*(table.columns[column] for column in shared), strict=True))
     ones = [sum(FLAGS.get(cell, 0) for cell in row) for row in cells]
     unknown = []
     if missing := len(asked) - len(shared):
         unknown.append(f"{missing} of the sample's columns are not in {table.file}")
     if other := next((cell for row in cells for cell in row if cell not in FLAGS), None):
-        unknown.append(f"{table.file} has other values than 0 and 1 in them, such as {other!r}: several numbers a row")
+        unknown.append(f"{table.file} has values besides 0 and 1 in them, such as {other!r}: several numbers per row")
     is_one_hot = all(count == 1 for count in ones)
     task = "classes" if is_one_hot else "labels"
     task_why = "each row has exactly one 1" if is_one_hot else "rows have any number of ones"
@@ -116,7 +116,7 @@ def _flag_target(table: Source, shared: list[str], asked: list[str]) -> Target:
 def _cell_target(
     table: Source, column: str, why: str, is_sure: bool, sample: Source | None, files: Inventory
 ) -> Target:
-    """One column: of separated labels, of numbers, or of class labels."""
+    """The target in one column: separated labels, numbers or class labels."""
     cells = table.columns[column]
     asked = list(sample.columns.values())[1] if sample and len(sample.columns) == 2 else []
     if separator := _separator(cells):
@@ -138,7 +138,7 @@ def _cell_target(
 
 
 def _separator(cells: Sequence[str]) -> str | None:
-    """What separates the labels of a cell: a sign whose parts stand in several different cells."""
+    """What separates the labels of a cell: a character whose parts recur in different cells."""
     texts = set(cells)
     for sign in SEPARATORS:
         parts = {text: {part for part in text.split(sign) if part} for text in texts if sign in text.strip()}
@@ -164,19 +164,19 @@ def _fraction(text: str) -> bool:
 
 
 def _class_metric(cells: Sequence[str], sample: Source | None) -> tuple[str, str]:
-    """A usual metric for class labels, and the form of the submission it was taken for."""
+    """A common metric for class labels, and the form of submission it was chosen for."""
     asked = list(sample.columns.values())[1] if sample and len(sample.columns) == 2 else []
     labels = set(cells)
     most = max((len(cell.split()) for cell in asked), default=0)
     if most > 1 and not any(" " in label for label in labels):
-        return f"map@{most}", f"up to {most} labels a row, best first"
+        return f"map@{most}", f"up to {most} labels per row, best first"
     if len(labels) == 2 and (labels == {"0", "1"} or any(_fraction(cell) for cell in asked)):
         return "roc_auc", f"the probability of {max(labels)!r}"
     return "accuracy", "a label"
 
 
 def _class_names(labels: Sequence[str], files: Inventory) -> list[str] | None:
-    """The labels' names from a JSON file that maps each label to one."""
+    """The labels' names, from a JSON file that maps each label to its name."""
     for content in files.json.values():
         if (
             isinstance(content, dict)

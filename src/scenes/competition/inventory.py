@@ -12,11 +12,11 @@ from scenes.competition.find import image_files, is_litter, normal, split_suffix
 from scenes.competition.path_pattern import check_utf8
 from scenes.console import UserError
 
-CELLS = 2_000_000  # of a CSV that are looked at
-TRIED = 200  # names of a table that are searched for
+CELLS = 2_000_000  # of a CSV to read
+TRIED = 200  # names of a table to search for
 ROLES = ("train", "test", "val")
 TABLES = (".csv", ".json", ".csv.gz", ".tsv", ".parquet", ".xlsx")  # the first two are read
-DEPTH = 3  # folders below which no table is looked for
+DEPTH = 3  # levels of folders to search for tables
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Place(NamedTuple):
     Attributes:
         folder: Below the competition's folder.
         share: How many of the names are found there, 0 … 1.
-        suffix: What the names lack at their end.
+        suffix: The suffix that the names lack.
     """
 
     folder: str
@@ -66,12 +66,12 @@ class Inventory:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        # The built-in sample may have been drawn beside the competition's own files.
+        # The built-in sample may have been drawn next to the competition's own files.
         skipped = "sample" if (root / "sample" / "test_labels.csv").exists() else ""
         self.images = [file for file in image_files(root) if file.split("/")[0] != skipped]
         check_utf8(self.images)
         self.tables: list[Source] = []
-        self.unreadable: dict[str, str] = {}  # tables and why they are not read
+        self.unreadable: dict[str, str] = {}  # why tables are not read
         self.json: dict[str, object] = {}
         for file in _tables(root, skipped):
             name = file.relative_to(root).as_posix()
@@ -133,13 +133,13 @@ class Inventory:
         return Place(chosen, most / len(tried), min(ends, default=""))
 
     def candidates(self, name: str) -> list[str]:
-        """The images that have a name, whatever folders they are in; they agree with those in the name."""
+        """The images with a name, in any folders that agree with those in the name."""
         parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
         found = self._by_stem.get(normal(split_suffix(parts[-1])[0]), []) if parts else []
         return [image for image in found if _agree(image.split("/")[:-1], parts[:-1])]
 
     def variants(self, names: Sequence[str]) -> list[str]:
-        """What follows the names in the stems of their images, where each name has several, such as ``_red``."""
+        """What follows the names in their images' stems, such as ``_red``, if each name has several images."""
         stems = set(self._by_stem)
         ends: Counter[str] = Counter()
         wanted = {normal(name) for name in names[:TRIED]}
@@ -150,7 +150,7 @@ class Inventory:
 
 
 def _tables(root: Path, skipped: str) -> list[Path]:
-    """The CSV and JSON files near the top, those nearest first; and tables of other kinds."""
+    """The CSV and JSON files near the top, the nearest first, and tables of other kinds."""
     found: list[Path] = []
     folders = [root]
     for _ in range(DEPTH):
@@ -193,7 +193,7 @@ def _agree(folders: Sequence[str], named: Sequence[str]) -> bool:
 
 
 def _rest(image: str, folder: str, name: str) -> str | None:
-    """What an image's path below a folder has after a name; None if it does not begin with it."""
+    """What follows a name in an image's path below a folder; None if the path does not begin with the name."""
     below = image if folder == "." else image[len(folder) + 1 :]
     end = below[len(name) :]
     return end if below.startswith(name) and (not end or split_suffix(f"x{end}")[0] == "x") else None

@@ -1,4 +1,4 @@
-"""Linear models on a frozen body's features, their regularisation chosen on a fifth of the rows."""
+"""Linear models on a frozen body's features, with regularisation chosen on a fifth of the rows."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,24 +11,24 @@ from torch.nn import functional
 from scenes.competition.strata import stratified_folds
 from scenes.randomness import key
 
-# Inverse regularisation, from strong to weak; standardised features of a good body want it strong.
+# Inverse regularisation, from strong to weak; a good body's standardised features need it strong.
 STRENGTHS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 DEFAULT_STRENGTH = 3e-3
 MAX_STEPS = 300
-ROUGH, FINE = 1e-3, 1e-7  # when fitting ends: to choose the regularisation, and for the result
-MOST_VALUES = 10**8  # rows × outputs that are fitted within minutes on a few cores
-MIN_ROWS_TO_CHOOSE = 5  # of each class, else the fifth would lack some
+ROUGH, FINE = 1e-3, 1e-7  # tolerances: to choose the regularisation, and for the result
+MOST_VALUES = 10**8  # rows × outputs that a few cores fit within minutes
+MIN_ROWS_TO_CHOOSE = 5  # per class, else the fifth would lack some
 RIDGE_PENALTIES = (1e1, 1e2, 1e3, 1e4, 1e5)  # from weak to strong
 ABSENT = 10.0  # how much lower than all others the logit of a class without training rows is
 
 
 class LinearHead(NamedTuple):
-    """A linear layer for features as they are.
+    """A linear layer for unscaled features.
 
     Attributes:
         weights: float32, shape (outputs, f).
         biases: float32, shape (outputs,).
-        chosen: The regularisation, for people to read.
+        chosen: The regularisation, for display.
     """
 
     weights: np.ndarray
@@ -51,8 +51,8 @@ def fit_classes(features: np.ndarray, targets: np.ndarray, classes: int, seed: i
     Args:
         features: float32, shape (n, f).
         targets: int, shape (n,).
-        classes: How many; one without a row is never predicted.
-        seed: Of the fifth's choice.
+        classes: The number of classes; one without rows is never predicted.
+        seed: The seed that chooses the fifth.
     """
     present, places = np.unique(targets, return_inverse=True)
     wanted = np.eye(len(present), dtype=np.float32)[places]
@@ -76,8 +76,8 @@ def fit_labels(features: np.ndarray, targets: np.ndarray, seed: int) -> LinearHe
 
     Args:
         features: float32, shape (n, f).
-        targets: float32, shape (n, labels), of 0 and 1; a label that is always the same gets its share as it is.
-        seed: Of the fifth's choice.
+        targets: float32, shape (n, labels), of 0 and 1; for a label that never changes, its share is predicted.
+        seed: The seed that chooses the fifth.
     """
     parts = _parts(np.zeros(len(targets), np.int64), seed)
     return _logistic(features, targets, parts if len(parts[0]) >= 2 * MIN_ROWS_TO_CHOOSE else None, exclusive=False)
@@ -89,7 +89,7 @@ def fit_number(features: np.ndarray, targets: np.ndarray, seed: int) -> LinearHe
     Args:
         features: float32, shape (n, f).
         targets: float32, shape (n, 1).
-        seed: Of the fifth's choice.
+        seed: The seed that chooses the fifth.
     """
     rows, mean, scale = _standardised(features)
     kept, held = _parts(np.zeros(len(rows), np.int64), seed)
@@ -99,7 +99,7 @@ def fit_number(features: np.ndarray, targets: np.ndarray, seed: int) -> LinearHe
 
 
 def _parts(strata: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Splits rows into four fifths to fit and one fifth to choose by, each with its share of every stratum."""
+    """Splits rows into four fifths to fit and one fifth to choose by, stratified."""
     is_held = stratified_folds(strata, 5, key("probe", seed) % 2**32) == 0
     return np.flatnonzero(~is_held), np.flatnonzero(is_held)
 
@@ -107,20 +107,20 @@ def _parts(strata: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def _standardised(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Features of mean 0 and variance 1, and a last column of ones for the biases; their means and scales."""
     mean, scale = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
-    scale[scale <= 1e-6 * np.abs(mean)] = 1  # features that do not vary but for rounding
+    scale[scale <= 1e-6 * np.abs(mean)] = 1  # features that are constant but for rounding
     rows = np.ones((len(features), features.shape[1] + 1), np.float32)
     np.divide(features - mean.astype(np.float32), scale.astype(np.float32), out=rows[:, :-1])
     return rows, mean, scale
 
 
 def _unscaled(solution: np.ndarray, mean: np.ndarray, scale: np.ndarray, chosen: str) -> LinearHead:
-    """Turns weights for standardised features, biases last, into a layer for features as they are."""
+    """Turns weights for standardised features, biases last, into a layer for unscaled features."""
     weights = solution[:, :-1] / scale
     return LinearHead(weights.astype(np.float32), (solution[:, -1] - weights @ mean).astype(np.float32), chosen)
 
 
 def _ridge(rows: np.ndarray, numbers: np.ndarray) -> Callable[[float], np.ndarray]:
-    """Least squares with a penalty, the argument of the function returned."""
+    """Prepares least squares; the returned function takes the penalty."""
     moments, projected = (rows.T @ rows).astype(np.float64), rows.T @ numbers
 
     def solve(penalty: float) -> np.ndarray:
@@ -142,13 +142,13 @@ def _logistic(
     Args:
         features: float32, shape (n, f).
         targets: float32, shape (n, outputs), of 0 and 1.
-        parts: Rows to fit and rows to choose the regularisation by; None for the default one.
+        parts: Rows to fit and rows to choose the regularisation by; None for the default regularisation.
         exclusive: Whether each row has exactly one 1, and the outputs are one softmax.
     """
     standardised, mean, scale = _standardised(features)
     rarest = 1 / (len(targets) + 2)
     share = targets.mean(0).clip(rarest, 1 - rarest)
-    # Of an output that never changes, the share is all there is to learn.
+    # For an output that never changes, the share is all there is to learn.
     learned = np.where(targets.min(0) == targets.max(0), share, targets).astype(np.float32)
     rows, wanted = torch.from_numpy(standardised), torch.from_numpy(learned)
     solution = torch.zeros(rows.shape[1], wanted.shape[1])
@@ -160,11 +160,11 @@ def _logistic(
         held_rows, held_wanted = rows[held], wanted[held]
         curvature = _curvature(*problem, solution)
         tried, losses = [solution], []
-        for candidate in STRENGTHS:  # each starts from the one before
+        for candidate in STRENGTHS:  # each starts from the previous one
             tried.append(_minimise(*problem, tried[-1], curvature, candidate, ROUGH))
             losses.append(_loss(held_rows @ tried[-1], held_wanted, exclusive)[0])
             if losses[-1] > min(losses):
-                break  # weaker ones follow the fitted rows yet more closely
+                break  # weaker ones overfit even more
         best = int(np.argmin(losses))
         strength, solution = STRENGTHS[best], tried[best + 1]
     curvature = _curvature(rows, wanted, exclusive, solution)
@@ -193,12 +193,12 @@ def _minimise(
         start: float32, shape (f + 1, outputs).
         curvature: From `_curvature`.
         strength: Inverse regularisation, scikit-learn's C.
-        tolerance: Ends when a step lowers the result by less than this share.
+        tolerance: Fitting ends when a step lowers the result by less than this share.
     """
     from scipy.optimize import minimize  # slow to import, and only needed here
 
     penalties = torch.from_numpy(_penalties(len(curvature), 1 / (strength * len(rows))))
-    floor = 1e-5 * curvature.diagonal().mean()  # where features depend on each other, there is none
+    floor = 1e-5 * curvature.diagonal().mean()  # there is no curvature where features are collinear
     root = torch.linalg.cholesky(curvature + torch.diag(penalties + floor))
 
     def solution(point: np.ndarray) -> Tensor:
@@ -218,14 +218,14 @@ def _minimise(
 
 
 def _curvature(rows: Tensor, wanted: Tensor, exclusive: bool, solution: Tensor) -> Tensor:
-    """The curvature of the mean loss at a solution, the mean over outputs: float32, shape (f + 1, f + 1)."""
+    """The curvature of the mean loss at a solution, averaged over outputs: float32, shape (f + 1, f + 1)."""
     chances = _loss(rows @ solution, wanted, exclusive)[1] + wanted
     scaled = rows * (chances * (1 - chances)).mean(1, keepdim=True).clamp(0).sqrt()
     return scaled.T @ scaled / len(rows)
 
 
 def _loss(logits: Tensor, wanted: Tensor, exclusive: bool) -> tuple[float, Tensor]:
-    """The mean over rows of the outputs' summed losses; and by how much each chance is too high, (n, outputs)."""
+    """The mean over rows of the outputs' summed losses; and how much each probability is too high, (n, outputs)."""
     if exclusive:
         log_chances = logits.log_softmax(1)
         return -float((log_chances * wanted).sum(dtype=torch.float64)) / len(logits), log_chances.exp() - wanted

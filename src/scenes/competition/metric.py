@@ -1,7 +1,7 @@
-"""What predictions are scored by: one entry a metric, each with a standard error.
+"""What scores predictions: one entry per metric, each with a standard error.
 
-A metric is a function of predictions and targets that returns its value and each row's influence on it: by how much
-the value would change, times n, if the row weighed a little more. The standard error of the value is that of the mean
+A metric is a function of predictions and targets that returns its value and each row's influence on it: how much the
+value would change, times n, if the row weighed a little more. The standard error of the value is that of the mean
 of the influences (the infinitesimal jackknife, Efron 1982, chapter 6; for the AUC DeLong et al. 1988), and the standard
 error of the difference between two predictions is that of the mean of their differences.
 """
@@ -30,8 +30,8 @@ class Metric:
     """How predictions are scored.
 
     Attributes:
-        name: As the config has it.
-        wants: What a submission is made of: ``labels``, ``probabilities``, ``ranking``, ``sets`` or ``number``.
+        name: As in the config.
+        wants: What a submission contains: ``labels``, ``probabilities``, ``ranking``, ``sets`` or ``number``.
         larger_is_better: The direction.
         function: The value and the influences.
         k: How many labels of a ranking count; 1 for all other metrics.
@@ -57,7 +57,7 @@ class Metric:
         return value, standard_error(influences)
 
     def gain(self, before: np.ndarray, after: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
-        """By how much `after` is better than `before` on the same rows, positive if it is, and the standard error."""
+        """How much better `after` is than `before` on the same rows, positive if it is, and the standard error."""
         sign = 1 if self.larger_is_better else -1
         (old, old_influences), (new, new_influences) = (self.function(each, targets) for each in (before, after))
         return sign * (new - old), standard_error(new_influences - old_influences)
@@ -99,7 +99,7 @@ def metric_named(name: str, task: Task) -> Metric:
 
 
 def _check_grades(task: Task) -> None:
-    """Refuses classes that are not grades one step apart in their order: 0, 1, 2; grade_1, grade_2; A, B."""
+    """Rejects classes that are not grades in order, one step apart: 0, 1, 2; grade_1, grade_2; A, B."""
     numbers = [re.fullmatch(r"\D*(\d+)|([A-Za-z])", label) for label in task.columns]
     grades = [int(match[1]) if match[1] else ord(match[2]) for match in numbers if match]
     if len(grades) < len(numbers) or np.any(np.diff(grades) != 1):
@@ -110,7 +110,7 @@ def _check_grades(task: Task) -> None:
 
 
 def competition_metric(config: Config, task: Task) -> Metric:
-    """The metric that the config names, or else the usual one of the task; errors as `metric_named`'s."""
+    """The metric that the config names, or else the task's usual one; errors as for `metric_named`."""
     return metric_named(config.metric or DEFAULT[task.kind], task)
 
 
@@ -121,7 +121,7 @@ def _mean(values: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def _hits(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Which rows are all right: the most probable class, or every label at 0.5; float64, shape (n,)."""
+    """Which rows are entirely right: the most probable class, or every label at 0.5; float64, shape (n,)."""
     if targets.ndim == 2:
         return ((predictions >= 0.5) == (targets >= 0.5)).all(1).astype(np.float64)
     return (predictions.argmax(1) == targets).astype(np.float64)
@@ -142,7 +142,7 @@ def _balanced_accuracy(predictions: np.ndarray, targets: np.ndarray) -> tuple[fl
 
 
 def _f1(predicted: np.ndarray, actual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """F1 of each column of 0 and 1; 0 where nothing is predicted and nothing is there.
+    """F1 of each column of 0 and 1; 0 where nothing is predicted and nothing is present.
 
     Returns:
         The values, shape (columns,), and the influences, shape (n, columns).
@@ -154,7 +154,7 @@ def _f1(predicted: np.ndarray, actual: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _f1_macro(predictions: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
-    """The mean F1 of the classes that are predicted or there."""
+    """The mean F1 of the classes that are predicted or present."""
     predicted = predictions.argmax(1)
     values, influences = _f1_by_class(predicted, targets, predictions.shape[1])
     present = np.zeros(predictions.shape[1], bool)
@@ -163,7 +163,7 @@ def _f1_macro(predictions: np.ndarray, targets: np.ndarray) -> tuple[float, np.n
 
 
 def _f1_by_class(predicted: np.ndarray, targets: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """F1 of each class and each row's influence on their sum, without a table of rows and classes."""
+    """F1 of each class and each row's influence on their sum, without an array of rows by classes."""
     right = np.bincount(targets[predicted == targets], minlength=classes)
     both = np.bincount(predicted, minlength=classes) + np.bincount(targets, minlength=classes)
     values, weight = 2 * right / np.maximum(both, 1), np.maximum(both, 1) / len(targets)
@@ -189,7 +189,7 @@ def _labels_f1_macro(predictions: np.ndarray, targets: np.ndarray) -> tuple[floa
 
 
 def _log_loss(predictions: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
-    """Of the true class in nats; for labels the mean over them."""
+    """The loss of the true class in nats; for labels, the mean over them."""
     if targets.ndim == 1:
         return _mean(log_losses(predictions, targets))
     chances = np.where(targets >= 0.5, predictions, 1 - predictions.astype(np.float64))
@@ -197,9 +197,9 @@ def _log_loss(predictions: np.ndarray, targets: np.ndarray) -> tuple[float, np.n
 
 
 def _roc_auc(predictions: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
-    """The mean over labels, or over classes against the rest; of two classes the second one's.
+    """The mean over labels, or over classes against the rest; with two classes, the second one's.
 
-    A column whose rows are all of one kind has no AUC and is left out; if all are, nothing can be told apart: 0.5.
+    A column whose rows are all the same has no AUC and is left out; if that leaves none, the value is 0.5.
     """
     actual = targets >= 0.5 if targets.ndim == 2 else targets[:, None] == np.arange(predictions.shape[1])
     if targets.ndim == 1 and predictions.shape[1] == 2:
@@ -214,7 +214,7 @@ def _roc_auc(predictions: np.ndarray, targets: np.ndarray) -> tuple[float, np.nd
 
 
 def _column_auc(scores: np.ndarray, is_positive: np.ndarray) -> tuple[float, np.ndarray]:
-    """The chance that a positive row is above a negative one, ties counted half."""
+    """The chance that a positive row scores higher than a negative one; ties count half."""
     from scipy.stats import rankdata
 
     positives, negatives = int(is_positive.sum()), int((~is_positive).sum())
@@ -230,7 +230,7 @@ def _column_auc(scores: np.ndarray, is_positive: np.ndarray) -> tuple[float, np.
 def _quadratic_kappa(predictions: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
     """Agreement of grades beyond chance, weighted by the squared distance (Cohen 1968); numbers are rounded.
 
-    1 - (mean squared distance) / (that of independent draws from both); 0 where all are one and the same grade.
+    1 - (mean squared distance) / (that of independent draws from both); 0 if all are the same grade.
     """
     grades = predictions.argmax(1) if targets.dtype.kind in "iu" else np.rint(predictions[:, 0])
     given, true = grades.astype(np.float64), np.rint(targets).astype(np.float64)
@@ -269,7 +269,7 @@ def ranks(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def _map_at_k(predictions: np.ndarray, targets: np.ndarray, k: int) -> tuple[float, np.ndarray]:
-    """Mean average precision of the k best classes, of which one is right: 1 / its place."""
+    """Mean average precision of the k best classes, one of which is right: 1 / its rank."""
     places = ranks(predictions, targets)
     return _mean(np.where(places <= k, 1 / places, 0.0))
 
@@ -294,7 +294,7 @@ METRICS: dict[str, tuple[tuple[str, ...], str, bool, Callable[..., tuple[float, 
     "accuracy": (("classes", "labels"), "labels", True, _accuracy),
     "balanced_accuracy": (("classes",), "labels", True, _balanced_accuracy),
     "f1_macro": (("classes",), "labels", True, _f1_macro),
-    "f1_micro": (("classes",), "labels", True, _accuracy),  # with one class a row they are the same
+    "f1_micro": (("classes",), "labels", True, _accuracy),  # with one class per row they are the same
     "log_loss": (("classes", "labels"), "probabilities", False, _log_loss),
     "roc_auc": (("classes", "labels"), "probabilities", True, _roc_auc),
     "quadratic_kappa": (("classes", "number"), "labels", True, _quadratic_kappa),

@@ -1,4 +1,4 @@
-"""Rows from the paths of image files, such as ``train/{label}/{file}``."""
+"""Reads rows from the paths of image files, by patterns such as ``train/{label}/{file}``."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from scenes.competition.find import image_files, is_utf8
 from scenes.console import UserError, say
 
 FIELD = re.compile(r"\{(\w+)\}")
-PARTS = {"number": r"\d+"}  # a field of this name is digits; any other is anything but a slash
+PARTS = {"number": r"\d+"}  # a field with this name matches digits; any other, anything but a slash
 
 
 def is_pattern(source: Path) -> bool:
@@ -19,10 +19,10 @@ def is_pattern(source: Path) -> bool:
 
 
 def read_pattern(root: Path, pattern: str, name_column: str) -> pd.DataFrame:
-    """Makes a row of each image file whose path fits a pattern, in natural order.
+    """Makes a row for each image file whose path matches a pattern, in natural order.
 
     Args:
-        root: The folder that the pattern begins in.
+        root: The folder that the pattern is relative to.
         pattern: A path with fields in braces, each of which becomes a column; ``{number}`` stands for digits.
         name_column: The column for the image's path below `pattern_folder`.
 
@@ -30,7 +30,7 @@ def read_pattern(root: Path, pattern: str, name_column: str) -> pd.DataFrame:
         The columns as text; the index is the path below `root`.
 
     Raises:
-        UserError: If there is no such folder, or no file that fits.
+        UserError: If there is no such folder, or no matching file.
     """
     below = pattern_folder(pattern)
     if not (root / below).is_dir():
@@ -41,11 +41,10 @@ def read_pattern(root: Path, pattern: str, name_column: str) -> pd.DataFrame:
     rows = {file: match.groupdict() for file in files if (match := expression.fullmatch(file))}
     if not rows:
         example = f", e.g. {files[0]}" if files else ""
-        raise UserError(f"{root / below}: none of its {len(files)} images fits the pattern {pattern!r}{example}")
+        raise UserError(f"{root / below}: none of its {len(files)} images match the pattern {pattern!r}{example}")
     if others := [file for file in files if file not in rows]:
-        say(
-            f"{root / below}: {len(others)} of {len(files)} images do not fit {pattern!r} and are left out: {others[0]}"
-        )
+        counts = f"{len(others)} of {len(files)} images"
+        say(f"{root / below}: {counts} do not match {pattern!r} and are left out: {others[0]}")
     order = sorted(rows, key=natural)
     columns = pd.DataFrame([rows[file] for file in order], index=order, dtype=str)
     return columns.assign(**{name_column: [Path(file).relative_to(below).as_posix() for file in order]})
@@ -57,12 +56,12 @@ def pattern_folder(pattern: str) -> Path:
 
 
 def needed_files(source: Path, image_dir: Path) -> list[Path]:
-    """What must be in the data folder, relative to it, for these rows and their images."""
+    """What these rows and their images need in the data folder, relative to it."""
     return [pattern_folder(source.as_posix())] if is_pattern(source) else [source, image_dir]
 
 
 def as_expression(pattern: str) -> str:
-    """The pattern as a regular expression with a named group for each field; a repeated field matches the same text.
+    """The pattern as a regular expression with a named group per field; a repeated field must match the same text.
 
     Raises:
         UserError: If a field's name cannot be a column.
@@ -70,7 +69,7 @@ def as_expression(pattern: str) -> str:
     texts = FIELD.split(pattern)
     names = texts[1::2]
     if strange := [name for name in names if not name.isidentifier()]:
-        raise UserError(f"the pattern {pattern!r}: {{{strange[0]}}} is no name for a column; use a word")
+        raise UserError(f"the pattern {pattern!r}: {{{strange[0]}}} cannot be a column's name; use a word")
     groups = [
         f"(?P={name})" if name in names[:at] else f"(?P<{name}>{PARTS.get(name, '[^/]+?')})"
         for at, name in enumerate(names)
@@ -80,10 +79,10 @@ def as_expression(pattern: str) -> str:
 
 
 def check_utf8(files: Sequence[str]) -> None:
-    """Refuses paths that no text file can hold.
+    """Rejects paths that a text file cannot hold.
 
     Raises:
-        UserError: With the first of them.
+        UserError: Naming the first of them.
     """
     for file in files:
         if not is_utf8(file):
@@ -91,6 +90,6 @@ def check_utf8(files: Sequence[str]) -> None:
 
 
 def natural(text: str) -> tuple[list[str | int], str]:
-    """Sorts 9.jpg before 10.jpg; numbers and words alternate, so that like is compared with like."""
+    """A key that sorts 9.jpg before 10.jpg; numbers and words alternate, so that like is compared with like."""
     parts = re.split("([0-9]+)", text)
     return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)], text

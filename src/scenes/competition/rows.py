@@ -1,4 +1,4 @@
-"""A competition's training and test rows, each with its id and its image file, and a list of all that is wrong."""
+"""Reads a competition's training and test rows, each with its id and its image file, and lists all problems."""
 
 import os
 from collections.abc import Collection, Sequence
@@ -24,14 +24,14 @@ SAMPLES = "*sample*submission*.csv"  # in lower case
 
 
 def read_train_rows(data: DataConfig) -> tuple[Table, list[Problem]]:
-    """Reads the training rows, without their labels' meaning.
+    """Reads the training rows, without interpreting their labels.
 
     Args:
         data: The config's data section.
 
     Returns:
-        The rows and what is wrong with them; under ``data.on_bad_image: skip``, and of a row in ``data.drop``, a
-        missing image is not wrong.
+        The rows and what is wrong with them; a missing image is not a problem under ``data.on_bad_image: skip`` or for
+        a row in ``data.drop``.
 
     Raises:
         UserError: If there is nothing to read.
@@ -44,11 +44,11 @@ def read_train_rows(data: DataConfig) -> tuple[Table, list[Problem]]:
     keys, finder = _image_keys(columns, data, is_test=False), Finder(folder, _suffix(data, data.train_csv))
     paths, found = _find_images(keys, finder)
     ids = columns[_id_column(data)].tolist()
-    names = ids if len(set(ids)) == len(ids) else keys  # a pattern can tell apart images of one name
+    names = ids if len(set(ids)) == len(ids) else keys  # a pattern can tell apart images with the same name
     table = Table(data.root / data.train_csv, names, paths, columns)
     problems += _id_problems(table, keys, found, is_test=False)
-    spared = None if data.on_bad_image == "skip" else set(data.drop)
-    problems += _image_problems(table, keys, found, finder, spared)
+    exempt = None if data.on_bad_image == "skip" else set(data.drop)
+    problems += _image_problems(table, keys, found, finder, exempt)
     if data.group_column:
         empty = np.flatnonzero([not group.strip() for group in columns[data.group_column]])
         problems += problem_for_rows(table, empty, table.names, "with an empty group", "give each row a group")
@@ -56,14 +56,14 @@ def read_train_rows(data: DataConfig) -> tuple[Table, list[Problem]]:
 
 
 def read_test(data: DataConfig, may_lack_images: bool = False) -> tuple[Table, list[Problem]]:
-    """Reads the test rows: `data.test_csv`, or where there is none the sample submission.
+    """Reads the test rows from `data.test_csv` or, if there is none, from the sample submission.
 
     Args:
         data: The config's data section.
-        may_lack_images: Whether a missing image is not wrong.
+        may_lack_images: Whether images may be missing.
 
     Returns:
-        The rows, of which several may have one id, and what is wrong with them.
+        The rows, several of which may share an id, and what is wrong with them.
 
     Raises:
         UserError: If there is nothing to read.
@@ -71,7 +71,7 @@ def read_test(data: DataConfig, may_lack_images: bool = False) -> tuple[Table, l
     source = test_source(data) or data.test_csv
     image_dir = data.test_image_dir or data.image_dir
     column = _id_column(data)
-    if data.root / source == sample_file(data):  # whatever the column is called, the first one is the id
+    if data.root / source == sample_file(data):  # the first column is the id, whatever its name
         column = (read_cells(data.root / source, 1)[1] or [[column]])[0][0]
     folder, columns, problems = _read_columns(data, source, image_dir, [column])
     keys = _image_keys(columns, data, is_test=True) if column == _id_column(data) else columns[column].tolist()
@@ -83,9 +83,9 @@ def read_test(data: DataConfig, may_lack_images: bool = False) -> tuple[Table, l
 
 
 def test_source(data: DataConfig) -> Path | None:
-    """Where the test rows are, below data.root; None if they are nowhere.
+    """The file with the test rows, relative to data.root; None if there is none.
 
-    They are in `data.test_csv`; where that is not set and its default is missing, in the sample submission.
+    It is `data.test_csv` or, if that is not set and its default is missing, the sample submission.
     """
     is_default = data.test_csv == DataConfig.model_fields["test_csv"].default
     if not is_default or os.path.lexists(data.root / data.test_csv):
@@ -98,7 +98,7 @@ def sample_file(data: DataConfig) -> Path | None:
     """The sample submission: `data.sample_submission`, else the one file in data.root with such a name.
 
     Raises:
-        UserError: If the one that the config names is missing.
+        UserError: If the file that the config names is missing.
     """
     named = data.root / data.sample_submission
     if named.exists():
@@ -113,11 +113,11 @@ def sample_file(data: DataConfig) -> Path | None:
 
 
 def overlap(train: Table, test: Table) -> list[Problem]:
-    """Finds test rows that are training rows too, by file."""
+    """Finds test rows that are also training rows, by file."""
     known = set(train.paths)
     rows = [row for row, path in enumerate(test.paths) if path in known]
     what = "also a training image, so a score on it would mean nothing"
-    remedy = f"take these rows out of {train.file} or {test.file}"
+    remedy = f"remove these rows from {train.file} or {test.file}"
     return problem_for_rows(test, rows, test.names, what, remedy)
 
 
@@ -126,7 +126,7 @@ def _id_column(data: DataConfig) -> str:
 
 
 def _suffix(data: DataConfig, source: Path) -> str:
-    """What names lack at their end; those read from paths are whole."""
+    """The suffix that names lack; those read from paths are complete."""
     return "" if is_pattern(source) else data.image_suffix
 
 
@@ -151,7 +151,7 @@ def image_folder(data: DataConfig, source: Path, image_dir: Path) -> Path:
 
 
 def _image_keys(columns: pd.DataFrame, data: DataConfig, is_test: bool) -> list[str]:
-    """What each row's image is found by: the pattern over columns, the image column, else the id."""
+    """The keys to find the rows' images by: the pattern over columns, the image column, else the id."""
     fields = FIELD.findall(data.image_pattern or "")
     if missing := [field for field in fields if field not in columns]:
         if not is_test:
@@ -176,9 +176,9 @@ def _find_images(keys: Sequence[str], finder: Finder) -> tuple[list[Path], list[
 
 
 def _image_problems(
-    table: Table, keys: Sequence[str], found: Sequence[Found | None], finder: Finder, spared: Collection[str] | None
+    table: Table, keys: Sequence[str], found: Sequence[Found | None], finder: Finder, exempt: Collection[str] | None
 ) -> list[Problem]:
-    """Finds the rows without an image, or with several; `spared` are ids that need none, None for all."""
+    """Finds the rows without an image, or with several; `exempt` are ids that need none, None for all."""
     if not os.path.isdir(finder.folder):  # noqa: PTH112 - as above
         return [Problem(str(finder.folder), "no such image folder", "data.root and data.image_dir say where it is")]
     escaping = [row for row, key in enumerate(keys) if key.strip() and finder.leaves(key)]
@@ -189,8 +189,8 @@ def _image_problems(
     shown = [f"{key}: {' or '.join(names[:3])}" for key, names in zip(keys, files, strict=True)]
     remedy = "set data.image_dir, data.image_suffix or data.image_pattern so that one file fits"
     problems += problem_for_rows(table, several, shown, f"with several images in {finder.folder}", remedy)
-    if spared is not None:
-        missing = [row for row, each in enumerate(found) if each and not each.files and table.names[row] not in spared]
+    if exempt is not None:
+        missing = [row for row, each in enumerate(found) if each and not each.files and table.names[row] not in exempt]
         remedy = _remedy_for_missing(finder, [keys[row] for row in missing[:EXAMPLES]])
         problems += problem_for_rows(table, missing, keys, f"whose image is not in {finder.folder}", remedy)
     return problems
@@ -201,7 +201,7 @@ def _id_problems(table: Table, keys: Sequence[str], found: Sequence[Found | None
     names, rows = table.names, range(len(table))
     empty = {row for row in rows if not names[row].strip() or not keys[row].strip()}
     repeated = _repeated(list(zip(names, table.paths, strict=True)) if is_test else names) - empty
-    remedy = "keep one row an image"
+    remedy = "keep one row per image"
     problems = problem_for_rows(table, sorted(empty), names, "with an empty image name", "fill it in or drop the row")
     problems += problem_for_rows(table, sorted(repeated), names, "with a duplicate image name", remedy)
     if not is_test:
@@ -214,13 +214,13 @@ def _id_problems(table: Table, keys: Sequence[str], found: Sequence[Found | None
 
 
 def _repeated(values: Sequence[object]) -> set[int]:
-    """Positions of the values that are there before."""
+    """Positions of the values that occurred before."""
     first: dict[object, int] = {}
     return {at for at, value in enumerate(values) if first.setdefault(value, at) != at}
 
 
 def _remedy_for_missing(finder: Finder, keys: Sequence[str]) -> str:
-    """Says what to do about names without a file, with the files whose names are nearest."""
+    """Says what to do about names without a file, naming the nearest files."""
     near = {key: file for key in keys if (file := finder.nearest(key))}
     if near:
         return "the nearest files: " + ", ".join(f"{file!r} for {key[:80]!r}" for key, file in near.items())
@@ -228,10 +228,10 @@ def _remedy_for_missing(finder: Finder, keys: Sequence[str]) -> str:
 
 
 def read_train(config: Config) -> tuple[Table, Targets, list[Problem]]:
-    """Reads the training rows and what they are.
+    """Reads the training rows and their targets.
 
     Returns:
-        The rows, their targets, and all that is wrong with rows, labels and the decisions about them.
+        The rows, their targets, and all problems with rows, labels and the decisions about them.
 
     Raises:
         UserError: If there is nothing to read.
@@ -243,5 +243,5 @@ def read_train(config: Config) -> tuple[Table, Targets, list[Problem]]:
 
 
 def class_labels(task: Task | None) -> list[str]:
-    """The labels of a task's classes; none for a task that has no classes."""
+    """The labels of a task's classes; empty for a task without classes."""
     return task.columns if isinstance(task, Classes) else []

@@ -1,4 +1,4 @@
-"""The built-in sample competition: six kinds of scenes, drawn, so that everything can be tried without a download."""
+"""The built-in sample competition: drawings of six kinds of scenes, to try everything without a download."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ def _split(labels: NDArray[np.int64], test_rows: int, rng: Generator) -> tuple[N
     counts, rounds = np.bincount(labels, minlength=6), np.empty(len(labels), np.int64)
     for label in range(6):
         rounds[labels == label] = rng.permutation(counts[label])
-    # Test takes whole rounds of the six classes; of a broken round, first the classes that have one drawing more.
+    # Test takes whole rounds of the six classes; from a partial round, first the classes with one more drawing.
     order = np.lexsort((-counts[labels], rounds))
     return rng.permutation(order[test_rows:]), rng.permutation(order[:test_rows])
 
@@ -45,17 +45,17 @@ def _write(folder: Path, seed: int, size: int, drawing: tuple[int, int]) -> None
 
 
 def draw(root: Path, train_rows: int = 600, test_rows: int = 200, seed: int = 0, size: int = 150) -> None:
-    """Draws the sample competition in the competition's form.
+    """Draws the sample competition in the layout of a competition.
 
     Below `root`: train.csv, test.csv, sample_submission.csv, SceneImages/NUMBER.jpg, and test_labels.csv, the answers.
-    Drawing NUMBER is a pure function of (seed, NUMBER, size); the row counts only decide who is train and who test.
-    Does nothing where a train.csv already is.
+    Drawing NUMBER is a pure function of (seed, NUMBER, size); the row counts only decide which are train and test.
+    Does nothing if there already is a train.csv.
 
     Args:
-        root: The folder to make; it may exist if it is empty.
-        train_rows: How many labelled images.
-        test_rows: How many images to predict.
-        seed: Another seed, another competition.
+        root: The folder to create; it may exist if it is empty.
+        train_rows: The number of labelled images.
+        test_rows: The number of images to predict.
+        seed: A different seed gives a different competition.
         size: Height and width in pixels.
 
     Raises:

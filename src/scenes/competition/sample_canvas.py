@@ -33,7 +33,7 @@ CAR = (0, 0.8, 0, 1), (0, 0.9, 0.3, 1), (0, 0.7, 1, 1.5), (0, 0.6, 1, 1.4), (-0.
 
 
 class Canvas:
-    """A picture in the making: its sky and light are drawn at once; all places and lengths are parts of its size."""
+    """A picture being drawn: sky and light come first; all places and lengths are fractions of its size."""
 
     def __init__(self, rng: Generator, size: int) -> None:
         self.rng, self.size = rng, size
@@ -52,21 +52,21 @@ class Canvas:
             self.cover(0.05 / (away + 0.01) - 0.15, self.pick((255, 250, 225), (255, 220, 160)))
 
     def pick(self, *colours: Any, spread: float = 8) -> Field:
-        """One of the colours, a little off."""
+        """One of the colours, slightly varied."""
         colour = np.add(colours[self.rng.integers(len(colours))], self.rng.normal(0, spread, 3))
         return np.clip(colour, 5, 255).astype(np.float32)[:, None, None]
 
     def lit(self, paint: Field, distance: float = 0.0) -> Field:
-        """A colour or picture in this light; with distance the haze of the horizon covers it."""
-        distance = float(distance)  # a float64 of NumPy's would make the whole picture float64
+        """A colour or picture in this light; with distance, the haze of the horizon covers it."""
+        distance = float(distance)  # a NumPy float64 would make the whole picture float64
         return paint * (self.level * (1 - distance) * self.tint) + self.low * distance
 
     def mix(self, first: Field, second: Field, share: Field) -> Field:
-        """From the first colour to the second, by a share that is cut to 0..1."""
+        """From the first colour to the second, by a share that is clipped to 0..1."""
         return first + (second - first) * np.clip(share, 0, 1).astype(np.float32)
 
     def noise(self, across: int, down: int, octaves: int) -> Field:
-        """Fractal noise with `across` x `down` large blots."""
+        """Fractal noise with `across` x `down` large blobs."""
         total = np.zeros((self.size, self.size), np.float32)
         for octave in range(octaves):
             grid = self.rng.random((down << octave, across << octave), np.float32)
@@ -95,9 +95,9 @@ class Canvas:
         return (height + np.interp(self.columns, np.linspace(0, 1, len(points)), points)).astype(np.float32)
 
     def cover(self, opacity: Field, paint: Field) -> None:
-        """Lays a colour or picture over everything; opacity is cut to 0..1."""
+        """Lays a colour or picture over everything; opacity is clipped to 0..1."""
         opacity = np.clip(opacity, 0, 1).astype(np.float32)
-        whole = cv2.convertScaleAbs(np.float32(paint).ravel()).reshape(paint.shape)  # cuts at 255
+        whole = cv2.convertScaleAbs(np.float32(paint).ravel()).reshape(paint.shape)  # clips at 255
         planes = list(np.broadcast_to(whole, (3, self.size, self.size)))
         self.image = cv2.blendLinear(self.image, cv2.merge(planes), 1 - opacity, opacity)
 
@@ -119,7 +119,7 @@ class Canvas:
         self.fill(outline, self.lit(self.mix(colour, np.full((3, 1, 1), 248, np.float32), white) * shade, distance))
 
     def water(self, horizon: float, colour: Field, waves: float) -> None:
-        """Water from the horizon down: far off the colour of the sky, waves, sometimes glitter."""
+        """Water from the horizon down: sky-coloured far away, with waves and sometimes glitter."""
         surface, depth = self.ground(horizon, 4), np.maximum(self.rows - horizon, 0)
         near = (depth / (1 - horizon)) ** 0.6 * (0.6 + 0.4 * surface)
         paint = self.mix(self.low, self.lit(colour), near) * (1 + waves * (surface - 0.5))
@@ -141,7 +141,7 @@ class Canvas:
         self.shape(panes[bright], self.pick((255, 225, 150), (250, 240, 210)) * (1 - 0.5 * distance))
 
     def tree(self, x: float, foot: float, height: float, colour: Field, is_fir: bool) -> None:
-        """A fir, or a crown heaped of discs that are lighter to the top."""
+        """A fir, or a crown of heaped discs that get lighter towards the top."""
         rng, trunk = self.rng, np.array([(-0.03, 0), (0.03, 0), (0.02, -0.5), (-0.02, -0.5)])
         self.shape((x, foot) + trunk * height, colour * 0.4)
         if is_fir:

@@ -13,7 +13,7 @@ from scenes.randomness import key
 
 
 def _buildings(art: Canvas, rng: Generator) -> None:
-    """Towers, from a far skyline to a few seen close and from below; before water, trees or nothing."""
+    """Towers, from a far skyline to a few seen from close below; behind water, trees or nothing."""
     if rng.random() < 0.06:  # a canyon of towers, which could as well be called a street
         return _street(art, rng, height=2.5)
     scale = rng.uniform(0.1, 0.6)
@@ -37,7 +37,7 @@ def _buildings(art: Canvas, rng: Generator) -> None:
 
 
 def _forest(art: Canvas, rng: Generator) -> None:
-    """Before a hillside of trees, or among their trunks."""
+    """In front of a hillside of trees, or among their trunks."""
     green, light_green = art.pick(*GREENS), art.pick(*GREENS) * 1.3
     if rng.random() < 0.4:
         for near in np.linspace(0, 1, rng.integers(3, 6)):
@@ -61,7 +61,7 @@ def _forest(art: Canvas, rng: Generator) -> None:
 
 
 def _glacier(art: Canvas, rng: Generator) -> None:
-    """An ice front with icebergs before it, or a glacier's tongue between rocks."""
+    """An ice front with icebergs in front of it, or a glacier's tongue between rocks."""
     horizon, stone = rng.uniform(0.3, 0.65), art.pick(*STONES)
     if rng.random() < 0.8:
         art.rock(art.ridge(horizon - 0.12, 0.15), stone, 0.4, rng.uniform(0, 0.4))
@@ -87,7 +87,7 @@ def _glacier(art: Canvas, rng: Generator) -> None:
 
 
 def _mountain(art: Canvas, rng: Generator) -> None:
-    """Ridge behind ridge, with or without snow, over a lake, a meadow or woods."""
+    """Ridge behind ridge, with or without snow, above a lake, a meadow or woods."""
     stone, height = art.pick(*STONES, (120, 80, 60)), rng.uniform(0.2, 0.45)
     snow = rng.uniform(0.05, 0.5) * (rng.random() < 0.5)
     layers = int(rng.integers(1, 5))

@@ -1,4 +1,4 @@
-"""What a person wants to know of predictions beside the metric: for classes, labels and numbers."""
+"""Scores of interest besides the metric: for classes, labels and numbers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -68,15 +68,15 @@ def class_scores(probabilities: np.ndarray, targets: np.ndarray, classes: Sequen
 
 
 def confusion(predicted: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Counts how often which class was predicted as which.
+    """Counts how often each class was predicted as each class.
 
     Args:
         predicted: int, shape (n,).
         targets: int, shape (n,).
 
     Returns:
-        The cells of the confusion matrix that are not 0, sorted: int, shape (cells, 2), the true and the predicted
-        class; and their counts, int, shape (cells,).
+        The non-zero cells of the confusion matrix, sorted: int, shape (cells, 2), the true and the predicted class; and
+        their counts, int, shape (cells,).
     """
     cells, counts = np.unique(np.stack([targets, predicted], 1), axis=0, return_counts=True)
     return cells, counts
@@ -87,7 +87,7 @@ def label_scores(task: Task, predictions: np.ndarray, targets: np.ndarray) -> di
 
     Returns:
         Plain values: n; log loss, mean AUC, micro and macro F1, with standard errors; for each label its AUC (None
-        where it is always or never there), precision, recall, F1 and support.
+        if it is always or never present), precision, recall, F1 and support.
     """
     scores: dict[str, Any] = {"n": len(targets)}
     for name in ("log_loss", "roc_auc", "labels_f1_micro", "labels_f1_macro"):
@@ -108,7 +108,7 @@ def label_scores(task: Task, predictions: np.ndarray, targets: np.ndarray) -> di
 
 
 def _precision_recall_f1(right: np.ndarray, given: np.ndarray, true: np.ndarray) -> dict[str, np.ndarray]:
-    """Scores from the rows that are predicted rightly, predicted and true, by class; 0 where there are none."""
+    """Scores from the numbers of rows correctly predicted, predicted and true, by class; 0 where there are none."""
     return {
         "precision": right / np.maximum(1, given),
         "recall": right / np.maximum(1, true),
@@ -120,7 +120,7 @@ def number_scores(task: Task, predictions: np.ndarray, targets: np.ndarray) -> d
     """Computes what metrics.json holds about predicted numbers.
 
     Returns:
-        Plain values: n; the root of the mean squared error and the mean absolute one, with standard errors; and R², the
+        Plain values: n; the root mean squared error and the mean absolute error, with standard errors; and R², the
         share of the targets' variance that is explained.
     """
     scores: dict[str, Any] = {"n": len(targets)}

@@ -1,4 +1,4 @@
-"""Rows split so that each part has its share of every stratum."""
+"""Splits rows so that each part has its share of every stratum."""
 
 import numpy as np
 import pandas as pd
@@ -11,8 +11,8 @@ def stratified_folds(strata: np.ndarray, folds: int, seed: int) -> np.ndarray:
 
     Args:
         strata: int, shape (n,).
-        folds: How many.
-        seed: Of the shuffling.
+        folds: The number of folds.
+        seed: The seed of the shuffling.
 
     Returns:
         int64, shape (n,): each row's fold.

@@ -1,4 +1,4 @@
-"""What a submission looks like: it follows from the metric, the task and the sample submission's columns."""
+"""What a submission looks like, which follows from the metric, the task and the sample submission's columns."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -29,9 +29,9 @@ class Form:
         task: What is predicted.
         header: The id column, then the value columns.
         ids: The rows' ids, in order, each once.
-        outputs: The outputs of the value columns, where there is a column for each; else that of the positive class.
+        outputs: The outputs of the value columns, if there is a column for each; else that of the positive class.
         k: How many labels a ranking has.
-        separator: What is between the labels of a set.
+        separator: What separates the labels of a set.
     """
 
     kind: str
@@ -46,7 +46,7 @@ class Form:
         """Makes the submission.
 
         Args:
-            names: The id of each predicted image; the predictions of several images of one id are averaged.
+            names: The id of each predicted image; the predictions of images with the same id are averaged.
             predictions: float32, shape (n, outputs).
             decoding: How predictions become labels.
 
@@ -60,14 +60,14 @@ class Form:
         return table
 
     def __str__(self) -> str:
-        """For people to read."""
+        """Describes the form for display."""
         shown = ",".join(self.header) if len(self.header) < 8 else f"{','.join(self.header[:4])},… ({len(self.header)})"
         return f"{shown}: {ABOUT[self.kind].format(k=self.k, positive=self.task.names[self.outputs[-1]])}"
 
 
 ABOUT = {
-    "probabilities": "a probability a column",
-    "decisions": "0 or 1 a column",
+    "probabilities": "a probability per column",
+    "decisions": "0 or 1 per column",
     "positive": "the probability of {positive!r}",
     "label": "one label",
     "ranking": "the {k} most probable labels, best first",
@@ -92,7 +92,7 @@ Writer = Callable[[Form, np.ndarray, Decoding], Sequence[Sequence[object] | np.n
 
 
 def _probabilities(form: Form, predictions: np.ndarray, _: Decoding) -> list[np.ndarray]:
-    """A column for each output; class probabilities sum to 1 also as the float32 they are written as."""
+    """A column for each output; class probabilities sum to 1 even as the float32 they are written as."""
     exact = predictions.astype(np.float64)
     if form.task.kind == "classes":
         exact /= exact.sum(1, keepdims=True)
@@ -123,7 +123,7 @@ def _ranking(form: Form, predictions: np.ndarray, _: Decoding) -> list[list[str]
 
 
 def _set(form: Form, predictions: np.ndarray, decoding: Decoding) -> list[list[str]]:
-    """All labels that apply; at least the most probable one, since no training row is without a label."""
+    """All labels that apply, at least the most probable one, since no training row lacks a label."""
     is_chosen = decoding.apply(predictions) >= 0.5
     is_empty = ~is_chosen.any(1)
     is_chosen[is_empty, predictions[is_empty].argmax(1)] = True
@@ -137,7 +137,7 @@ def _number(form: Form, predictions: np.ndarray, _: Decoding) -> list[np.ndarray
 
 
 def _grade(form: Form, predictions: np.ndarray, decoding: Decoding) -> list[np.ndarray]:
-    """The number as a whole one, within the range of the training rows."""
+    """The number rounded to an integer, within the range of the training rows."""
     return [np.rint(_number(form, decoding.apply(predictions), decoding)[0]).astype(np.int64)]
 
 
@@ -157,21 +157,21 @@ def plan_submission(config: Config, task: Task, test: Table) -> tuple[Form | Non
     """Finds the form of a competition's submissions.
 
     Args:
-        config: Has the metric, and perhaps a form in its place.
+        config: Has the metric, and perhaps a form that overrides it.
         task: What is predicted.
         test: The test rows.
 
     Returns:
-        The form, None where none fits; and all that is wrong.
+        The form, None if none fits; and all problems.
 
     Raises:
-        UserError: If the metric is unknown or does not fit the task, or the sample submission is no table.
+        UserError: If the metric is unknown or does not fit the task, or the sample submission is not a table.
     """
     metric = competition_metric(config, task)
     ids, file = list(dict.fromkeys(test.names)), sample_file(config.data)
     if file is None:
         data = config.data
-        is_one = task.outputs < 3 and task.kind == "classes"  # of two classes one probability says both
+        is_one = task.outputs < 3 and task.kind == "classes"  # with two classes, one probability gives both
         wants_columns = (config.submission or metric.wants) == "probabilities" and not is_one
         values = data.label_columns or (task.columns if wants_columns else [data.label_column])
         return _fit(config, task, metric, [data.id_column or data.image_column, *values], ids, "the metric")
@@ -184,7 +184,7 @@ def plan_submission(config: Config, task: Task, test: Table) -> tuple[Form | Non
 
 
 def check_submission_form(config: Config, task: Task, test: Table) -> list[Problem]:
-    """Finds why no submission could be written, before any training; arguments and errors as `plan_submission`'s."""
+    """Finds why no submission could be written, before any training; arguments and errors as for `plan_submission`."""
     return plan_submission(config, task, test)[1]
 
 
@@ -205,7 +205,7 @@ def _id_problems(file: Path, rows: list[str], ids: list[str], test: Table) -> li
 def _fit(
     config: Config, task: Task, metric: Metric, header: list[str], ids: list[str], source: str
 ) -> tuple[Form | None, list[Problem]]:
-    """Chooses the kind of form from what is wanted and the value columns."""
+    """Chooses the kind of form by what is wanted and the value columns."""
     values, wants = header[1:], config.submission or metric.wants
     outputs = _outputs(task, values)
     kind = None
@@ -213,7 +213,7 @@ def _fit(
         is_decided = (task.kind == "labels" and wants in ("sets", "labels")) or config.submission == "labels"
         kind = "decisions" if is_decided else "probabilities"
     elif len(values) > 1:
-        return None, [_foreign(task, values, source)]
+        return None, [_columns_problem(task, values, source)]
     elif task.kind == "number":
         kind = "grade" if wants == "labels" else "number"
     elif task.kind == "labels":
@@ -223,7 +223,7 @@ def _fit(
     else:
         kind = {"labels": "label", "ranking": "ranking"}.get(wants)
     if kind is None:
-        return None, [_unfit(config, task, metric, values, source)]
+        return None, [_form_problem(config, task, metric, values, source)]
     if kind == "positive":
         outputs = [_places(task).get(values[0], 1)]
     separator = (config.data.label_separator or " ") if kind == "set" else " "
@@ -231,12 +231,12 @@ def _fit(
 
 
 def _places(task: Task) -> dict[str, int]:
-    """The outputs by their names and, first of all, by how the data spell them."""
+    """The outputs by their names and, with precedence, by the data's spelling."""
     return {text: at for texts in (task.names, task.columns) for at, text in enumerate(texts)}
 
 
 def _outputs(task: Task, values: list[str]) -> list[int] | None:
-    """The output of each value column, if each has one: for classes all, for labels some at least."""
+    """The output of each value column, if each has one: all for classes, at least some for labels."""
     if task.kind == "number" or (len(values) == 1 and task.outputs > 1 and task.kind == "classes"):
         return None
     places = _places(task)
@@ -246,7 +246,7 @@ def _outputs(task: Task, values: list[str]) -> list[int] | None:
     return found
 
 
-def _foreign(task: Task, values: list[str], source: str) -> Problem:
+def _columns_problem(task: Task, values: list[str], source: str) -> Problem:
     """Says which of several value columns are not outputs."""
     places = _places(task)
     found = {places[column] for column in values if column in places}
@@ -259,7 +259,7 @@ def _foreign(task: Task, values: list[str], source: str) -> Problem:
     return Problem(source, what, "use the files of one competition, or set data.label_columns, data.class_names")
 
 
-def _unfit(config: Config, task: Task, metric: Metric, values: list[str], source: str) -> Problem:
+def _form_problem(config: Config, task: Task, metric: Metric, values: list[str], source: str) -> Problem:
     """Says that one column cannot hold what is wanted."""
     by = f"submission: {config.submission}" if config.submission else f"metric {metric.name} wants {metric.wants}"
     what = f"{by} of {task.outputs} {task.kind}, but the only column is {values[0]!r}"

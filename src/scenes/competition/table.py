@@ -44,7 +44,7 @@ def problem_for_rows(
     """Makes one problem of all rows that share it, with the first few as examples.
 
     Args:
-        table: What the rows are of.
+        table: The rows' table.
         rows: Positions of the wrong rows, from 0.
         values: What to quote, for each row of the table.
         what: What is wrong with them.
@@ -55,7 +55,7 @@ def problem_for_rows(
 
 
 def problem_for_places(file: Path, found: Sequence[tuple[int | str, str]], what: str, remedy: str) -> list[Problem]:
-    """The same for rows that are in no table, by their places and what to quote."""
+    """The same for rows that are not in a table, given their places and what to quote."""
     return [Problem(str(file), _rows(found, what), remedy)] if found else []
 
 
@@ -63,9 +63,9 @@ def bad_image_rows(table: Table, reasons: Mapping[int, str], what: str) -> str:
     """Says in one line which rows' images cannot be read, with the first few as examples.
 
     Args:
-        table: What the rows are of.
+        table: The rows' table.
         reasons: What is wrong, by row.
-        what: What becomes of them.
+        what: What happens to them.
     """
     places = table.columns.index
     found = [(places[row], f"{table.names[row]}: {why}") for row, why in reasons.items()]

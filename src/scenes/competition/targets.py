@@ -1,4 +1,4 @@
-"""Training rows' labels as targets: of classes, of several labels, of a number."""
+"""Reads training rows' labels as targets: classes, several labels or a number."""
 
 import re
 from collections import Counter
@@ -17,12 +17,11 @@ NUMBER_METRICS = ("rmse", "mae")
 
 
 class Targets(NamedTuple):
-    """What training rows are.
+    """The targets of training rows.
 
     Attributes:
-        task: What is to be predicted; None where it cannot be known for the problems.
-        values: In the task's form (see `scenes.competition.task`), one for each row; of no meaning where there are
-            problems.
+        task: What is to be predicted; None if problems leave it unknown.
+        values: In the task's form (see `scenes.competition.task`), one for each row; meaningless if there are problems.
         problems: What is wrong with the labels.
     """
 
@@ -32,7 +31,7 @@ class Targets(NamedTuple):
 
 
 def task_kind(config: Config) -> str | None:
-    """What is to be predicted, as far as the config says it: None for 0/1 columns, where the rows decide."""
+    """What is to be predicted, as far as the config says: None for 0/1 columns, where the rows decide."""
     if config.task or config.data.label_columns:
         return config.task
     if config.data.label_separator:
@@ -64,9 +63,9 @@ def _classes(table: Table, data: DataConfig) -> Targets:
     are_numbers = sum(bool(re.fullmatch(r"[-+]?\d+(\.\d*)?", label)) for label in counts) > len(counts) / 2
     missing = {label for label in counts if are_numbers and label.lower() == "nan"}
     for wrong, what, remedy in (
-        ({label for label in counts if not label.strip()}, "with an empty label", "label them or take them out"),
-        (padded, "with spaces around the label, which make it a class of its own", "take the spaces out"),
-        (missing, "with a missing value as label", "label them or take them out"),
+        ({label for label in counts if not label.strip()}, "with an empty label", "label or remove them"),
+        (padded, "with spaces around the label, which make it a class of its own", "remove the spaces"),
+        (missing, "with a missing value as label", "label or remove them"),
     ):
         rows = [row for row, label in enumerate(labels) if label in wrong]
         problems += problem_for_rows(table, rows, labels, what, remedy)
@@ -75,7 +74,7 @@ def _classes(table: Table, data: DataConfig) -> Targets:
     problems += _name_problems(table, classes, data.class_names)
     if len(classes) == 1:
         problems.append(
-            Problem(str(table.file), f"all rows have the label {classes[0]!r}", "two classes at least are needed")
+            Problem(str(table.file), f"all rows have the label {classes[0]!r}", "at least two classes are needed")
         )
     place = {label: at for at, label in enumerate(classes)}
     values = np.array([place.get(label, -1) for label in labels], np.int64)
@@ -102,7 +101,7 @@ def _from_columns(table: Table, columns: list[str], names: list[str] | None, kin
     if kind == "labels":
         return Targets(Labels(list(columns), list(names or columns)), values, problems)
     if not problems:
-        remedy = "one column must be 1 and the others 0; for any number of labels a row, set task: labels"
+        remedy = "one column must be 1 and the others 0; for any number of labels per row, set task: labels"
         shown = [f"{name}: {count:.0f} of {len(columns)}" for name, count in zip(table.names, ones, strict=True)]
         problems += problem_for_rows(table, np.flatnonzero(ones != 1), shown, "without exactly one class", remedy)
     return Targets(class_task(columns, names), np.nan_to_num(values).argmax(1).astype(np.int64), problems)

@@ -20,13 +20,13 @@ NUMBER_STRATA = 10  # as fine as folds of a few hundred rows can balance
 class Task(ABC):
     """What a network learns and what its outputs mean.
 
-    Targets come in one form a task (see each class); losses, mixing and soft targets work on `as_outputs` of them; and
+    Targets have one form per task (see each class); losses, mixing and soft targets work on their `as_outputs`; and
     predictions, wherever they are stored, averaged or scored, are float32 of shape (n, outputs).
 
     Attributes:
         kind: ``classes``, ``labels`` or ``number``; the config's ``task``.
-        columns: What each output is, as the data spell it.
-        names: The same for people to read.
+        columns: What each output is, in the data's spelling.
+        names: Their display names.
     """
 
     kind: ClassVar[str]
@@ -40,11 +40,11 @@ class Task(ABC):
 
     @abstractmethod
     def strata(self, targets: np.ndarray) -> np.ndarray:
-        """What folds are to have in equal shares: int64, shape (n,), or 0/1 of shape (n, labels)."""
+        """What to balance between folds: int64, shape (n,), or 0/1 of shape (n, labels)."""
 
     @abstractmethod
     def as_outputs(self, targets: np.ndarray) -> np.ndarray:
-        """The outputs a perfect network would be trained towards: float32, shape (n, outputs)."""
+        """The outputs to train the network towards: float32, shape (n, outputs)."""
 
     @abstractmethod
     def loss(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
@@ -54,7 +54,7 @@ class Task(ABC):
             logits: Shape (n, outputs).
             targets: As `as_outputs` gives them, float32, shape (n, outputs).
             smoothing: Label smoothing, in 0 … 1; numbers have none.
-            weights: Of each output, shape (outputs,).
+            weights: The outputs' weights, shape (outputs,).
 
         Returns:
             float32, shape (n,).
@@ -74,18 +74,18 @@ class Task(ABC):
 
     @abstractmethod
     def from_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """What `as_texts` wrote.
+        """Reads what `as_texts` wrote.
 
         Raises:
-            ValueError: If a text is not of this task.
+            ValueError: If a text does not fit this task.
         """
 
     def prior(self, targets: np.ndarray) -> np.ndarray:
-        """The prediction for a row nothing is known of: float32, shape (outputs,)."""
+        """The prediction for a row about which nothing is known: float32, shape (outputs,)."""
         return self.as_outputs(targets).mean(0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values from which `task_from_dict` makes the task again."""
+        """Plain values from which `task_from_dict` restores the task."""
         return {"kind": self.kind, **asdict(self)}  # type: ignore[call-overload]
 
 
@@ -134,7 +134,7 @@ class Classes(Task):
 
 @dataclass(frozen=True)
 class Labels(Task):
-    """Any number of labels, each for itself. Targets are float32, shape (n, labels), of 0 and 1."""
+    """Any number of independent labels. Targets are float32, shape (n, labels), of 0 and 1."""
 
     columns: list[str]
     names: list[str]
@@ -217,14 +217,15 @@ class Number(Task):
     def activate(self, logits: Tensor) -> Tensor:
         """The number in the data's own units, within the range of the training targets."""
         numbers = logits.float() * self.deviation + self.mean
-        return torch.where(numbers.isinf(), numbers, numbers.clamp(self.low, self.high))  # infinite ones are refused
+        # Infinite ones are left, to be rejected later.
+        return torch.where(numbers.isinf(), numbers, numbers.clamp(self.low, self.high))
 
     def fit_head(self, features: np.ndarray, targets: np.ndarray, seed: int) -> LinearHead:
         """Ridge regression."""
         return linear_head.fit_number(features, self.as_outputs(targets), seed)
 
     def as_texts(self, targets: np.ndarray) -> list[str]:
-        """The shortest texts that are these float32."""
+        """The shortest texts that read back as these float32."""
         return [str(target) for target in targets.astype(np.float32)]
 
     def from_texts(self, texts: Sequence[str]) -> np.ndarray:  # noqa: D102
@@ -239,7 +240,7 @@ KINDS: dict[str, type[Task]] = {task.kind: task for task in (Classes, Labels, Nu
 
 
 def task_from_dict(values: dict[str, Any]) -> Task:
-    """Makes the task that `Task.to_dict` described."""
+    """Restores the task from what `Task.to_dict` returned."""
     return KINDS[values["kind"]](**{name: value for name, value in values.items() if name != "kind"})
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Step = str | dict[str, dict[str, Any]]  # an albumentations transform: Name or {Name: {argument: value}}
 
 _CROP: Step = {"RandomResizedCrop": {"scale": [0.6, 1.0], "area_for_downscale": "image"}}
-# What leaves the label unchanged, by the competition's symmetry; presets do it after their crop.
+# What keeps the label unchanged, by the competition's symmetry; presets do this after their crop.
 FLIPS: dict[str, list[Step]] = {"mirror": [{"HorizontalFlip": {"p": 0.5}}], "none": [], "all": [{"D4": {"p": 1.0}}]}
 PRESETS: dict[str, list[Step]] = {
     "none": [],
@@ -72,15 +72,15 @@ class AugmentedImages(Dataset[TrainBatch]):
         fold: int,
         symmetry: str = "mirror",
     ) -> None:
-        """Takes the images and what the augmentation follows from.
+        """Takes the images and what the augmentation depends on.
 
         Args:
             images: By row.
             augment: A preset's name or a list of transforms, see `compose`.
-            size: Pixels.
-            seed: The run's.
-            fold: Its number.
-            symmetry: The competition's, see `compose`.
+            size: In pixels.
+            seed: The run's seed.
+            fold: The fold's number.
+            symmetry: The competition's symmetry, see `compose`.
         """
         self.images, self.augment, self.size = images, augment, size
         self.seed, self.fold, self.symmetry = seed, fold, symmetry
@@ -89,8 +89,8 @@ class AugmentedImages(Dataset[TrainBatch]):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_transform": None}
 
-    def about_to_draw(self, sample: Sample) -> "A.Compose":
-        """The transforms, with the random state from which they draw what they do to a sample."""
+    def seeded_transform(self, sample: Sample) -> "A.Compose":
+        """The transforms, with the random state for a sample."""
         seed = key("augment", self.seed, self.fold, sample.epoch, sample.row)
         self._transform = transform = self._transform or compose(self.augment, self.size, self.symmetry)
         transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
@@ -101,13 +101,13 @@ class AugmentedImages(Dataset[TrainBatch]):
         """Augments one image: RGB, uint8, shape (size, size, 3).
 
         Raises:
-            UserError: If a transform of the user's own list cannot take it, e.g. a distortion one pixel of height.
+            UserError: If a transform of the user's own cannot handle it, e.g. a distortion of a one-pixel-high image.
         """
-        transform = self.about_to_draw(sample)
+        transform = self.seeded_transform(sample)
         image = self.images[sample.row]
         try:
             return transform(image=image)["image"]
-        except Exception as error:  # of albumentations' own kinds, NumPy's and OpenCV's
+        except Exception as error:  # albumentations' own kinds, NumPy's and OpenCV's
             shape = f"{image.shape[0]}×{image.shape[1]} pixels"
             raise UserError(f"augment: fails at training row {sample.row + 1} ({shape}): {error!r}") from error
 
@@ -123,8 +123,8 @@ class AugmentedImages(Dataset[TrainBatch]):
 
 
 def _albumentations() -> ModuleType:
-    """Imports albumentations, for which prediction and a probe do not wait."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the package index for news
+    """Imports albumentations, late because it is slow and neither prediction nor a probe needs it."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import queries the package index
     import albumentations
 
     return albumentations
@@ -135,8 +135,8 @@ def compose(augment: str | Sequence[Step], size: int, symmetry: str = "mirror") 
 
     Args:
         augment: A preset's name, or a list of albumentations transforms.
-        size: Pixels; given to transforms that need a size and have none.
-        symmetry: The competition's, for presets: ``mirror``, ``none`` or ``all`` (flips and quarter turns).
+        size: In pixels; passed to transforms that need a size and have none.
+        symmetry: The competition's symmetry, for presets: ``mirror``, ``none`` or ``all`` (flips and quarter turns).
 
     Raises:
         UserError: If a transform or an argument does not exist.
@@ -151,7 +151,7 @@ def compose(augment: str | Sequence[Step], size: int, symmetry: str = "mirror") 
 
 
 def _transform(step: Any, size: int) -> "A.BasicTransform | A.BaseCompose":
-    """Makes one transform; albumentations only warns of unknown arguments, which are errors here."""
+    """Creates one transform; albumentations only warns about unknown arguments, which are errors here."""
     A = _albumentations()
     name, arguments = next(iter(step.items())) if isinstance(step, dict) and len(step) == 1 else (step, {})
     if not isinstance(name, str) or not isinstance(arguments, dict):
@@ -168,7 +168,7 @@ def _transform(step: Any, size: int) -> "A.BasicTransform | A.BaseCompose":
     for parameter, value in (("size", (size, size)), ("height", size), ("width", size)):
         if parameter in parameters and parameters[parameter].default is inspect.Parameter.empty:
             arguments.setdefault(parameter, value)
-    if "pad_if_needed" in parameters:  # else a crop fails at the first image that is smaller
+    if "pad_if_needed" in parameters:  # else a crop fails on the first smaller image
         arguments.setdefault("pad_if_needed", True)
     try:
         with warnings.catch_warnings():
@@ -176,16 +176,16 @@ def _transform(step: Any, size: int) -> "A.BasicTransform | A.BaseCompose":
             transform = factory(**arguments)
         if issubclass(factory, A.BasicTransform):
             _try(factory(**arguments | {"p": 1.0}), size)
-    except Exception as error:  # of albumentations' own kinds, NumPy's and OpenCV's
+    except Exception as error:  # albumentations' own kinds, NumPy's and OpenCV's
         raise UserError(f"augment: {name}: {type(error).__name__}: {error}") from None
     return transform
 
 
 def _try(transform: "A.BasicTransform", size: int) -> None:
-    """Raises if a transform makes anything but a uint8 RGB image of one, or wants more than the image."""
+    """Raises if a transform returns anything but a uint8 RGB image, or needs more than the image."""
     image = np.zeros((3 * size // 2, 3 * size // 2, 3), np.uint8)  # as large as the image cache keeps them
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = _albumentations().Compose([transform])(image=image)["image"]
     if not isinstance(result, np.ndarray) or result.dtype != np.uint8 or result.shape[2:] != (3,):
-        raise TypeError("does not make a uint8 RGB image; the network normalises, and makes tensors, itself")
+        raise TypeError("does not return a uint8 RGB image; the network itself normalises and makes tensors")

@@ -1,4 +1,4 @@
-"""From cached images to uint8 batches; which rows a training batch has follows from the step alone."""
+"""From cached images to uint8 batches; a training batch's rows depend on the step alone."""
 
 import atexit
 import multiprocessing
@@ -28,11 +28,11 @@ SHARED_MEMORY_SHARE = 0.8  # the rest is for other processes
 
 
 class Sample(NamedTuple):
-    """What a training row's augmented image depends on, beside the seed and the fold.
+    """What an augmented training image depends on, besides the seed and the fold.
 
     Attributes:
-        row: Which.
-        epoch: In which epoch.
+        row: The training row.
+        epoch: The epoch.
     """
 
     row: int
@@ -42,7 +42,7 @@ class Sample(NamedTuple):
 class Schedule:
     """The order of rows: the epochs' permutations, one after another, cut into full batches.
 
-    Every row comes once an epoch; a batch may span two epochs. A run can start at any step.
+    Every row comes once per epoch; a batch may span two epochs. A run can start at any step.
     """
 
     def __init__(self, rows: np.ndarray, epochs: int, batch_size: int, seed: int, fold: int) -> None:
@@ -65,16 +65,16 @@ class Schedule:
         return step * self.batch_size // len(self.rows)
 
     def ends_epoch(self, step: int) -> int | None:
-        """The number, from 1, of the epoch that is complete after this step; None within one.
+        """The number, from 1, of the epoch that this step completes; None if it completes none.
 
-        A batch of more rows than there are can complete several: the last counts.
+        A batch with more rows than the data can complete several: the last one counts.
         """
         done = min(self.epoch(step + 1), self.epochs)
         return done if done > self.epoch(step) else None
 
 
 class StepSampler(Sampler[list[Sample]]):
-    """Yields the batches of the steps from `first` on, or of each batch the samples at `places`."""
+    """Yields the batches of the steps from `first` on, or only the samples at `places` of each batch."""
 
     def __init__(self, schedule: Schedule, first: int, places: Sequence[int] | None = None) -> None:
         self.schedule, self.first = schedule, first
@@ -90,14 +90,14 @@ class StepSampler(Sampler[list[Sample]]):
 
 
 class TrainBatch(NamedTuple):
-    """One step's batch: uint8 images (n, size, size, 3), or what is drawn for them, and their rows, int64."""
+    """One step's batch: uint8 images (n, size, size, 3), or the crops drawn for them, and their rows, int64."""
 
     images: torch.Tensor
     rows: torch.Tensor
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Fits a whole image, (h, w, 3) uint8, to (size, size, 3): nothing is cropped away, the aspect may change."""
+    """Resizes a whole image, (h, w, 3) uint8, to (size, size, 3): nothing is cropped, the aspect ratio may change."""
     if image.shape[:2] == (size, size):
         return image
     shrinks = min(image.shape[:2]) > size
@@ -107,14 +107,14 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
 def resize_weights(
     new: torch.Tensor, old: torch.Tensor, ratio: torch.Tensor | float, last: torch.Tensor, shrinks: torch.Tensor
 ) -> torch.Tensor:
-    """What each old pixel adds to each new one in one direction when OpenCV resizes: by area to shrink, else linearly.
+    """The weight of each old pixel in each new one, along one axis, when OpenCV resizes: area to shrink, else linear.
 
     Args:
-        new: Numbers of the new pixels, float32, shape (…, m, 1).
-        old: Of the old ones, shape (…, 1, n); what lies outside 0 … last adds nothing.
-        ratio: Old pixels for each new one.
-        last: The number of the last old pixel.
-        shrinks: bool.
+        new: Indices of the new pixels, float32, shape (…, m, 1).
+        old: Those of the old ones, shape (…, 1, n); any outside 0 … last have no weight.
+        ratio: Old pixels per new one.
+        last: The index of the last old pixel.
+        shrinks: bool: whether to resize by area.
 
     Returns:
         float32, shape (…, m, n); each row sums to 1.
@@ -127,7 +127,7 @@ def resize_weights(
 
 
 class EvalBatch(NamedTuple):
-    """The same images on one canvas a size: {size: uint8 (n, size, size, 3)}."""
+    """The same images on one canvas per size: {size: uint8 (n, size, size, 3)}."""
 
     canvases: dict[int, torch.Tensor]
 
@@ -145,7 +145,7 @@ class EvalImages(Dataset[EvalBatch]):
         return self.__getitems__([place])
 
     def __getitems__(self, places: Sequence[int]) -> EvalBatch:
-        """Fills one array a size with a whole batch."""
+        """Fills one array per size with a whole batch."""
         canvases = {size: np.empty((len(places), size, size, 3), np.uint8) for size in self.sizes}
         for at, place in enumerate(places):
             image = self.images[self.rows[place]]
@@ -157,14 +157,14 @@ class EvalImages(Dataset[EvalBatch]):
 def train_loader(
     images: Dataset[TrainBatch], sampler: StepSampler, workers: int | str, device: torch.device, image_bytes: int
 ) -> DataLoader[TrainBatch]:
-    """Feeds training batches of images of at most so many bytes."""
+    """Loads training batches of images of up to `image_bytes` bytes."""
     return _loader(images, sampler, workers, device, len(sampler.places) * image_bytes)
 
 
 def eval_loader(
     images: EvalImages, batch_size: int, workers: int | str, device: torch.device, keep_workers: bool = False
 ) -> DataLoader[EvalBatch]:
-    """Feeds images in their order; workers that are kept end with the loader, not with each pass over the images."""
+    """Loads images in order; with `keep_workers`, workers end with the loader, not after each pass over the images."""
     starts = range(0, len(images), batch_size)
     batches = [list(range(start, min(start + batch_size, len(images)))) for start in starts]
     batch_bytes = batch_size * sum(size**2 * 3 for size in images.sizes)
@@ -186,7 +186,7 @@ def _loader(
         num_workers=count,
         prefetch_factor=PREFETCHED if count else None,
         persistent_workers=keep_workers and count > 0,
-        collate_fn=_as_it_is,
+        collate_fn=_identity,
         pin_memory=device.type == "cuda",
         worker_init_fn=_start_worker if count else None,
         generator=torch.Generator(),  # otherwise starting a loader would draw from the global one
@@ -194,7 +194,7 @@ def _loader(
 
 
 class _Loader(DataLoader[Any]):
-    """A loader whose workers no signal can reach before they ignore it, not even while they start."""
+    """A loader whose workers no signal can reach before they ignore signals, not even during startup."""
 
     def __iter__(self) -> Any:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_MAIN)  # workers inherit this
@@ -213,14 +213,14 @@ def worker_count(workers: int | str, device: torch.device) -> int:
 
 
 def fit_shared_memory(workers: int, batch_bytes: int) -> int:
-    """Lowers the number of workers to what the shared memory holds that they pass batches through.
+    """Lowers the number of workers to what fits into the shared memory that they pass batches through.
 
-    Containers often have 64 MB of it; a worker that finds no room there dies, or waits forever.
+    Containers often have only 64 MB of it; a worker that finds no room there dies or waits forever.
     """
     if not workers or sys.platform != "linux":
         return workers
     free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
-    fitting = int(free * SHARED_MEMORY_SHARE) // ((PREFETCHED + 1) * max(1, batch_bytes))  # and one being used
+    fitting = int(free * SHARED_MEMORY_SHARE) // ((PREFETCHED + 1) * max(1, batch_bytes))  # and the one in use
     if fitting < workers:
         needed = (PREFETCHED + 1) * batch_bytes / 2**20
         say(
@@ -237,12 +237,12 @@ def _kill_stuck_workers() -> None:
         worker.kill()
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
 def _start_worker(_: int) -> None:
-    """Leaves signals to the main process, which saves and then ends its workers; they reach whole process groups."""
+    """Leaves signals, which reach whole process groups, to the main process: it saves and then ends its workers."""
     for number in LEFT_TO_MAIN:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_MAIN)

@@ -36,13 +36,13 @@ class Dataset:
     Attributes:
         table: The n training rows.
         task: What is to be predicted.
-        targets: Of each row, in the task's form.
-        metric: What predictions are scored by.
+        targets: Each row's target, in the task's form.
+        metric: What scores predictions.
         images: Their images.
-        groups: int64, shape (n,): rows of one group share a fold.
+        groups: int64, shape (n,): rows of the same group share a fold.
         fold_of: int64, shape (n,): each row's fold, or ALWAYS_TRAINED.
         skipped: Image name and reason of each row left out because its image cannot be read.
-        soft: By fold, probabilities to train on in place of labels.
+        soft: By fold, probabilities to train on instead of labels.
         test_images: The test rows' images, if some soft targets are for them.
     """
 
@@ -70,7 +70,7 @@ class Dataset:
         return np.concatenate([self.rows(fold)[0], soft[soft >= len(self.table)]])
 
     def training_outputs(self, fold: int, rows: np.ndarray) -> np.ndarray:
-        """What the network's outputs should be for some of a fold's `training_rows`: float32, shape (rows, outputs)."""
+        """The outputs a fold trains the network towards, for some of its `training_rows`: float32, (rows, outputs)."""
         outputs = np.zeros((len(rows), self.task.outputs), np.float32)
         is_labelled = rows < len(self.table)
         outputs[is_labelled] = self.task.as_outputs(self.targets[rows[is_labelled]])
@@ -97,10 +97,10 @@ class Dataset:
 
 
 def read_dataset(config: Config) -> Dataset:
-    """Reads and checks the data, decodes all images, splits the rows into folds.
+    """Reads and checks the data, decodes all images and splits the rows into folds.
 
     Raises:
-        UserError: With the list of all that is wrong.
+        UserError: Listing all problems.
     """
     data = config.data
     if data.sample:
@@ -114,16 +114,16 @@ def read_dataset(config: Config) -> Dataset:
         fold_of = given_folds(table, data.fold_column, data.folds, groups)
     else:
         fold_of = make_folds(task.strata(targets), groups, data.folds, data.fold_seed)
-    # After the split, so that dropping a row moves no other row.
+    # After the split, so that dropping a row moves no other row to a different fold.
     rows, targets = decide(table, targets, class_labels(task), data)
     table, images, groups, fold_of = table.take(rows), images.take(rows), groups[rows], fold_of[rows]
     if task.kind == "number" and len(targets):
-        task = Number.of(task.columns[0], targets)  # a dropped outlier would set the scale
+        task = Number.of(task.columns[0], targets)  # a dropped outlier must not set the scale
     if task.kind == "classes":
         fold_of, rare = keep_rare_classes(targets, groups, fold_of, 0 if data.fold_column else data.folds)
         if rare:
             say(_rare_classes(task, rare))
-    left_out = [*data.drop, *data.relabel, *(name for name, _ in skipped)]  # a person's decision counts over models'
+    left_out = [*data.drop, *data.relabel, *(name for name, _ in skipped)]  # a person's decision overrides a model's
     soft, test_images = _read_soft_targets(config, table, task, fold_of, left_out) if data.soft_targets else ({}, None)
     return Dataset(table, task, targets, metric, images, groups, fold_of, skipped, soft, test_images)
 
@@ -133,7 +133,7 @@ def reopen_dataset(run: Run, config: Config) -> Dataset:
 
     Args:
         run: The run.
-        config: Its config, perhaps with other data paths.
+        config: Its config, perhaps with different data paths.
 
     Raises:
         UserError: If the data cannot be used, or is not what the run was trained on.
@@ -145,14 +145,14 @@ def reopen_dataset(run: Run, config: Config) -> Dataset:
 
 
 def read_rows_and_images(config: Config) -> tuple[Table, Task, np.ndarray, Images, list[tuple[str, str]]]:
-    """Reads the CSVs and decodes all images, also the test images, so that bad ones are found before training.
+    """Reads the CSVs and decodes all images, including the test images, so that bad ones are found before training.
 
     Returns:
         The training rows, what is to be predicted, their targets, their images; and (name, reason) of each row left
-        out for its image.
+        out because of its image.
 
     Raises:
-        UserError: With the list of all that is wrong.
+        UserError: Listing all problems.
     """
     data, size = config.data, config.largest_size
     table, (task, targets, _), problems = read_train(config)
@@ -163,10 +163,10 @@ def read_rows_and_images(config: Config) -> tuple[Table, Task, np.ndarray, Image
         problems += test_problems + overlap(table, test) + form_problems
     reasons: dict[int, str] = {}
     # A dropped row needs no readable image; without one it is left out of the split, as on_bad_image: skip does.
-    spared = set(table.names if data.on_bad_image == "skip" else data.drop)
-    if spared:
+    exempt = set(table.names if data.on_bad_image == "skip" else data.drop)
+    if exempt:
         images, reasons = read_good_images(table, size, data, "training")
-        problems += unreadable_rows(table, {row: why for row, why in reasons.items() if table.names[row] not in spared})
+        problems += unreadable_rows(table, {row: why for row, why in reasons.items() if table.names[row] not in exempt})
     else:
         images, image_problems = read_images(table, size, data, "training")
         problems += image_problems
@@ -191,9 +191,9 @@ def read_rows_and_images(config: Config) -> tuple[Table, Task, np.ndarray, Image
 def _groupings(
     data: DataConfig, table: Table, images: Images, skipped: list[tuple[str, str]]
 ) -> Iterator[Sequence[str] | np.ndarray]:
-    """What rows can have in common that must not be split between folds."""
+    """Yields what rows can have in common that must not be split between folds."""
     yield images.pixel_hashes
-    if data.id_column and data.id_column != data.image_column:  # images of one id get one prediction
+    if data.id_column and data.id_column != data.image_column:  # images with the same id get one prediction
         yield table.columns[data.id_column].tolist()
     if data.group_column:
         yield table.columns[data.group_column].tolist()

@@ -1,4 +1,4 @@
-"""Image files decoded to upright RGB of 8 bits: pixels decide whether a file can be read, its metadata never does."""
+"""Decodes image files to upright 8-bit RGB; whether a file can be read depends on its pixels, never on its metadata."""
 
 import warnings
 from collections import deque
@@ -18,16 +18,16 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from scenes.data.formats import JPEG, PNG, TIFF, BadImageError, jpeg_header, kind_of_file, png_without_metadata
 from scenes.environment import usable_cores
 
-# What is wrong with a file is said once, by us.
+# We report what is wrong with a file, once.
 warnings.filterwarnings("ignore", module="PIL")
 # OpenCV 4 and 5 have it in different places.
 (cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel)(0)  # silent
-CHUNK = 8  # images a thread decodes at a time; with fewer it mostly waits for its turn in Python
+CHUNK = 8  # images a thread decodes at a time; with fewer it mostly waits for Python's lock
 MAX_PIXELS = 178_956_970  # Pillow's own limit; a file that claims more is an attack
 TOO_LARGE = f"more than {MAX_PIXELS // 10**6} million pixels"
-LARGE_JPEG = 1024  # pixels of the shorter side from which a JPEG is shrunk while it is decoded
-COLOR = getattr(cv2, "IMREAD_COLOR_RGB", cv2.IMREAD_COLOR)  # OpenCV makes RGB from 4.11 on; before it, BGR
-# By how much OpenCV can shrink a JPEG, and its flag for that (which is grayscale without COLOR).
+LARGE_JPEG = 1024  # from this shorter side in pixels on, a JPEG is shrunk while it is decoded
+COLOR = getattr(cv2, "IMREAD_COLOR_RGB", cv2.IMREAD_COLOR)  # OpenCV decodes to RGB from 4.11 on; before that, BGR
+# Factors by which OpenCV can shrink a JPEG, and their flags (grayscale without COLOR).
 REDUCED = (
     (8, cv2.IMREAD_REDUCED_GRAYSCALE_8),
     (4, cv2.IMREAD_REDUCED_GRAYSCALE_4),
@@ -35,7 +35,7 @@ REDUCED = (
 )
 EXIF, EXIF_ORIENTATION = b"Exif\0\0", 0x112
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLES, TIFF_EXTRA, TIFF_SAMPLE_FORMAT = 258, 262, 277, 338, 339
-ALPHA = (1, 2)  # what extra samples may be, besides bands of their own
+ALPHA = (1, 2)  # extra samples that are not bands of their own
 BIG_TIFF = 43  # its version
 WHITE_IS_ZERO, UNSIGNED, SIGNED = 0, 1, 2
 UNSCALED = "pixels without data.pixel_range"
@@ -46,9 +46,9 @@ class Decoded(NamedTuple):
 
     Attributes:
         pixels: RGB, uint8, shape (height, width, 3).
-        pixel_hash: Equal for identical images, whatever size was asked for. It is of the pixels before any resizing; of
-            a JPEG, of its data without metadata (but with the orientation), as large ones are never decoded whole.
-        is_deep: Whether 16 bits were scaled by what the file's type can hold.
+        pixel_hash: Equal for identical images, whatever size was requested: of the pixels before any resizing; for a
+            JPEG, of its data without metadata (but with the orientation), as large ones are never decoded at full size.
+        is_deep: Whether 16 bits were scaled by the full range of the file's type.
     """
 
     pixels: np.ndarray
@@ -57,19 +57,19 @@ class Decoded(NamedTuple):
 
 
 def decode(path: Path, short_side: int | None = None, pixel_range: Sequence[float] | None = None) -> Decoded:
-    """Reads an image file as RGB, upright (EXIF), 8 bits a channel; transparency is dropped.
+    """Reads an image file as RGB, upright (EXIF), 8 bits per channel; transparency is dropped.
 
-    A large JPEG is shrunk to a half, a quarter or an eighth by the decoder if that is still larger than asked for.
+    A large JPEG is shrunk to a half, a quarter or an eighth by the decoder if that is still larger than requested.
 
     Args:
         path: A JPEG, PNG or anything else Pillow reads, whatever its suffix is.
         short_side: Shrink the shorter side to this many pixels; images are never enlarged.
-        pixel_range: The values that become 0 and 255 in images of more than 8 bits a channel. Without it, unsigned 16
-            bits are scaled by all that 16 bits can hold, and other kinds are refused.
+        pixel_range: The values that become 0 and 255 in images of more than 8 bits per channel. Without it, unsigned 16
+            bits are scaled by their full range, and other kinds are rejected.
 
     Raises:
-        BadImageError: If the file is missing, empty, cut off, damaged, too large, no image or of a kind that cannot be
-            decoded faithfully.
+        BadImageError: If the file is missing, empty, cut off, damaged, too large, not an image, or of a kind that
+            cannot be decoded faithfully.
     """
     data = _read(path)
     if data.startswith(JPEG):
@@ -94,13 +94,13 @@ def decode_all(
     """Decodes files on all cores, in order.
 
     Args:
-        paths: The files; as many are taken from it as are being decoded.
+        paths: The files; they are taken from it as they are decoded.
         short_side: See `decode`.
         pixel_range: See `decode`.
-        ahead: How many decoded images may wait, besides those that are being decoded.
+        ahead: How many decoded images may wait, besides those being decoded.
 
     Yields:
-        For each file its image, or why there is none.
+        Each file's image, or why there is none.
     """
 
     def attempt(path: Path) -> Decoded | BadImageError:
@@ -125,7 +125,7 @@ def decode_all(
 
 
 def value_range(paths: Iterable[Path]) -> tuple[float, float]:
-    """Finds the smallest and the largest value stored in image files (not JPEGs), as data.pixel_range wants them.
+    """Finds the smallest and the largest value stored in image files (not JPEGs), for data.pixel_range.
 
     Raises:
         BadImageError: If a file cannot be read.
@@ -153,14 +153,14 @@ def _check_size(height: int, width: int) -> None:
 
 
 def _orientation(exif: bytes) -> int:
-    """How EXIF metadata says the image is turned: 1 to 8, 1 being upright, also where the metadata is nonsense."""
+    """The orientation from EXIF metadata, 1 to 8; 1 (upright) if the metadata is invalid."""
     tags = Image.Exif()
     try:
         tags.load(exif)
-        turned = tags.get(EXIF_ORIENTATION, 1)
+        orientation = tags.get(EXIF_ORIENTATION, 1)
     except Exception:  # Pillow raises many kinds
         return 1
-    return int(turned) if turned in range(1, 9) else 1
+    return int(orientation) if orientation in range(1, 9) else 1
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -176,7 +176,7 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _decode_jpeg(data: bytes, short_side: int | None) -> Decoded:
-    """Uses OpenCV, which is fastest, but some of its versions decode half a file to half an image."""
+    """Uses OpenCV, the fastest; the header is checked first, as some versions decode half a file to half an image."""
     header = jpeg_header(data)
     _check_size(header.height, header.width)
     short = min(header.height, header.width)
@@ -185,7 +185,7 @@ def _decode_jpeg(data: bytes, short_side: int | None) -> Decoded:
     at = data.find(EXIF, 0, header.metadata_end)
     orientation = _orientation(data[at : header.metadata_end]) if at >= 0 else 1
     pixels: np.ndarray | None
-    if header.channels == 4:  # CMYK, of which OpenCV takes every file for one of Photoshop's
+    if header.channels == 4:  # CMYK: OpenCV takes every such file for one of Photoshop's
         pixels = _by_pillow(data)
     else:
         try:
@@ -193,7 +193,7 @@ def _decode_jpeg(data: bytes, short_side: int | None) -> Decoded:
         except cv2.error:
             pixels = None
     if pixels is None:
-        raise BadImageError("damaged JPEG, or one that is lossless or of 12 bits")
+        raise BadImageError("damaged JPEG, or one that is lossless or has 12 bits")
     if header.channels != 4 and COLOR == cv2.IMREAD_COLOR:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
     digest = blake2b(memoryview(data)[header.metadata_end :], digest_size=16, person=bytes([orientation]))
@@ -204,7 +204,7 @@ def _decode_jpeg(data: bytes, short_side: int | None) -> Decoded:
 
 
 def _stored_values(data: bytes) -> np.ndarray:
-    """Decodes all but JPEGs: uint8, shape (h, w, 3), or wider numbers as they are stored, (h, w) or (h, w, 3)."""
+    """Decodes any file but a JPEG: uint8, shape (h, w, 3), or wider numbers as stored, (h, w) or (h, w, 3)."""
     if not data.startswith(PNG):
         return _by_pillow(data)
     data, exif = png_without_metadata(data)
@@ -212,7 +212,7 @@ def _stored_values(data: bytes) -> np.ndarray:
 
 
 def _by_pillow(data: bytes) -> np.ndarray:
-    """Decodes by Pillow, except for the deep colours that it cuts to 8 bits or cannot read at all."""
+    """Decodes with Pillow, except for deep colours, which it cuts to 8 bits or cannot read at all."""
     try:
         with Image.open(BytesIO(data)) as image:
             _check_size(image.height, image.width)
@@ -229,13 +229,13 @@ def _by_pillow(data: bytes) -> np.ndarray:
                 values = (np.asarray(image) >> 8).astype(np.uint8)  # Pillow scales it to 16 bits
             else:
                 values = _gray_values(image, sample_format)
-            # Pillow has turned TIFFs already, and PNGs come without EXIF.
+            # Pillow has already rotated TIFFs, and PNGs come without EXIF.
             return _upright(values, _orientation(image.info.get("exif", b"")))
     except BadImageError:
         raise
     except Image.DecompressionBombError:
         raise BadImageError(TOO_LARGE) from None
-    except Exception as error:  # of many kinds: each of Pillow's readers has its own
+    except Exception as error:  # of many kinds: each of Pillow's readers raises its own
         if data.startswith(TIFF):
             return _by_opencv(data)
         is_unknown = isinstance(error, UnidentifiedImageError)
@@ -243,7 +243,7 @@ def _by_pillow(data: bytes) -> np.ndarray:
 
 
 def _gray_values(image: Image.Image, sample_format: int) -> np.ndarray:
-    """The values of a gray image of more than 8 bits, of the type that the file says."""
+    """The values of a gray image of more than 8 bits, in the type that the file declares."""
     values, tags = np.asarray(image), getattr(image, "tag_v2", {})
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
     if image.format == "PPM" and image.mode == "I":
@@ -258,7 +258,7 @@ def _gray_values(image: Image.Image, sample_format: int) -> np.ndarray:
 
 
 def _by_opencv(data: bytes) -> np.ndarray:
-    """Decodes deep colours, and the TIFFs that Pillow cannot read; OpenCV turns TIFFs upright."""
+    """Decodes deep colours, and TIFFs that Pillow cannot read; OpenCV rotates TIFFs upright."""
     try:
         values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
@@ -284,12 +284,12 @@ def _bands(data: bytes) -> tuple[int, bool]:
         tags.load(stream)
         alphas = sum(kind in ALPHA for kind in tags.get(TIFF_EXTRA, ()))
         return tags.get(TIFF_SAMPLES, 1) - alphas, tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO
-    except Exception:  # another kind of file, or damaged tags, of which OpenCV could make something
+    except Exception:  # not a TIFF, or damaged tags that OpenCV can still handle
         return 1, False
 
 
 def _as_uint8(values: np.ndarray, pixel_range: Sequence[float] | None) -> np.ndarray:
-    """Scales what is not 8 bits; the result is RGB, shape (h, w, 3)."""
+    """Scales values to 8 bits if necessary; the result is RGB, shape (h, w, 3)."""
     if values.dtype == np.uint8:
         levels = values
     elif pixel_range:

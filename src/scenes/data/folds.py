@@ -1,4 +1,4 @@
-"""Stratified folds that never split a group; identical images are a group."""
+"""Stratified folds that never split a group; identical images form a group."""
 
 import warnings
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ def group_rows(*groupings: Sequence[str] | np.ndarray) -> np.ndarray:
     """Joins rows that share a value in any grouping, directly or through others.
 
     Args:
-        *groupings: Each n values: pixel hashes, groups, near duplicates.
+        *groupings: Each has n values: pixel hashes, groups, near duplicates.
 
     Returns:
         int64, shape (n,): group numbers from 0, in the order of their first rows.
@@ -54,14 +54,14 @@ def make_folds(strata: np.ndarray, groups: np.ndarray, folds: int, seed: int) ->
     """Splits rows into folds so that each has its share of every stratum and no group is split.
 
     Args:
-        strata: int: what is to be shared out evenly, shape (n,); or 0/1 of shape (n, labels), each label by itself
+        strata: int, shape (n,): what to balance; or 0/1, shape (n, labels), to balance each label separately
             (iterative stratification, Sechidis et al. 2011).
         groups: int, shape (n,).
-        folds: How many.
-        seed: Of the split.
+        folds: The number of folds.
+        seed: The seed of the split.
 
     Returns:
-        int64, shape (n,): each row's fold. A fold may be empty where there are too few or too uneven groups.
+        int64, shape (n,): each row's fold. A fold may be empty if there are too few or too uneven groups.
     """
     members, group_of = np.unique(groups, return_inverse=True)
     if len(members) < folds:
@@ -69,19 +69,19 @@ def make_folds(strata: np.ndarray, groups: np.ndarray, folds: int, seed: int) ->
     if strata.ndim == 2:
         return _iterative_folds(strata, group_of, folds, seed)
     if np.unique(strata, return_counts=True)[1].max() < folds:
-        strata = np.zeros(len(strata), np.int64)  # nothing that could be shared out
+        strata = np.zeros(len(strata), np.int64)  # there is nothing to balance
     if len(members) == len(groups):
         return stratified_folds(strata, folds, seed)
     from sklearn.model_selection import StratifiedGroupKFold  # slow to import, and only needed here
 
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of strata with fewer rows than folds
+        warnings.simplefilter("ignore", UserWarning)  # about strata with fewer rows than folds
         return _fold_of(splitter.split(strata, strata, groups), len(strata))
 
 
 def _iterative_folds(labels: np.ndarray, group_of: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Splits groups by the labels that any of their rows has; arguments as `make_folds`', groups from 0."""
+    """Splits groups by the labels that any of their rows has; arguments as for `make_folds`, groups from 0."""
     from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 
     of_group = np.zeros((group_of.max() + 1, labels.shape[1] + 1), np.int64)
@@ -101,7 +101,7 @@ def _fold_of(splits: Iterable[tuple[np.ndarray, np.ndarray]], count: int) -> np.
 def keep_rare_classes(
     targets: np.ndarray, groups: np.ndarray, fold_of: np.ndarray, folds: int
 ) -> tuple[np.ndarray, list[int]]:
-    """Lets the rows of rare classes train in every fold, as a fold that held them out would know too little of them.
+    """Lets the rows of rare classes train in every fold, as a fold that held them out would learn too little of them.
 
     A class is rare if it has fewer rows than there are folds, or if one fold would hold out all of them.
 
@@ -109,10 +109,10 @@ def keep_rare_classes(
         targets: int, shape (n,): each row's class.
         groups: int, shape (n,); a group with a row of a rare class trains in every fold as a whole.
         fold_of: int64, shape (n,): each row's fold.
-        folds: How many there are; 0 to keep only classes that one fold would hold out.
+        folds: The number of folds; 0 to keep only classes that a single fold would hold out.
 
     Returns:
-        Each row's fold, `ALWAYS_TRAINED` for these rows; and the classes of which no row is held out.
+        Each row's fold, `ALWAYS_TRAINED` for these rows; and the classes without a held-out row.
     """
     rows_of = np.bincount(targets)
     folds_of = np.bincount(np.unique(np.stack([targets, fold_of]), axis=1)[0])
@@ -127,15 +127,15 @@ def given_folds(table: Table, column: str, folds: int, groups: np.ndarray) -> np
 
     Args:
         table: The training rows.
-        column: The name of the column that has the folds.
-        folds: How many there should be.
+        column: The name of the column with the folds.
+        folds: The expected number of folds.
         groups: int, shape (n,).
 
     Returns:
         int64, shape (n,): each row's fold.
 
     Raises:
-        UserError: If one is not in 0 … folds - 1, is never used, or a group is split.
+        UserError: If a fold is not in 0 … folds - 1 or is never used, or a group is split.
     """
     given = table.columns[column].tolist()
     allowed = {str(fold): fold for fold in range(folds)}
@@ -157,11 +157,11 @@ def given_folds(table: Table, column: str, folds: int, groups: np.ndarray) -> np
 
 
 def write_or_compare(path: Path, table: pd.DataFrame) -> None:
-    """Writes folds.csv once; later only compares.
+    """Writes folds.csv if it does not exist, else compares it.
 
     Args:
         path: The run's folds.csv.
-        table: Columns image_name, label, pixels (hash), group and fold, one row a training row.
+        table: Columns image_name, label, pixels (hash), group and fold, one row per training row.
 
     Raises:
         UserError: If the file exists and its rows differ: the data changed under the run.
@@ -173,11 +173,11 @@ def write_or_compare(path: Path, table: pd.DataFrame) -> None:
         return
     try:
         old = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except ValueError as error:  # of pandas' own kinds
-        raise UserError(f"{path}: damaged ({error}); delete {path.parent} or start a run of another name") from None
+    except ValueError as error:  # pandas' own errors are ValueErrors
+        raise UserError(f"{path}: damaged ({error}); delete {path.parent} or start a run with another name") from None
     new = table.astype(str)
     if list(old) != list(new):
-        what = f"{path} has other columns"
+        what = f"{path} has different columns"
     elif len(old) != len(new):
         what = f"it has {len(new)} rows, the run began with {len(old)}"
     else:
@@ -187,8 +187,8 @@ def write_or_compare(path: Path, table: pd.DataFrame) -> None:
         row, column = differs[0]
         what = f"row {row + 1}: {list(new)[column]} is {new.iat[row, column]!r}, was {old.iat[row, column]!r}"
         if {list(new)[column] for _, column in differs} == {"pixels"} and len(differs) == len(new):
-            what = "every image has another hash: the images changed, or an older version of this project began the run"
+            what = "every image has a new hash: the images changed, or an older version of this project began the run"
     raise UserError(
         f"the training data changed since {path.parent} began ({what}). Its folds would no longer mean the same.\n"
-        f"  → restore the data; or start a run of another name: --set name=NEW; or delete {path.parent}"
+        f"  → restore the data; or start a run with another name: --set name=NEW; or delete {path.parent}"
     )

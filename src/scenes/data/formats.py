@@ -1,4 +1,4 @@
-"""What image files say of themselves, read from their bytes: whole or cut off, metadata or pixels, which format."""
+"""What image files' bytes say about them: whole or cut off, metadata or pixels, which format."""
 
 import re
 from typing import NamedTuple
@@ -9,7 +9,7 @@ TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 JPEG_SEGMENT = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 JPEG_SCAN, JPEG_END = 0xDA, b"\xff\xd9"
-JPEG_METADATA = {*range(0xE0, 0xF0), 0xFE} - {0xEE}  # application segments and comments; Adobe's (EE) sets colours
+JPEG_METADATA = {*range(0xE0, 0xF0), 0xFE} - {0xEE}  # application segments and comments; Adobe's (EE) affects colours
 
 
 class BadImageError(Exception):
@@ -20,7 +20,7 @@ class JpegHeader(NamedTuple):
     """What a JPEG says before its first scan.
 
     Attributes:
-        height: Pixels, before any turning.
+        height: In pixels, before any rotation.
         width: Likewise.
         channels: 1 gray, 3 colours, 4 CMYK.
         metadata_end: Where in the file the metadata ends.
@@ -36,7 +36,7 @@ def jpeg_header(data: bytes) -> JpegHeader:
     """Reads a JPEG's segments up to its first scan, so that a thumbnail's end is not mistaken for the image's.
 
     Raises:
-        BadImageError: If there is no end-of-image marker behind the start of that scan.
+        BadImageError: If there is no end-of-image marker after the start of that scan.
     """
     height = width = channels = metadata_end = 0
     at = 2
@@ -56,7 +56,7 @@ def jpeg_header(data: bytes) -> JpegHeader:
 
 
 def png_without_metadata(data: bytes) -> tuple[bytes, bytes]:
-    """Keeps the chunks that pixels come from, so that no text, colour profile or broken EXIF stops the decoder.
+    """Keeps the chunks that define pixels, so that no text, colour profile or broken EXIF stops the decoder.
 
     Returns:
         The PNG, and its EXIF metadata.
@@ -69,7 +69,7 @@ def png_without_metadata(data: bytes) -> tuple[bytes, bytes]:
         kind = data[at + 4 : at + 8]
         if kind == b"eXIf":
             exif = data[at + 8 : end - 4]
-        if kind[:1].isupper():  # the others can be left out, by the PNG specification
+        if kind[:1].isupper():  # by the PNG specification, the others are optional
             kept.append(data[at:end])
         if kind == b"IEND":
             return b"".join(kept), exif
@@ -78,7 +78,7 @@ def png_without_metadata(data: bytes) -> tuple[bytes, bytes]:
 
 
 def kind_of_file(data: bytes) -> str:
-    """Says what a file is that no decoder knows, as far as its first bytes tell."""
+    """Says what a file that no decoder can read seems to be, from its first bytes."""
     brand = data[8:12] if data[4:8] == b"ftyp" else b""
     start = data[:200].lstrip().lower()
     if brand in (b"avif", b"avis"):

@@ -22,7 +22,7 @@ FREE_DISK_RESERVE = 2**30
 MISSING = "no such file"
 DIM = f"16-bit {UNSCALED}: most use less than a quarter of 16 bits"
 DIM_BELOW = 64  # of 256 levels
-MEASURED = 500  # files whose values are looked at to suggest a data.pixel_range
+MEASURED = 500  # the most files to read to suggest a data.pixel_range
 
 
 class ImageSource(Protocol):
@@ -34,7 +34,7 @@ class ImageSource(Protocol):
 
 
 class Images:
-    """Decoded images by position, cheap to send to worker processes.
+    """Decoded images by row, cheap to send to worker processes.
 
     Attributes:
         pixel_hashes: (n,) array of 32 hexadecimal digits; equal for identical images, see `Decoded`.
@@ -87,12 +87,12 @@ class Images:
 
 
 def read_images(table: Table, size: int, data: DataConfig, label: str) -> tuple[Images | None, list[Problem]]:
-    """Opens a table's images, or lists which rows cannot be read; `read_train` has already named the missing files.
+    """Opens a table's images, or lists which rows cannot be read; `read_train` has already reported missing files.
 
     Args:
         table: The rows.
-        size: The largest image size in pixels the run asks for.
-        data: Where the cache is, and the range of the pixels.
+        size: The largest image size the run needs, in pixels.
+        data: Has the cache's location and the pixel range.
         label: What to call these images in messages.
     """
     present = _present(table)
@@ -105,11 +105,11 @@ def read_images(table: Table, size: int, data: DataConfig, label: str) -> tuple[
 
 
 def unreadable_rows(table: Table, reasons: Mapping[int, str]) -> list[Problem]:
-    """Lists one problem for each reason; `read_train` has already named the missing files."""
+    """Lists one problem per reason; `read_train` has already reported missing files."""
     problems: list[Problem] = []
     for reason in sorted({*reasons.values()} - {MISSING}):
         rows = [row for row, why in reasons.items() if why == reason]
-        remedy = "get the file again or take the row out (data.drop)"
+        remedy = "get the file again or drop the row (data.drop)"
         if UNSCALED in reason:
             remedy = _range_remedy([table.paths[row] for row in rows])
         what = f"with an unreadable image ({reason})"
@@ -118,7 +118,7 @@ def unreadable_rows(table: Table, reasons: Mapping[int, str]) -> list[Problem]:
 
 
 def _range_remedy(paths: Sequence[Path]) -> str:
-    """Suggests a data.pixel_range by what the files hold."""
+    """Suggests a data.pixel_range from the files' values."""
     low, high = (f"{end:g}" for end in value_range(paths[:MEASURED]))
     looked_at = "they" if len(paths) <= MEASURED else f"the first {MEASURED}"
     return (
@@ -128,7 +128,7 @@ def _range_remedy(paths: Sequence[Path]) -> str:
 
 
 def read_good_images(table: Table, size: int, data: DataConfig, label: str) -> tuple[Images | None, dict[int, str]]:
-    """Opens the images of a table that can be read; for the arguments see `read_images`.
+    """Opens those of a table's images that can be read; arguments as for `read_images`.
 
     Returns:
         The images in the table's order, or None if there are none; and why each of the other rows is left out.
@@ -161,10 +161,10 @@ def open_images(
 
     Args:
         paths: The image files, in order.
-        largest_size: The largest image size in pixels the run asks for; more than 1.5 times that is not kept.
+        largest_size: The largest image size the run needs, in pixels; more than 1.5 times that is not kept.
         cache: The folder of all caches.
         label: What to call these images in messages.
-        keep_bad: Open the images even if some cannot be read; those must not be asked for.
+        keep_bad: Open the images even if some cannot be read; those must not be accessed.
         pixel_range: See `decode`.
 
     Returns:
@@ -192,12 +192,12 @@ def open_images(
 
 
 def kept_short_side(largest_size: int) -> int:
-    """The pixels that the shorter side of a decoded image keeps at most, so that crops of it are still sharp."""
+    """The largest shorter side, in pixels, of a cached image: enough that crops are still sharp."""
     return int(1.5 * largest_size)
 
 
 def cache_key(paths: Sequence[Path], short_side: int, pixel_range: Sequence[float] | None = None) -> str:
-    """Names a cache by everything its content depends on; a file that changes has another size or time."""
+    """Names a cache by everything its content depends on; a changed file has a different size or time."""
     about = f"{FORMAT_VERSION} {short_side} {pixel_range and tuple(pixel_range)} {len(paths)}"
     digest = blake2b(about.encode(), digest_size=12)
     for path in paths:
@@ -235,7 +235,7 @@ def _decode_into(
 ) -> dict[int, str]:
     """Writes all decoded images one after the other, and an index of them."""
     bad: dict[int, str] = {}
-    brightest: dict[int, int] = {}  # of each image of 16 bits, its largest level
+    brightest: dict[int, int] = {}  # the largest level of each 16-bit image
     shapes = np.zeros((len(paths), 2), np.int64)
     hashes = np.zeros(len(paths), "U32")
     binary = part / "images.bin"

@@ -1,6 +1,6 @@
-"""Training images that stay in a GPU's memory: the CPU draws their crops and flips, the GPU makes a batch's pixels.
+"""Training images that stay in a GPU's memory: the CPU draws crops and flips, the GPU computes a batch's pixels.
 
-What is drawn is what `AugmentedImages` draws, and the pixels are those that OpenCV makes, within a grey level.
+The draws are those of `AugmentedImages`, and the pixels are OpenCV's, within one grey level.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from scenes.data.augment import AugmentedImages, Step
 from scenes.data.batches import Sample, TrainBatch, resize_weights
 from scenes.data.images import ImageSource
 
-PRESETS = ("none", "light")  # what else there is changes more than crops and flips can
+PRESETS = ("none", "light")  # other presets do more than crop and flip
 SHARE = 1 / 3  # of the free memory, at most
-CHUNK = 256  # images that are copied at once
-DRAWN = 8  # numbers that say what becomes of an image: see `DrawnCrops`
-# How each symmetry of the square is made: whether rows are flipped, columns are, and then both exchanged.
+CHUNK = 256  # images to copy at a time
+DRAWN = 8  # numbers drawn per image: see `DrawnCrops`
+# Each symmetry of the square: whether to flip the rows, then the columns, then to swap the two.
 WAYS = {
     "e": (0, 0, 0),
     "h": (0, 1, 0),
@@ -45,7 +45,7 @@ def where_to_crop(
     if device.type == "cpu":
         return "cpu", "there is no GPU"
     if augment not in PRESETS:
-        return "cpu", f"a GPU makes those of augment: {' and '.join(PRESETS)} only"
+        return "cpu", f"a GPU does those of augment: {' and '.join(PRESETS)} only"
     needed, free = len(shapes) * 3 * int(shapes.max(0).prod()), torch.cuda.mem_get_info(device)[0]
     sizes = f"{needed / 2**30:.1f} of the {free / 2**30:.1f} GiB that are free there"
     if needed > SHARE * free:
@@ -54,7 +54,7 @@ def where_to_crop(
 
 
 class DrawnCrops(Dataset[TrainBatch]):
-    """What becomes of training images, in place of their pixels.
+    """The crops and flips drawn for training images, instead of their pixels.
 
     A batch's `images` are int64, shape (n, 8): row, top, left, bottom, right, and 1 or 0 for each part of `WAYS`.
     """
@@ -75,8 +75,8 @@ class DrawnCrops(Dataset[TrainBatch]):
 
         height, width = map(int, self.shapes[sample.row])
         left, top, right, bottom, way = 0, 0, width, height, "e"
-        transform = self.augmented.about_to_draw(sample)
-        transform.py_random.random()  # as albumentations draws first, whether to do anything at all
+        transform = self.augmented.seeded_transform(sample)
+        transform.py_random.random()  # albumentations' first draw: whether to do anything at all
         for step in transform.transforms:
             if not step.should_apply():
                 continue
@@ -95,7 +95,7 @@ class ResidentImages:
 
     def __init__(self, images: ImageSource, shapes: np.ndarray, device: torch.device) -> None:
         height, width = map(int, shapes.max(0))
-        # Colours lie between rows and columns, so that both directions are resized by plain matrix products.
+        # Colours are between rows and columns, so that both axes are resized by plain matrix products.
         self.pixels = torch.empty((len(images), height, 3, width), dtype=torch.uint8, device=device)
         for first in range(0, len(images), CHUNK):
             part = np.zeros((len(shapes[first : first + CHUNK]), height, 3, width), np.uint8)
@@ -104,11 +104,11 @@ class ResidentImages:
             self.pixels[first : first + CHUNK] = torch.from_numpy(part).to(device)
 
     def crops(self, drawn: Tensor, size: int) -> Tensor:
-        """Makes a batch.
+        """Computes a batch's pixels.
 
         Args:
             drawn: From `DrawnCrops`, on the device, shape (n, 8).
-            size: Pixels.
+            size: The side of the results in pixels.
 
         Returns:
             uint8, shape (n, 3, size, size), channels last in memory.
@@ -125,14 +125,14 @@ class ResidentImages:
 
 
 def _weights(first: Tensor, end: Tensor, is_reversed: Tensor, length: int, size: int) -> Tensor:
-    """What each of `length` pixels adds to each of `size` that a crop becomes.
+    """The weight of each of an image's `length` pixels in each of the `size` pixels that a crop becomes.
 
     Args:
         first: int64, shape (n,): where each crop begins.
         end: Where it ends.
-        is_reversed: 1 where the result is turned around.
-        length: Of the images.
-        size: Of the result.
+        is_reversed: 1 where the result is reversed.
+        length: The number of the image's pixels.
+        size: The number of the result's pixels.
 
     Returns:
         float32, shape (n, size, length); each row sums to 1.

@@ -1,4 +1,4 @@
-"""Soft targets: probabilities to train on in place of labels, each by models that never saw the fold it is for."""
+"""Soft targets: probabilities to train on instead of labels, each by models that never saw the fold it is for."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -25,11 +25,11 @@ ORIGIN = "python src/distill.py RUN writes such a file"
 
 
 class SoftTargets(NamedTuple):
-    """What one fold trains on in place of labels.
+    """What one fold trains on instead of labels.
 
     Attributes:
         rows: int64, shape (m,), ascending: rows of train.csv; those of test.csv are numbered after them.
-        outputs: float32, shape (m, outputs): what the network's outputs should be, as `Task.as_outputs` gives them.
+        outputs: float32, shape (m, outputs): what to train the network's outputs towards, as from `Task.as_outputs`.
     """
 
     rows: np.ndarray
@@ -53,10 +53,10 @@ def read_soft_targets(
         test: The test rows, if there are any.
         task: What is predicted.
         fold_of: int64, shape (n,): each training row's fold.
-        left_out: Training images whose rows in the file do not count.
+        left_out: Training images whose rows in the file are ignored.
 
     Raises:
-        UserError: With the list of all that is wrong.
+        UserError: Listing all problems.
     """
     if not file.is_file():
         raise UserError(f"data.soft_targets: no file at {file}; {ORIGIN}")
@@ -93,10 +93,10 @@ def read_soft_targets(
 
 
 def check_names_differ(train: Table, test: Table, used: Iterable[str]) -> None:
-    """Refuses the names used if they mean several images, as soft targets have nothing else to tell them by.
+    """Rejects used names that stand for several images, which soft targets could not tell apart.
 
     Raises:
-        UserError: With a few of these names.
+        UserError: Listing a few of these names.
     """
     counts = Counter([*train.names, *test.names])
     if several := {name for name in used if counts[name] > 1}:
@@ -110,10 +110,10 @@ def _are_predictions(task: Task, values: np.ndarray) -> np.ndarray:
     """Which rows of float32 (m, outputs) a network could have predicted: bool, shape (m,)."""
     if task.kind == "number":
         return np.isfinite(values).all(1)
-    is_sound = np.all((values >= 0) & (values <= 1 + 1e-3), axis=1)
+    is_valid = np.all((values >= 0) & (values <= 1 + 1e-3), axis=1)
     if task.kind == "classes":
-        is_sound &= np.abs(values.sum(1, dtype=np.float64) - 1) < 1e-3
-    return is_sound
+        is_valid &= np.abs(values.sum(1, dtype=np.float64) - 1) < 1e-3
+    return is_valid
 
 
 class JoinedImages:

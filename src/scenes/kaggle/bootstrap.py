@@ -1,4 +1,4 @@
-"""Finds and checks the bundle. Copied into each notebook, where only the standard library is importable yet."""
+"""Finds and checks the bundle. Copied into each notebook, where only the standard library can be imported so far."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ def attach(dataset: str, digest: str) -> Path:
         The bundle's folder.
 
     Raises:
-        RuntimeError: If it is not attached, another version, or damaged.
+        RuntimeError: If it is not attached, a different version, or damaged.
     """
     root = Path(os.environ.get("SCENES_KAGGLE_INPUT", "/kaggle/input"))
     bundle = unpacked(find(root, dataset, digest))
@@ -39,7 +39,7 @@ def attach(dataset: str, digest: str) -> Path:
 
 
 def find(root: Path, dataset: str, digest: str) -> Path:
-    """Finds the folder, or the archive, that holds the manifest with this SHA-256 anywhere below `root`."""
+    """Finds the folder or archive, anywhere below `root`, that holds the manifest with this SHA-256."""
     folders = [Path(folder) for folder, _, names in os.walk(root) if "manifest.json" in names]
     for folder in folders:
         if sha256(folder / "manifest.json") == digest:
@@ -57,7 +57,7 @@ def find(root: Path, dataset: str, digest: str) -> Path:
 
 
 def unpacked(place: Path) -> Path:
-    """Unpacks the archives that `datasets create -r zip` made of folders, where Kaggle left them packed."""
+    """Unpacks the folders that `datasets create -r zip` archived, where Kaggle left them packed."""
     archives = [place] if place.suffix == ".zip" else sorted(place.glob("*.zip"))
     if not archives:
         return place
@@ -73,7 +73,7 @@ def unpacked(place: Path) -> Path:
 
 
 def sha256(file: Path) -> str:
-    """Returns a file's SHA-256 in hexadecimal, an empty string if there is no such file."""
+    """Returns a file's SHA-256 in hexadecimal, or an empty string if there is no such file."""
     if not file.is_file():
         return ""
     with file.open("rb") as opened:

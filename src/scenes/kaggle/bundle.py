@@ -1,4 +1,4 @@
-"""Builds what Kaggle gets of a run: a dataset with library, config and weights, and a kernel that uses it."""
+"""Builds what goes to Kaggle: a dataset with library, config and weights, and a kernel that uses it."""
 
 import json
 import shutil
@@ -31,16 +31,16 @@ NOT_ON_KAGGLE = ("ruamel.yaml", "iterative-stratification")  # pure Python, so a
 def build(
     run: Run, config: Config, folds: Sequence[int], target: Target, half: bool, script: bool, budget: float
 ) -> Path:
-    """Makes a dataset and a kernel that predict with a run's folds, in the run's folder `kaggle`.
+    """Builds a dataset and a kernel that predict with a run's folds, in the run's `kaggle` folder.
 
     Args:
         run: A run with these folds trained.
-        config: Its config, perhaps with other data paths or views.
-        folds: Which.
-        target: Their names on Kaggle.
-        half: Store the weights in half precision, and measure what that does to the held-out rows.
-        script: Make a script instead of a notebook.
-        budget: The kernel's time in minutes.
+        config: Its config, perhaps with different data paths or views.
+        folds: The folds to predict with.
+        target: The names on Kaggle.
+        half: Store the weights in half precision, and measure the effect on the held-out rows.
+        script: Build a script instead of a notebook.
+        budget: The kernel's time budget in minutes.
 
     Returns:
         The folder.
@@ -70,7 +70,7 @@ def build(
 def build_training(
     config: Config, folds: Sequence[int], target: Target, out: Path, script: bool, budget: float
 ) -> Path:
-    """Makes a dataset and a kernel that train an experiment; arguments and errors as `build`'s.
+    """Builds a dataset and a kernel that train an experiment; arguments and errors as for `build`.
 
     The pretrained weights are part of the dataset, because a kernel has no network.
     """
@@ -84,13 +84,13 @@ def build_training(
         _check_submission(config, targets.task)
     with _Build(out) as new:
         if config.model.weights != "none":
-            # Where the hub would be asked, what it gave before is taken from here.
+            # Instead of asking the hub, local copies are used.
             here = config if config.model.weights != "hub" else _with_weights(config, "local")
             weights = find(here)
             assert weights is not None
             _copy(weights, new.dataset / "weights" / f"{config.model.name}{weights.suffix}")
             if config.model.weights != "hub":
-                config = _with_weights(config, "local")  # the path of a file here does not exist there
+                config = _with_weights(config, "local")  # a local path does not exist on Kaggle
         write_text(new.dataset / "config.yaml", dump(_bundled(config)))
         manifest = _manifest("train", config.name, folds, target, None)
         digest = new.finish_dataset(manifest, target)
@@ -99,7 +99,7 @@ def build_training(
 
 
 def _check_submission(config: Config, task: Task) -> None:
-    """Refuses a kernel whose submission would fail, as far as the test rows are at hand."""
+    """Rejects a kernel whose submission would fail, if the test rows are available."""
     if test_source(config.data):
         test, problems = read_test(config.data, may_lack_images=True)
         raise_problems(problems + check_submission_form(config, task, test))
@@ -110,7 +110,7 @@ def _with_weights(config: Config, weights: str) -> Config:
 
 
 def _copy_run(run: Run, config: Config, folds: Sequence[int], dataset: Path) -> Run:
-    """Copies what infer.py needs of a run into the dataset; returns the copy."""
+    """Copies what infer.py needs from a run into the dataset; returns the copy."""
     kept = Run(dataset / "runs" / run.name)
     write_text(kept.config_file, dump(_bundled(config)))
     for file in sorted(run.folder.glob("*.json")):
@@ -130,7 +130,7 @@ class _Build:
     def __enter__(self) -> "_Build":
         make_folder(self.out)
         for left_over in self.out.glob(".build-*"):
-            shutil.rmtree(left_over)  # by a killed process
+            shutil.rmtree(left_over)  # from a killed process
         self._scratch = tempfile.TemporaryDirectory(prefix=".build-", dir=self.out)
         self.dataset, self.kernel = (Path(self._scratch.name) / name for name in ("dataset", "kernel"))
         for path in sorted(_sources()):
@@ -160,7 +160,7 @@ class _Build:
         write_json(self.kernel / "kernel-metadata.json", target.kernel_metadata(name))
 
     def _place(self) -> None:
-        """Moves both folders into place; one that was changed by hand since it was built is kept under a number."""
+        """Moves both folders into place; a folder edited since it was built is kept under a number."""
         record = self.out / "built.json"
         built = json.loads(record.read_text()) if record.exists() else {}
         for new in (self.dataset, self.kernel):
@@ -192,7 +192,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _copy_package(name: str, folder: Path) -> None:
-    """Copies an installed package of pure Python, with its licence and metadata."""
+    """Copies an installed pure-Python package with its licence and metadata."""
     for file in distribution(name).files or []:
         is_about_install = file.suffix == ".pyc" or file.name in ("RECORD", "INSTALLER", "REQUESTED")
         if file.parts[0] not in ("..", "tests") and not is_about_install:
@@ -200,7 +200,7 @@ def _copy_package(name: str, folder: Path) -> None:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of a folder, by path."""
+    """The SHA-256 of every file in a folder, by path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
@@ -220,7 +220,7 @@ def _manifest(
 
 
 def _check_paths(data: DataConfig) -> None:
-    """Refuses paths that cannot exist on Kaggle."""
+    """Rejects paths that cannot exist on Kaggle."""
     keys = ("train_csv", "test_csv", "sample_submission", "image_dir", "test_image_dir")
     paths = {f"data.{key}": getattr(data, key) for key in keys if getattr(data, key)}
     raise_problems(
@@ -234,14 +234,14 @@ def _check_paths(data: DataConfig) -> None:
 
 
 def _check_lists(data: DataConfig) -> None:
-    """Refuses files of the user's own that training reads and a kernel does not have."""
-    remedy = "a kernel does not carry it: leave it out, or train here and build from the run"
+    """Rejects the user's own files that training reads but a kernel does not have."""
+    remedy = "a kernel does not include it: leave it out, or train here and build from the run"
     keys = [key for key in ("near_duplicates", "soft_targets") if getattr(data, key)]
     problems = [Problem(f"data.{key}", f"names {getattr(data, key)}", remedy) for key in keys]
     raise_problems(problems, "The kernel would not find its data")
 
 
 def _bundled(config: Config) -> Config:
-    """The config as the kernel reads it, which names the file that has the test rows."""
+    """The config for the kernel, which names the file that has the test rows."""
     named = config.data.model_copy(update={"test_csv": test_source(config.data) or config.data.test_csv})
     return portable(config.model_copy(update={"data": named}))

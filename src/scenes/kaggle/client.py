@@ -1,4 +1,4 @@
-"""Uploads dataset and kernel and fetches the results, step by step; a step that is done is not repeated."""
+"""Uploads dataset and kernel and fetches the results, step by step; completed steps are not repeated."""
 
 import csv
 import hashlib
@@ -20,7 +20,7 @@ from scenes.runs import write_json
 
 T = TypeVar("T", bound=Mapping[str, Any])
 RUNNING = ("newscript", "queued", "running", "cancelrequested")
-MOST_FAILURES = 10  # polls in a row: what was just created is not known to all of Kaggle's servers at once
+MOST_FAILURES = 10  # polls in a row: not all of Kaggle's servers know at once what was just created
 LOG_LINES = 15
 LINE_SECONDS = 120.0  # while waiting, print a line at least this often
 
@@ -41,7 +41,7 @@ class Place:
         self.metadata = _read(metadata)
         self.manifest = _read(folder / "dataset" / "manifest.json")
         self._file = folder / "state.json"
-        whose = {"of": [self.dataset, self.kernel]}  # state of another owner's build does not count
+        whose = {"of": [self.dataset, self.kernel]}  # the state of another owner's build is ignored
         known = json.loads(self._file.read_text()) if self._file.exists() else {}
         self.state: dict[str, Any] = known if whose.items() <= known.items() else whose
 
@@ -71,7 +71,7 @@ class Place:
         return self.output / "submission.csv"
 
     def save(self, **changes: Any) -> None:
-        """Saves what is done."""
+        """Records completed steps."""
         self.state |= changes
         write_json(self._file, self.state)
 
@@ -90,7 +90,7 @@ def push(place: Place, interval: float, again: bool = False) -> None:
     Args:
         place: What was built.
         interval: Seconds between two requests.
-        again: Run the kernel again although nothing changed.
+        again: Run the kernel again even if nothing changed.
 
     Raises:
         UserError: If Kaggle refuses a step, or the kernel fails.
@@ -109,8 +109,8 @@ def submit(place: Place, interval: float, file: Path | None = None, message: str
     Args:
         place: What was pushed.
         interval: Seconds between two requests.
-        file: The submission's file; by default the kernel itself, as code competitions require.
-        message: Its description; by default one that is unique.
+        file: The submission file; by default the kernel itself, as code competitions require.
+        message: Its description; by default a unique one.
 
     Raises:
         UserError: If there is nothing to submit, Kaggle refuses it or cannot score it.
@@ -183,7 +183,7 @@ def _wait_for_dataset(place: Place, interval: float) -> None:
 
 
 def _dataset_status(place: Place) -> dict[str, Any] | None:
-    """Asks for status and version of the dataset; None if there is none, which Kaggle may also call forbidden."""
+    """Asks for the dataset's status and version; None if it does not exist, which Kaggle may report as forbidden."""
     try:
         lines = call(["datasets", "status", place.dataset, "--format", "json"], quiet=True)
     except KaggleError as error:
@@ -235,7 +235,7 @@ def _follow(place: Place, interval: float) -> None:
         try:
             text = "\n".join(call(["kernels", "status", f"{place.kernel}/{known['version']}"], quiet=True))
         except KaggleError as error:
-            if error.kind in ("missing", "forbidden"):  # what Kaggle answers about a version it does not know yet
+            if error.kind in ("missing", "forbidden"):  # Kaggle's answer for a version it does not know yet
                 return None
             raise
         status = re.search(r'has status "(?:\w+\.)?(\w+)"', text)
@@ -323,7 +323,7 @@ def _plain(status: str) -> str:
 
 
 def _check(lines: list[str], words: str) -> None:
-    """Raises a refusal that the kaggle command only printed, ending with exit code 0."""
+    """Raises a refusal that the kaggle command printed although it exited with code 0."""
     if found := [line for line in lines if re.search(words, line, re.IGNORECASE)]:
         raise KaggleError("Kaggle refused it: " + "; ".join(found))
 

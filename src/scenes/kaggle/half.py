@@ -1,4 +1,4 @@
-"""Weights in half precision: half the upload, and what it does to the score."""
+"""Weights in half precision: half the upload, and the effect on the score."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ from scenes.runs import FULL, Run, fold_name
 
 
 def halve(source: Path, target: Path) -> None:
-    """Writes weights in half precision; vectors stay as they are, since they are small and statistics may exceed fp16.
+    """Writes weights in half precision, except vectors, which are small and whose statistics may exceed fp16.
 
     Raises:
         UserError: If a weight is too large for half precision.
@@ -39,10 +39,10 @@ def measure_half(run: Run, halved: Run, config: Config, folds: Sequence[int]) ->
     """Predicts the rows each fold held out in both precisions, and prints what half precision costs.
 
     Returns:
-        Rows, both scores and the largest change of a prediction; None for a model that holds no rows out.
+        The number of rows, both scores and the largest change of a prediction; None for a model without held-out rows.
 
     Raises:
-        UserError: If the training data is not that of the run.
+        UserError: If the training data is not what the run was trained on.
     """
     held_out = [fold for fold in folds if fold != FULL]
     if not held_out:
@@ -65,6 +65,6 @@ def measure_half(run: Run, halved: Run, config: Config, folds: Sequence[int]) ->
     error = data.metric.gain(full, half, targets)[1]
     say(
         f"half precision: OOF {data.metric.name} {after:.4f} instead of {before:.4f} "
-        f"({after - before:+.4f} ± {error:.4f}), predictions change by {largest:.1e} at most"
+        f"({after - before:+.4f} ± {error:.4f}), predictions change by at most {largest:.1e}"
     )
     return {"n": len(targets), "metric": data.metric.name, "full": before, "half": after, "largest_change": largest}

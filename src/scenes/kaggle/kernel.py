@@ -29,7 +29,7 @@ from scenes.runs import Run, fold_name, folds_text
 from scenes.training.workers import INTERRUPTED, OUT_OF_TIME, Slot, Task, gpu_count, local_slots, run_tasks
 
 SEARCH_DEPTH = 5
-LEAST_MINUTES = 1.0  # to train, however long the search for the data took
+LEAST_MINUTES = 1.0  # for training, however long finding the data took
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Submitted:
         folds: The folds it is the mean of.
         submission: Its two columns.
         probabilities: float32, shape (n, classes); or numbers, shape (n, 1).
-        names: The classes' names for people.
+        names: The classes' display names.
         images: The test images' files.
     """
 
@@ -88,7 +88,7 @@ def infer(bundle: Path, budget_minutes: float) -> Submitted:
 
     Args:
         bundle: From `attach`.
-        budget_minutes: Folds that would not be ready by then are left out; the first is always predicted.
+        budget_minutes: Folds that would not finish by then are left out; the first is always predicted.
 
     Returns:
         The submission, which is in the working folder.
@@ -108,7 +108,7 @@ def infer(bundle: Path, budget_minutes: float) -> Submitted:
         slots = local_slots(min(max(1, gpus), len(folds)), gpus)
         is_interrupted = run_tasks(slots, prediction.next_task, prediction.ended, prediction.is_over)
         if is_interrupted:
-            raise StoppedError("interrupted", INTERRUPTED, "the submission is of the folds so far")
+            raise StoppedError("interrupted", INTERRUPTED, "the submission has the folds finished so far")
         done = prediction.done
     if not done:
         raise UserError("no fold could be predicted: the lines above say why")
@@ -136,12 +136,12 @@ class _Prediction:
         self.done: Submitted | None = None
 
     def next_task(self, slot: Slot) -> Task | None:
-        """A fold that has not failed on this GPU, if it would be ready in time."""
+        """Takes a fold that has not failed on this GPU, if it would finish in time."""
         fold = next((fold for fold in self.pending if slot not in self.tried[fold]), None)
         if fold is None:
             return None
         if self.done and time.time() + self.took > self.until:
-            say(f"{', '.join(map(fold_name, self.pending))}: not started, would not be ready in time")
+            say(f"{', '.join(map(fold_name, self.pending))}: not started, as they would not finish in time")
             self.pending.clear()
             return None
         self.pending.remove(fold)
@@ -170,7 +170,7 @@ class _Prediction:
         return self.scratch / f"{fold_name(fold)}.npz"
 
     def _write(self, ready: list[int]) -> Submitted:
-        """Averages as infer.py does, and writes both files again."""
+        """Averages as infer.py does, and rewrites both files."""
         from scenes.inference.models import chosen_ensemble
         from scenes.inference.submit import make_tables, mean_prior
 
@@ -211,9 +211,9 @@ def train(bundle: Path, budget_minutes: float) -> None:
         left = max(LEAST_MINUTES, budget_minutes - (time.time() - start) / 60)
         codes = [_train_py(bundle, folds, [*settings, f"train.time_budget_minutes={left}"], scratch)]
         finished = [fold for fold in folds if run.is_finished(fold)]
-        if finished and codes != [0]:  # scores and a submission of those
+        if finished and codes != [0]:  # to score and submit these
             codes.append(_train_py(bundle, finished, settings, scratch))
-    _name_as_kaggle_wants(run, working() / "submissions")
+    _rename_for_kaggle(run, working() / "submissions")
     say(f"runs/{run.name}: {len(finished)} of {len(folds)} folds are finished")
     if failed := [code for code in codes if code not in (0, OUT_OF_TIME)]:
         raise UserError(f"training failed (exit code {failed[0]}): the lines above say why")
@@ -233,11 +233,11 @@ def _train_py(bundle: Path, folds: Sequence[int], settings: Sequence[str], scrat
 
 
 def _data_settings(root: Path, scratch: str) -> list[str]:
-    """The ``--set`` that makes a run read the competition's files; the cache goes away with the kernel."""
+    """The ``--set`` pairs that make a run read the competition's files; the cache ends with the kernel."""
     return [f"data.root={json.dumps(str(root))}", f"data.cache={json.dumps(scratch)}"]
 
 
-def _name_as_kaggle_wants(run: Run, submissions: Path) -> None:
+def _rename_for_kaggle(run: Run, submissions: Path) -> None:
     """Moves NAME.csv and NAME_probabilities.csv up, as submission.csv and submission_probabilities.csv."""
     if submissions.exists():
         for file in sorted(submissions.iterdir()):
@@ -250,7 +250,7 @@ def find_competition(files: Sequence[Path], slug: str) -> Path:
 
     Args:
         files: What must be there, relative to that folder.
-        slug: The competition's name, which decides if several folders qualify.
+        slug: The competition's name, to choose among several such folders.
 
     Raises:
         UserError: If there is none, or more than one.
@@ -284,7 +284,7 @@ def _folders(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _manifest(bundle: Path) -> dict[str, Any]:
-    """Reads the manifest, and lists packages of this machine that are outside the supported ranges."""
+    """Reads the manifest, and reports packages on this machine that are outside the supported ranges."""
     for line in unsatisfied(pyproject=bundle / "pyproject.toml"):
         say(f"not tested with this: {line}")
     return json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ BOOTSTRAP = Path(__file__).with_name("bootstrap.py")
 
 
 class Cell(NamedTuple):
-    """A cell: markdown or code. One that is `shown` displays a value, so a script leaves it out."""
+    """A markdown or code cell. A `shown` cell displays a value, so a script leaves it out."""
 
     kind: str
     text: str
@@ -37,7 +37,7 @@ def inference_cells(
         views: The names of the views it predicts with.
         dataset: OWNER/SLUG of the bundle.
         digest: SHA-256 of the manifest.
-        budget: Minutes.
+        budget: The time budget in minutes.
     """
     return [
         Cell("markdown", _title(f"Predicts with the views {views} and", config, manifest, dataset)),
@@ -46,7 +46,7 @@ def inference_cells(
         Cell(
             "markdown",
             "## Prediction\n\nEach GPU predicts one fold after another. After the first fold `submission.csv` is "
-            "complete; each further fold makes it the mean of all so far. A fold that would not be ready within "
+            "complete; each further fold makes it the mean of all so far. A fold that would not finish within "
             f"{budget:g} minutes is not started.",
         ),
         Cell("code", f"from scenes.kaggle import kernel\n\ndone = kernel.infer(bundle, budget_minutes={budget:g})"),
@@ -126,7 +126,7 @@ def _scores(manifest: dict[str, Any], metrics: dict[str, Any]) -> str:
 
 
 def _attach(dataset: str, digest: str) -> list[Cell]:
-    explains = "## The bundle\n\nFound wherever it is mounted; all files are checked against their SHA-256."
+    explains = "## The bundle\n\nIt is found wherever it is mounted, and all files are checked against their SHA-256."
     code = BOOTSTRAP.read_text(encoding="utf-8").rstrip()
     return [
         Cell("markdown", explains),

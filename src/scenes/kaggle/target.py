@@ -1,4 +1,4 @@
-"""What a run is called on Kaggle, and the metadata files that say so."""
+"""The names of a run's dataset and kernel on Kaggle, and their metadata files."""
 
 import hashlib
 import re
@@ -8,8 +8,8 @@ from scenes.console import UserError
 
 SLUG = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 OWNER = re.compile(r"[a-z0-9]+(?:[-_][a-z0-9]+)*")
-SLUG_LENGTH = 50  # Kaggle's limit for datasets; kernels may have as many
-TWO_T4 = "NvidiaTeslaT4"  # Kaggle's name for a machine with two of them
+SLUG_LENGTH = 50  # Kaggle's limit for datasets, and for kernels
+TWO_T4 = "NvidiaTeslaT4"  # Kaggle's name for a machine with two T4s
 
 
 class Target:
@@ -19,7 +19,7 @@ class Target:
         """Makes the slugs.
 
         Raises:
-            UserError: If `owner` or `competition` is not what Kaggle calls a slug.
+            UserError: If `owner` or `competition` is not a valid Kaggle slug.
         """
         if not OWNER.fullmatch(owner):
             raise UserError(f"--owner {owner!r}: not a Kaggle user name: the last part of your profile's address")
@@ -64,7 +64,7 @@ class Target:
 
 
 def _slug(text: str) -> str:
-    """Letters, digits and single hyphens; a hash keeps it unique if anything had to be cut off or left out."""
+    """Makes a slug of letters, digits and single hyphens; a hash keeps it unique if anything had to be left out."""
     slug = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     if len(slug) > SLUG_LENGTH or not text.isascii():
         slug = f"{slug[: SLUG_LENGTH - 7].rstrip('-')}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"

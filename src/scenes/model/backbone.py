@@ -24,8 +24,8 @@ def create_body(config: ModelConfig, image_size: int, pretrained: bool = False) 
     """Creates a network that maps normalised images to pooled features.
 
     Args:
-        config: Its name, pool and drop path.
-        image_size: Pixels; position embeddings of transformers are made for it.
+        config: Has the name, pool and drop path.
+        image_size: In pixels; transformers' position embeddings are made for it.
         pretrained: Download the weights through timm.
 
     Raises:
@@ -34,7 +34,7 @@ def create_body(config: ModelConfig, image_size: int, pretrained: bool = False) 
     name, pool, drop_path = config.name, config.pool, config.drop_path
     if name == "simple_cnn":
         if pool:
-            raise UserError(f"model.pool: {pool} is for timm's models; simple_cnn takes the mean")
+            raise UserError(f"model.pool: {pool} is for timm's models; simple_cnn always averages")
         if drop_path:
             raise UserError("model.drop_path is for timm's models; simple_cnn has no paths to drop")
         return SimpleCNN()
@@ -50,7 +50,7 @@ def create_body(config: ModelConfig, image_size: int, pretrained: bool = False) 
     except (RuntimeError, AssertionError, TypeError) as error:
         if pretrained:
             raise
-        raise UserError(f"model.name: {name} cannot be made at image_size {image_size}: {error}") from None
+        raise UserError(f"model.name: {name} cannot be created at image_size {image_size}: {error}") from None
     if hasattr(body, "pre_logits") and architecture.startswith("vgg"):
         # VGG's two 4096-wide layers hold 120 of its 135 million weights and belong to ImageNet's classes.
         body.pre_logits = nn.Identity()
@@ -59,7 +59,7 @@ def create_body(config: ModelConfig, image_size: int, pretrained: bool = False) 
 
 
 def _check_name(name: str) -> None:
-    """Refuses names that timm does not have; ARCHITECTURE alone is valid, a TAG after it names the weights."""
+    """Rejects names that timm does not have; ARCHITECTURE alone is valid, a TAG after it names the weights."""
     architecture, _, tag = name.partition(".")
     if timm.is_model(architecture):
         known = timm.list_pretrained(f"{architecture}.*")
@@ -82,8 +82,8 @@ class Classifier(nn.Module):
     """A body and a head for one competition.
 
     Attributes:
-        config: What it was made from.
-        name: For messages; `load_folds` sets the fold's.
+        config: What it was created from.
+        name: For messages; `load_folds` sets it to the fold's.
         task: What the logits mean.
         body: Maps normalised images (n, 3, s, s) to features (n, f).
         head: Maps features to logits (n, outputs).
@@ -93,7 +93,7 @@ class Classifier(nn.Module):
     std: Tensor
 
     def __init__(self, config: ModelConfig, image_size: int, task: Task | int) -> None:
-        """Makes the network with random weights; `task` may be a number of classes whose names do not matter."""
+        """Creates the network with random weights; `task` may be just a number of classes."""
         super().__init__()
         self.config = config
         self.task = class_task([str(at) for at in range(task)]) if isinstance(task, int) else task
@@ -101,7 +101,7 @@ class Classifier(nn.Module):
         self.body = create_body(config, image_size)
         statistics = self.body.pretrained_cfg
         for name in ("mean", "std"):
-            # In units of a byte, as images arrive; saved with the weights, which need them.
+            # On the images' scale, 0 to 255; saved with the weights, which depend on them.
             self.register_buffer(name, torch.tensor(statistics[name]).view(1, 3, 1, 1) * 255)
         try:
             with torch.no_grad():
@@ -131,7 +131,7 @@ class Classifier(nn.Module):
         return self.logits(self.features(images))
 
     def logits(self, features: Tensor) -> Tensor:
-        """Maps features (n, f) to logits (n, outputs), in float32 also under autocast.
+        """Maps features (n, f) to logits (n, outputs), in float32 even under autocast.
 
         In bf16 many logits of a row would be equal, and ties go to the first class.
         """
@@ -156,7 +156,7 @@ class Classifier(nn.Module):
         groups: Mapping[Any, list[str]] = group_parameters(self.body, self.body.group_matcher(coarse=True))
         *stages, last = [groups[stage] for stage in sorted(groups)]
         if all(self.body.get_parameter(name).ndim == 1 for name in last):
-            stages[-1] += last  # a norm behind the last stage belongs to it
+            stages[-1] += last  # a norm after the last stage belongs to it
         else:
             stages.append(last)
         return stages

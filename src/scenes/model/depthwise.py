@@ -1,7 +1,7 @@
-"""Gradients of depthwise convolutions in bf16 on a CPU, from operations that oneDNN has fast kernels for.
+"""Fast gradients of depthwise convolutions in bf16 on a CPU, from operations that oneDNN has fast kernels for.
 
-torch's own take two thirds of a training step of EfficientNet-Lite0: those with respect to the inputs where the stride
-is 2, and those with respect to kernels larger than 3 x 3.
+With torch's own gradients, two thirds of a training step of EfficientNet-Lite0 go into those of the inputs at stride 2
+and those of kernels larger than 3 x 3.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,16 +13,16 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-PIECE = 3  # the side of the kernels whose gradient is fast
+PIECE = 3  # the side of kernels whose gradient is fast
 
 
 def fast_gradients(device: torch.device, is_compiled: bool = False) -> AbstractContextManager[object]:
-    """A context for the forward pass of training; elsewhere than on a CPU, or compiled, it changes nothing."""
+    """A context for the forward pass of training; it changes nothing unless on a CPU and not compiled."""
     return _FastGradients() if device.type == "cpu" and not is_compiled else nullcontext()
 
 
 class _FastGradients(TorchFunctionMode):
-    """While entered, depthwise convolutions on a CPU in bf16 autocast are `DepthwiseConvolution`s."""
+    """Turns depthwise convolutions on a CPU under bf16 autocast into `DepthwiseConvolution`s."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -54,79 +54,79 @@ def _convolve(
 
 
 class DepthwiseConvolution(torch.autograd.Function):
-    """A convolution of each channel with a kernel of its own.
+    """Convolves each channel with its own kernel.
 
     Its arguments are images (n, c, h, w), kernels (c, 1, k, l) of the same dtype, and stride and padding of both axes.
     """
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, kernels: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
-        """Returns the sums, (n, c, H, W)."""
+        """Returns the outputs, (n, c, H, W)."""
         ctx.save_for_backward(images, kernels)
         ctx.stride, ctx.padding = stride, padding
         return functional.conv2d(images, kernels, None, stride, padding, 1, len(kernels))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        """Returns the gradients of images and kernels, given those of the sums."""
+        """Returns the gradients of images and kernels, given that of the outputs."""
         images, kernels = ctx.saved_tensors
-        of_sums = gradients[0].contiguous(memory_format=torch.channels_last)
-        of_images = of_kernels = None
+        grad_outputs = gradients[0].contiguous(memory_format=torch.channels_last)
+        grad_images = grad_kernels = None
         if ctx.needs_input_grad[0]:
-            of_images = _gradient_of_images(of_sums, images, kernels, ctx.stride, ctx.padding)
+            grad_images = _gradient_of_images(grad_outputs, images, kernels, ctx.stride, ctx.padding)
         if ctx.needs_input_grad[1]:
-            of_kernels = _gradient_of_kernels(of_sums, images, kernels, ctx.stride, ctx.padding)
-        return of_images, of_kernels, None, None
+            grad_kernels = _gradient_of_kernels(grad_outputs, images, kernels, ctx.stride, ctx.padding)
+        return grad_images, grad_kernels, None, None
 
 
 def _gradient_of_images(
-    of_sums: Tensor, images: Tensor, kernels: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+    grad_outputs: Tensor, images: Tensor, kernels: Tensor, stride: tuple[int, int], padding: tuple[int, int]
 ) -> Tensor:
-    """Convolves the gradient of the sums, spread out by the stride, with the kernels turned by half a turn."""
+    """Convolves the gradient of the outputs, spread out by the stride, with the kernels rotated by 180°."""
     if stride == (1, 1):
-        return _torch_gradients(of_sums, images, kernels, stride, padding, (True, False, False))[0]
+        return _torch_gradients(grad_outputs, images, kernels, stride, padding, (True, False, False))[0]
     (count, channels, height, width), sides = images.shape, kernels.shape[2:]
-    spread = of_sums.new_zeros(count, height + sides[0] - 1, width + sides[1] - 1, channels).permute(0, 3, 1, 2)
+    spread = grad_outputs.new_zeros(count, height + sides[0] - 1, width + sides[1] - 1, channels).permute(0, 3, 1, 2)
     rows, columns = (
         slice(side - 1 - pad, side - 1 - pad + step * (length - 1) + 1, step)
-        for side, pad, step, length in zip(sides, padding, stride, of_sums.shape[2:], strict=True)
+        for side, pad, step, length in zip(sides, padding, stride, grad_outputs.shape[2:], strict=True)
     )
-    spread[:, :, rows, columns] = of_sums
+    spread[:, :, rows, columns] = grad_outputs
     return functional.conv2d(spread, kernels.flip(2, 3), None, 1, 0, 1, channels)
 
 
 def _gradient_of_kernels(
-    of_sums: Tensor, images: Tensor, kernels: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+    grad_outputs: Tensor, images: Tensor, kernels: Tensor, stride: tuple[int, int], padding: tuple[int, int]
 ) -> Tensor:
-    """Puts the gradient together from those of pieces of the kernels, each over its part of the images."""
+    """Assembles the gradient from those of pieces of the kernels, each over its part of the images."""
     if tuple(kernels.shape[2:]) == (PIECE, PIECE):
-        return _torch_gradients(of_sums, images, kernels, stride, padding, (False, True, False))[1]
+        return _torch_gradients(grad_outputs, images, kernels, stride, padding, (False, True, False))[1]
     padded = functional.pad(images, (padding[1], padding[1], padding[0], padding[0]))
-    height, width = (step * (length - 1) + PIECE for step, length in zip(stride, of_sums.shape[2:], strict=True))
+    height, width = (step * (length - 1) + PIECE for step, length in zip(stride, grad_outputs.shape[2:], strict=True))
     gradient, piece = torch.empty_like(kernels), kernels[:, :, :PIECE, :PIECE].contiguous()
     for top in _piece_starts(kernels.shape[2]):
         for left in _piece_starts(kernels.shape[3]):
             seen = padded[:, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
-            part = _torch_gradients(of_sums, seen, piece, stride, (0, 0), (False, True, False))[1]
+            part = _torch_gradients(grad_outputs, seen, piece, stride, (0, 0), (False, True, False))[1]
             gradient[:, :, top : top + PIECE, left : left + PIECE] = part
     return gradient
 
 
 def _piece_starts(side: int) -> list[int]:
-    """Where pieces begin so that they cover a kernel's side; the last may overlap the one before."""
+    """Where pieces start to cover a kernel's side; the last one may overlap the one before."""
     return [min(start, side - PIECE) for start in range(0, side, PIECE)]
 
 
 def _torch_gradients(
-    of_sums: Tensor,
+    grad_outputs: Tensor,
     images: Tensor,
     kernels: Tensor,
     stride: tuple[int, int],
     padding: tuple[int, int],
     wanted: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Torch's own gradients of images, kernels and bias, those that are wanted."""
+    """Torch's own gradients of images, kernels and bias, where wanted."""
     gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
-        of_sums, images, kernels, None, stride, padding, (1, 1), False, (0, 0), len(kernels), wanted
+        grad_outputs, images, kernels, None, stride, padding, (1, 1), False, (0, 0), len(kernels), wanted
     )
     return gradients

@@ -1,4 +1,4 @@
-"""Where to compute, in which precision and with which settings of torch."""
+"""The device, precision and torch settings to compute with."""
 
 import ctypes
 import os
@@ -9,7 +9,7 @@ import torch
 from scenes.console import UserError
 from scenes.environment import processor
 
-# What RuntimeErrors say where memory is full.
+# Parts of RuntimeErrors' messages that mean out of memory.
 OUT_OF_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -24,9 +24,9 @@ OUT_OF_MEMORY = (
 
 
 def choose_device() -> torch.device:
-    """Chooses the GPU if there is one (for each process of a launcher its own), else the CPU, and sets torch up for it.
+    """Chooses a GPU if there is one (a launcher's processes get one each), else the CPU, and sets torch up for it.
 
-    On a GPU, cuDNN tries its algorithms on the first batch of each shape, and float32 products use TF32;
+    On a GPU, cuDNN benchmarks its algorithms on the first batch of each shape, and float32 products use TF32;
     `set_determinism` turns both off.
 
     Raises:
@@ -57,7 +57,7 @@ def _keep_freed_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
-        mmap_max, trim_threshold = -4, -1  # numbers of glibc's malloc.h
+        mmap_max, trim_threshold = -4, -1  # constants of glibc's malloc.h
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, 2**31 - 1)
 
@@ -65,7 +65,7 @@ def _keep_freed_memory() -> None:
 def set_determinism(deterministic: bool) -> None:
     """Makes a GPU give the same bytes every time, or compute as fast as it can; a CPU gives the same bytes anyway.
 
-    These settings belong to the whole process, so each training makes its own choice anew.
+    The settings apply to the whole process, so each training run sets them again.
     """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts: before the first layer
@@ -75,15 +75,15 @@ def set_determinism(deterministic: bool) -> None:
 
 
 def synchronise(device: torch.device) -> None:
-    """Waits until a GPU has done all it was given, before a clock is read; a CPU computes at once."""
+    """Waits until a GPU has finished its queued work, before a clock is read; a CPU has no queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that the device's or the machine's memory is full.
+    """Whether an error means that the device or the machine is out of memory.
 
-    torch has a class of its own for the CUDA allocator only: cuDNN, cuBLAS and the CPU's allocator raise RuntimeErrors.
+    torch has its own error class for the CUDA allocator only: cuDNN, cuBLAS and the CPU allocator raise RuntimeErrors.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
@@ -91,14 +91,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
-    """Resolves ``auto``: bf16 where the device computes in it, else fp16 on a GPU and fp32 on a CPU.
+    """Resolves ``auto``: bf16 where the device is fast at it, else fp16 on a GPU and fp32 on a CPU.
 
     Args:
         wanted: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         device: Where to compute.
 
     Raises:
-        UserError: If the device cannot compute in the precision wanted.
+        UserError: If the device cannot compute in the requested precision.
     """
     return _choose_precision(wanted, device)[0]
 
@@ -117,7 +117,7 @@ def _choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
     if device.type != "cpu":
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return ("bf16", "auto: this GPU computes in it") if has_bf16 else ("fp16", "auto: this GPU has no bf16")
-    # AMD's AVX-512 multiplies bf16 twice as fast as fp32, Intel's half as fast: there only AMX is quick.
+    # AMD's AVX-512 multiplies bf16 twice as fast as fp32, Intel's half as fast: on Intel only AMX is fast.
     if torch.cpu._is_amx_tile_supported() or (torch.cpu._is_avx512_bf16_supported() and "AMD" in processor()):
         return "bf16", "auto: this CPU computes in it"
     return "fp32", "auto: this CPU has no fast bf16"

@@ -1,4 +1,4 @@
-"""A trained network as a folder that timm itself loads, without this project."""
+"""Exports a trained network as a folder that timm loads without this project."""
 
 import filecmp
 import tempfile
@@ -19,15 +19,15 @@ FIRST_TIMM = "1.0.26"  # before it, timm opens a folder's safetensors file as a 
 
 
 def export_timm(model: Classifier, config: Config, folder: Path, card: str) -> None:
-    """Writes model.safetensors, config.json and README.md, once timm has loaded them and given the same logits.
+    """Writes model.safetensors, config.json and README.md, after checking that timm loads them with the same logits.
 
     ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads them; `timm.data.resolve_model_data_config` and
-    `create_transform` then prepare images as they are prepared here: the whole image, resized to a square.
+    `create_transform` then prepare images as this project does: the whole image, resized to a square.
 
     Args:
         model: On the CPU.
         config: The run's config.
-        folder: Where to; a folder there with other content is kept under a number.
+        folder: The output folder; an existing one with different content is kept under a number.
         card: The text of README.md.
 
     Raises:
@@ -46,7 +46,7 @@ def export_timm(model: Classifier, config: Config, folder: Path, card: str) -> N
         except (RuntimeError, UnpicklingError) as error:
             raise UserError(
                 f"--to hub-folder: timm {timm.__version__} cannot load what it writes ({error}); "
-                f"timm {FIRST_TIMM} and newer can, and --to onnx does without"
+                f"use timm {FIRST_TIMM} or newer, or --to onnx"
             ) from None
         if not difference <= TOLERANCE:
             raise UserError(
@@ -56,14 +56,14 @@ def export_timm(model: Classifier, config: Config, folder: Path, card: str) -> N
         files = sorted(file.name for file in part.iterdir())
         if filecmp.cmpfiles(part, folder, files, shallow=False)[0] != files:
             if folder.exists():
-                say(f"{folder} had other content; it is now {keep_old(folder)}")
+                say(f"{folder} had different content; it is now {keep_old(folder)}")
             part.replace(folder)
-    say(f"wrote {folder}/ (logits differ by {difference:.0e} at most)")
+    say(f"wrote {folder}/ (logits differ by at most {difference:.0e})")
     say(f"  timm.create_model('local-dir:{folder}', pretrained=True)")
 
 
 def _timm_model(model: Classifier, config: Config) -> tuple[nn.Module, dict[str, Any]]:
-    """Makes timm's own network with these weights; also the arguments that it takes beside its name.
+    """Creates timm's own network with these weights; also returns its arguments besides the name.
 
     Raises:
         UserError: If timm's network has other layers.

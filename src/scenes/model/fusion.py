@@ -1,4 +1,4 @@
-"""Batch norms are multiplied into the convolutions before them: the same predictions in less time."""
+"""Fuses batch norms into the convolutions before them: the same predictions in less time."""
 
 import copy
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from scenes.model.backbone import Classifier
 
-# Of the largest feature; convolutions on a GPU round coarsely (TF32).
+# Relative to the largest feature; convolutions on a GPU round coarsely (TF32).
 TOLERANCES = {"cpu": 1e-3, "cuda": 1e-2}
 
 
@@ -19,11 +19,11 @@ def fuse_batch_norms(body: nn.Module, image_size: int) -> nn.Module:
 
     Args:
         body: In float32 and evaluation mode.
-        image_size: Its input's side in pixels.
+        image_size: The side of its input in pixels.
 
     Returns:
         The copy; or the body itself if the copy's features differ, e.g. because a convolution standardises its weights
-        or something else reads its output too.
+        or its output is used elsewhere too.
     """
     device = next(body.parameters()).device
     image = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device)
@@ -45,7 +45,7 @@ def fuse_batch_norms(body: nn.Module, image_size: int) -> nn.Module:
 
 @contextmanager
 def fused(model: Classifier, image_size: int) -> Iterator[None]:
-    """While entered, a network predicts with its batch norms fused."""
+    """Fuses a network's batch norms within the block."""
     body = model.body
     model.body = fuse_batch_norms(body.eval(), image_size)
     try:

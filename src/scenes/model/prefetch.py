@@ -1,4 +1,4 @@
-"""Batches on their way to a GPU: one is copied while the one before it is computed."""
+"""Prefetches batches to a GPU: one is copied while the previous one is in use."""
 
 from collections.abc import Generator, Iterable, Iterator
 from typing import Any, TypeVar
@@ -14,14 +14,14 @@ T = TypeVar("T")
 def prefetched(batches: Iterable[T], device: torch.device) -> Generator[T]:
     """Copies batches to a GPU on a side stream, one ahead of the one in use; for a CPU it yields them as they are.
 
-    Copies are asynchronous from pinned memory, as the loaders give it to a GPU.
+    Copies are asynchronous, because the loaders pin memory for a GPU.
 
     Args:
         batches: Tensors, or tuples and dicts of them, on the CPU.
         device: Where they are needed.
 
     Yields:
-        Each batch on the device, or where it was if the device has no room for it: its parts may still fit.
+        Each batch on the device, or still on the CPU if the device has no room for it: parts of it may fit.
     """
     if device.type == "cpu":
         yield from batches
@@ -38,7 +38,7 @@ def prefetched(batches: Iterable[T], device: torch.device) -> Generator[T]:
 
 
 def _copied(batch: T, device: torch.device, stream: torch.cuda.Stream) -> T:
-    """Starts a copy; the batch itself if memory is short."""
+    """Starts a copy; returns the batch itself if out of memory."""
     try:
         with torch.cuda.stream(stream):
             return _moved(batch, device)
@@ -49,7 +49,7 @@ def _copied(batch: T, device: torch.device, stream: torch.cuda.Stream) -> T:
 
 
 def _awaited(batch: T, copied: torch.cuda.Event, device: torch.device) -> T:
-    """Lets what is computed next wait for the copy, and the batch's memory stay until that is done."""
+    """Makes the current stream wait for the copy, and keeps the batch's memory until that stream is done with it."""
     current = torch.cuda.current_stream(device)
     current.wait_event(copied)
     for tensor in _tensors(batch):

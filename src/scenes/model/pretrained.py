@@ -1,4 +1,4 @@
-"""Pretrained weights of a body: found by name without a network, renamed where needed, loaded whole or not at all."""
+"""A body's pretrained weights: found by name without a network, renamed if needed, loaded completely or not at all."""
 
 import importlib.util
 import os
@@ -45,7 +45,7 @@ def pretrained_state(config: Config) -> dict[str, Tensor] | None:
         The body's complete state, or None for ``model.weights: none``.
 
     Raises:
-        UserError: If the weights are nowhere to be found, or do not fit the model.
+        UserError: If the weights cannot be found, or do not fit the model.
     """
     if config.model.weights == "none":
         return None
@@ -58,7 +58,7 @@ def pretrained_state(config: Config) -> dict[str, Tensor] | None:
     _skip_retries_without_network()
     try:
         return create_body(config.model, config.image_size, pretrained=True).state_dict()
-    except Exception as error:  # the hub's client raises errors of its own, its transport's and the system's
+    except Exception as error:  # the hub's client raises its own, its transport's and system errors
         raise _not_found(config, f"the hub did not give them ({type(error).__name__}: {first_line(error)})") from None
 
 
@@ -75,7 +75,7 @@ def _skip_retries_without_network() -> None:
 
 
 def find(config: Config) -> Path | None:
-    """Finds the weights' file on this machine; None if they have to come from the hub.
+    """Finds the weights file on this machine; None if it has to come from the hub.
 
     Raises:
         UserError: If the config allows local files only and there is none.
@@ -92,7 +92,7 @@ def find(config: Config) -> Path | None:
     if package := _package_file(config.model.name):
         return package
     if wanted == "local":
-        raise _not_found(config, "model.weights is local, so the network was not asked")
+        raise _not_found(config, "model.weights is local, so the network was not used")
     return None
 
 
@@ -152,18 +152,18 @@ def _not_found(config: Config, reason: str) -> UserError:
         "train from scratch: --set model.weights=none",
     ]
     remedies = "".join(f"\n  → {way}" for way in ways)
-    return UserError(f"no weights for {name}: {reason}. Looked at:{places}\nWhat to do:{remedies}")
+    return UserError(f"no weights for {name}: {reason}. Looked in:{places}\nWhat to do:{remedies}")
 
 
 def load_body(body: nn.Module, file: Path) -> nn.Module:
-    """Loads a body's weights from a file, without wrappers' prefixes and the file's head.
+    """Loads a body's weights from a file, ignoring wrappers' prefixes and the file's head.
 
     Args:
         body: From `create_body`.
         file: With timm's names, bare or prefixed, or with EfficientNet-Lite's.
 
     Raises:
-        UserError: If a weight of the body is missing or of another shape.
+        UserError: If a weight of the body is missing or has a different shape.
     """
     expected = body.state_dict()
     state = _strip_prefix(read_state(file), {*expected, FLAT_STEM})
@@ -179,7 +179,7 @@ def load_body(body: nn.Module, file: Path) -> nn.Module:
     shapes = [key for key in expected if key in state and state[key].shape != expected[key].shape]
     if missing or shapes:
         lacks = f"{len(missing)} of {len(expected)} weights are missing (first: {missing[0]})" if missing else ""
-        differs = f"{len(shapes)} have another shape (first: {shapes[0]})" if shapes else ""
+        differs = f"{len(shapes)} have a different shape (first: {shapes[0]})" if shapes else ""
         reason = " and ".join(filter(None, (lacks, differs)))
         raise UserError(f"{file}: does not fit the model: {reason}; check model.name, model.weights and image_size")
     body.load_state_dict({key: value for key, value in state.items() if key in expected}, strict=False)
@@ -187,7 +187,7 @@ def load_body(body: nn.Module, file: Path) -> nn.Module:
 
 
 def _strip_prefix(state: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
-    """Strips the prefix of wrappers, e.g. ``module.backbone.``: the one before most of the expected names."""
+    """Strips the prefix of wrappers, e.g. ``module.backbone.``: the one that most of the expected names have."""
     found: Counter[str] = Counter()
     for key in state:
         parts = key.split(".")
@@ -205,7 +205,7 @@ def rename_efficientnet(state: Mapping[str, Tensor], body: nn.Module) -> dict[st
         body: The timm model; its blocks in (stage, index) order are the flat numbers.
 
     Returns:
-        The same tensors under timm's names; the classifier's too.
+        The same tensors under timm's names, including the classifier's.
     """
     blocks = sorted(
         {
@@ -220,7 +220,7 @@ def rename_efficientnet(state: Mapping[str, Tensor], body: nn.Module) -> dict[st
         if part == "_blocks":
             number, layer, leaf = rest.split(".", 2)
             if int(number) >= len(blocks):
-                renamed[key] = value  # of a larger model: load_body refuses it
+                renamed[key] = value  # from a larger model: load_body rejects it
                 continue
             stage, index = blocks[int(number)]
             names = EXPANDED if number in has_expansion else NOT_EXPANDED

@@ -1,4 +1,4 @@
-"""TensorFlow's SAME padding inside the convolutions; timm copies images into larger ones for it."""
+"""TensorFlow's SAME padding inside the convolutions, where timm copies images into larger ones."""
 
 from timm.layers import Conv2dSame, get_same_padding
 from torch import Tensor, is_grad_enabled, nn
@@ -6,14 +6,14 @@ from torch.nn import functional
 
 
 def pad_inside(body: nn.Module) -> None:
-    """Lets each convolution of timm's with SAME padding pad by itself; its weights and results stay the same."""
+    """Makes timm's convolutions with SAME padding pad by themselves; weights and results stay the same."""
     for module in body.modules():
         if type(module) is Conv2dSame:
             module.__class__ = SameConvolution
 
 
 class SameConvolution(Conv2dSame):
-    """Its output has ⌈side / stride⌉ pixels a side; an odd one of the pixels added is at the right and the bottom."""
+    """Its output has ⌈side / stride⌉ pixels per side; an odd pixel of padding goes to the right and the bottom."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps images (n, c, h, w) to (n, d, ⌈h / stride⌉, ⌈w / stride⌉)."""
@@ -25,6 +25,6 @@ class SameConvolution(Conv2dSame):
             enlarges = kernels.shape[1] == 1 and self.dilation == (1, 1)
             if not enlarges or is_grad_enabled() or images.device.type != "cpu":
                 return super().forward(images)  # larger kernels would be slower
-            # The pixel too many at the top or the left meets a zero.
+            # The extra pixel at the top or the left is multiplied by zero.
             kernels = functional.pad(kernels, (odd_columns, 0, odd_rows, 0))
         return functional.conv2d(images, kernels, self.bias, self.stride, padding, self.dilation, self.groups)

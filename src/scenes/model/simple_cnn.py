@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 
 class SimpleCNN(nn.Module):
-    """Five strided convolutions with batch norm, each halving the image, then the mean over the rest."""
+    """Five strided convolutions with batch norm, each halving the image, then the mean over all positions."""
 
     num_features = 256
     pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}  # noqa: RUF012 - timm's name and form
@@ -27,5 +27,5 @@ class SimpleCNN(nn.Module):
         return {"blocks": r"^blocks\.(\d+)"}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Maps normalised images (n, 3, h, w), sides of 32 pixels at least, to features (n, 256)."""
+        """Maps normalised images (n, 3, h, w), with sides of at least 32 pixels, to features (n, 256)."""
         return self.blocks(images).mean((2, 3))

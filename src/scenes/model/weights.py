@@ -1,4 +1,4 @@
-"""Weight files: reading any, and the networks that training saves, with what their outputs mean."""
+"""Reads any weight file; saves and loads trained networks with what their outputs mean."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ def read_state(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle, key and runtime errors, by kind of damage
+    except Exception as error:  # zip, pickle, key and runtime errors, depending on the damage
         raise UserError(f"{file}: not readable as weights ({type(error).__name__}: {first_line(error)})") from None
     while isinstance(content, Mapping) and (
         inner := next((content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
@@ -41,7 +41,7 @@ def read_state(file: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
     ):
-        raise UserError(f"{file}: holds no plain table of tensors")
+        raise UserError(f"{file}: not a plain mapping of names to tensors")
     return dict(content)
 
 
@@ -55,11 +55,11 @@ def read_metadata(file: Path) -> dict[str, str]:
         with safe_open(file, "pt") as opened:
             return opened.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file}: not a whole safetensors file ({first_line(error)})") from None
+        raise UserError(f"{file}: not a complete safetensors file ({first_line(error)})") from None
 
 
 def first_line(error: BaseException) -> str:
-    """The beginning of an error's message."""
+    """The start of an error's message."""
     return (str(error).strip().splitlines() or [""])[0][:200]
 
 
@@ -68,10 +68,10 @@ def save_classifier(model: Classifier, path: Path, task: Task, run: str, prior: 
 
     Args:
         model: The network.
-        path: Where to.
+        path: The file to write.
         task: What its outputs mean.
         run: The run's name.
-        prior: The prediction for an image that cannot be read, from the rows it was trained on: each class's share.
+        prior: The prediction for an unreadable image: each class's share of the rows it was trained on.
     """
     content = {"format": 1, "classes": task.columns, "run": run, "task": task.to_dict()}
     if prior is not None:
@@ -90,10 +90,10 @@ def load_classifier(path: Path, config: Config) -> Classifier:
         config: The run's config.
 
     Returns:
-        The network in float32 on the CPU; its task says what the outputs mean, by the names of ``data.class_names``.
+        The network in float32 on the CPU; its task says what the outputs mean, with the names in ``data.class_names``.
 
     Raises:
-        UserError: If the file is damaged, of something else, or of another network, or the names do not fit.
+        UserError: If the file is damaged, not a trained fold or of a different network, or the names do not fit.
     """
     model = Classifier(config.model, config.image_size, renamed(read_task(path), config))
     try:
@@ -109,16 +109,16 @@ def read_task(path: Path) -> Task:
     """Reads what the outputs of a trained network mean.
 
     Raises:
-        UserError: If the file is damaged or of something else.
+        UserError: If the file is damaged or not a trained fold.
     """
     metadata = _fold_metadata(path)
-    if "task" not in metadata:  # written before there were other tasks than classes
+    if "task" not in metadata:  # written before there were tasks other than classes
         return class_task(metadata["classes"])
     return task_from_dict(metadata["task"])
 
 
 def renamed(task: Task, config: Config) -> Task:
-    """The task under ``data.class_names``, if there are any.
+    """Returns the task with the names in ``data.class_names``, if there are any.
 
     Raises:
         UserError: If their number is wrong.
@@ -135,7 +135,7 @@ def read_prior(path: Path) -> np.ndarray:
     """Reads each class's share of the rows a network was trained on: float32, shape (classes,).
 
     Raises:
-        UserError: If the file is damaged or of something else, or does not say.
+        UserError: If the file is damaged, not a trained fold, or lacks them.
     """
     metadata = _fold_metadata(path)
     prior = metadata.get("prior")
@@ -145,7 +145,7 @@ def read_prior(path: Path) -> np.ndarray:
 
 
 def _fold_metadata(path: Path) -> dict[str, Any]:
-    """Reads what `save_classifier` wrote beside the tensors."""
+    """Reads what `save_classifier` wrote next to the tensors."""
     try:
         metadata = json.loads(read_metadata(path).get("scenes", "{}"))
     except ValueError:
