@@ -221,7 +221,7 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):  # ValueError: not JSON, or not UTF-8
         content = None
     if not isinstance(content, dict) or not set(keys) <= set(content):
-        raise UserError(f"{path}: damaged; give train.py's command again, or delete the file")
+        raise UserError(f"{path}: damaged; delete it and run the command that wrote it again")
     return content
 
 

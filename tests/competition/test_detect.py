@@ -220,7 +220,7 @@ def test_class_folders_may_lie_in_others(tmp_path: Path, prefix: str) -> None:
     assert found["data.test_csv"] == f"{test}/{{file}}"
 
 
-@pytest.mark.parametrize("name", ["train.csv", "train.csv.gz", "train_labels.tsv"])
+@pytest.mark.parametrize("name", ["train.csv", "train.csv.gz", "train_labels.tsv", "train.json"])
 def test_a_table_that_cannot_be_read_is_named_and_nothing_guessed_instead(tmp_path: Path, name: str) -> None:
     images(tmp_path, *(f"train/{'xy'[i % 2]}_{i}.jpg" for i in COUNT))
     (tmp_path / name).write_bytes("id,kind\nx_0.jpg,caf\xe9\n".encode("latin-1"))

@@ -258,6 +258,12 @@ def test_damaged_metadata_is_named(place: Path, kaggle: Command) -> None:
         push()
 
 
+def test_a_damaged_state_is_named(place: Path, kaggle: Command) -> None:
+    (place / "state.json").write_text('{"of"')
+    with pytest.raises(UserError, match=r"state\.json: damaged"):
+        push()
+
+
 def test_a_wrong_credential_is_reported_at_the_first_step(place: Path, kaggle: Command) -> None:
     kaggle.will(("datasets status", [UNKNOWN]))
     with pytest.raises(UserError, match=r"Settings → API.*KAGGLE_API_TOKEN"):

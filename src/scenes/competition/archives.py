@@ -83,7 +83,8 @@ def _check_space(archive: Path) -> None:
     free = shutil.disk_usage(archive.parent).free
     if size > free - FREE_DISK_RESERVE:
         raise UserError(
-            f"{archive}: holds {size / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free; free some space first"
+            f"{archive}: holds {size / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free, of which one stays free; "
+            "make room first"
         )
 
 

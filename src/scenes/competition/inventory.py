@@ -94,7 +94,8 @@ class Inventory:
     def _add_json(self, file: Path, name: str) -> None:
         try:
             content = load(file)
-        except UserError:
+        except UserError as error:
+            self.unreadable[name] = str(error)
             return
         source = _json_source(content, name)
         if source:

@@ -328,5 +328,5 @@ def log_losses(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 def accuracy(probabilities: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
     """The share of rows whose most probable class is right, and its standard error."""
-    hits = (probabilities.argmax(1) == targets).astype(np.float64)
-    return float(hits.mean()), standard_error(hits)
+    value, influences = _accuracy(probabilities, targets)
+    return value, standard_error(influences)

@@ -1,6 +1,5 @@
 """Builds what goes to Kaggle: a dataset with library, config and weights, and a kernel that uses it."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from scenes.kaggle.half import halve, measure_half
 from scenes.kaggle.notebook import Cell, as_notebook, as_script, inference_cells, training_cells
 from scenes.kaggle.target import Target
 from scenes.model.pretrained import find
-from scenes.runs import Run, write_json
+from scenes.runs import Run, read_json, write_json
 
 NOT_ON_KAGGLE = ("ruamel.yaml", "iterative-stratification")  # pure Python, so a copy works there
 
@@ -60,7 +59,7 @@ def build(
             measured = measure_half(run, kept, config, folds)
         manifest = _manifest("infer", run.name, folds, target, measured)
         digest = new.finish_dataset(manifest, target)
-        metrics = json.loads(run.metrics_file.read_text()) if run.metrics_file.exists() else None
+        metrics = read_json(run.metrics_file) if run.metrics_file.exists() else None
         views = ", ".join(view.name for view in chosen_ensemble(run, config).views)
         cells = inference_cells(config, manifest, metrics, views, target.dataset_id, digest, budget)
         new.finish_kernel(cells, target, script)
@@ -162,7 +161,7 @@ class _Build:
     def _place(self) -> None:
         """Moves both folders into place; a folder edited since it was built is kept under a number."""
         record = self.out / "built.json"
-        built = json.loads(record.read_text()) if record.exists() else {}
+        built = read_json(record) if record.exists() else {}
         for new in (self.dataset, self.kernel):
             old = self.out / new.name
             if old.exists():

@@ -16,7 +16,7 @@ from scenes.console import UserError, say
 from scenes.files import keep_old
 from scenes.kaggle.bootstrap import sha256
 from scenes.kaggle_cli import KaggleError, call, require_credentials
-from scenes.runs import write_json
+from scenes.runs import read_json, write_json
 
 T = TypeVar("T", bound=Mapping[str, Any])
 RUNNING = ("newscript", "queued", "running", "cancelrequested")
@@ -42,7 +42,7 @@ class Place:
         self.manifest = _read(folder / "dataset" / "manifest.json")
         self._file = folder / "state.json"
         whose = {"of": [self.dataset, self.kernel]}  # the state of another owner's build is ignored
-        known = json.loads(self._file.read_text()) if self._file.exists() else {}
+        known = read_json(self._file) if self._file.exists() else {}
         self.state: dict[str, Any] = known if whose.items() <= known.items() else whose
 
     @property
