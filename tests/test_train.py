@@ -292,7 +292,7 @@ def test_out_of_memory_splits_the_batch_and_trains_the_same(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Classifier, "forward", small_memory)
         fit(*common, "name=small")
-        assert "split in 4" in capsys.readouterr().out
+        assert "split into 4 parts" in capsys.readouterr().out
         patch.setattr(Classifier, "forward", lambda self, images: small_memory(self, images.repeat(6, 1, 1, 1)))
         with pytest.raises(UserError, match="not even one image"):
             fit(*common, "name=tiniest")
