@@ -1,4 +1,4 @@
-"""Blends runs: prints their out-of-fold scores, chooses weights, and writes one submission of all of them."""
+"""Blends runs: prints their out-of-fold scores, chooses weights and writes one combined submission."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from scenes.script import add_settings_option, run
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluates the blend and writes its submission."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs with the same folds: runs/a runs/b …")
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders with the same folds: runs/a runs/b …")
     parser.add_argument(
-        "--out", type=Path, default=Path("submissions/blend.csv"), help="the submission's file; by default %(default)s"
+        "--out", type=Path, default=Path("submissions/blend.csv"), help="the submission file; by default %(default)s"
     )
     add_settings_option(parser)
     arguments = parser.parse_args(argv)

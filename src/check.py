@@ -1,4 +1,4 @@
-"""Examines a competition's data before training: classes, files, duplicates, labels, outliers, train against test."""
+"""Examines a competition's data before training: classes, files, duplicates, labels, outliers, train vs. test."""
 
 import argparse
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from scenes.script import add_settings_option, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints a summary and writes a page."""
+    """Prints a summary and writes an HTML page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", type=Path, help="configs/NAME.yaml")
-    parser.add_argument("--out", type=Path, default=Path("check.html"), help="the page's file; by default check.html")
+    parser.add_argument("--out", type=Path, default=Path("check.html"), help="the HTML page; by default check.html")
     add_settings_option(parser)
     arguments = parser.parse_args(argv)
 

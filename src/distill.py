@@ -1,4 +1,4 @@
-"""Writes soft targets: trained runs' predictions of the training and test images, for another run to train on."""
+"""Writes soft targets: what trained runs predict for the training and test images, for another run to train on."""
 
 import argparse
 import os
@@ -12,9 +12,9 @@ from scenes.script import run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Predicts with each fold of the teachers and writes one CSV."""
+    """Predicts with every fold of the teachers and writes one CSV."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="the teachers: runs/a runs/b …, with the same folds")
+    parser.add_argument("runs", nargs="+", type=Path, help="the teachers, with the same folds: runs/a runs/b …")
     parser.add_argument("--out", type=Path, help="default: soft_targets.csv in the first run's folder")
     arguments = parser.parse_args(argv)
     out = arguments.out or arguments.runs[0] / "soft_targets.csv"

@@ -1,4 +1,4 @@
-"""Exports a trained run for other programs: one ONNX file, or for each fold a folder that timm and its hub load."""
+"""Exports a trained run for other programs: one ONNX file, or one folder per fold for timm and the Hugging Face Hub."""
 
 import argparse
 from collections.abc import Sequence
@@ -10,19 +10,21 @@ from scenes.script import add_settings_option, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Exports, and compares the result with PyTorch's."""
+    """Exports the run and compares the result with PyTorch's."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="a run's folder, runs/NAME")
     formats = ("onnx", "hub-folder", "timm")
-    parser.add_argument("--to", required=True, choices=formats, help="timm: the former name of hub-folder")
-    parser.add_argument("--int8", action="store_true", help="--to onnx: also NAME.int8.onnx, smaller, for phones")
-    parser.add_argument("--folds", help="0, 0-4, 0,2,4 or full; by default every fold that is trained")
+    parser.add_argument("--to", required=True, choices=formats, help="the format; timm is the old name of hub-folder")
+    parser.add_argument(
+        "--int8", action="store_true", help="with --to onnx: also write NAME.int8.onnx, smaller, for phones"
+    )
+    parser.add_argument("--folds", help="0, 0-4, 0,2,4 or full; by default every trained fold")
     parser.add_argument("--out", type=Path, help="by default NAME.onnx or hub/ in the run's folder")
     add_settings_option(parser)
     arguments = parser.parse_args(argv)
 
     if arguments.int8 and arguments.to != "onnx":
-        raise UserError("--int8 is for --to onnx")
+        raise UserError("--int8 works only with --to onnx")
 
     from scenes.runs import Run
 

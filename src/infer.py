@@ -1,6 +1,6 @@
 """Predicts the test images with a trained run, averaging folds and views, and writes a submission.
 
-With --images it predicts any number of images instead, on one machine or a Ray cluster, and writes parquet files.
+With --images it predicts any number of other images, on one machine or a Ray cluster, and writes parquet files.
 """
 
 import argparse
@@ -17,20 +17,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Writes the submission and the probabilities, or the parquet files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, help="a run's folder, runs/NAME; by default the run that finished last")
-    parser.add_argument("--folds", help="0, 0-4, 0,2,4 or full; by default every fold that is trained")
+    parser.add_argument("--folds", help="0, 0-4, 0,2,4 or full; by default every trained fold")
     parser.add_argument("--tta", help="none, hflip, multiscale, five_crop, all or auto; by default infer.tta")
-    parser.add_argument("--out", type=Path, help="the submission, by default submissions/NAME.csv; --images: a folder")
     parser.add_argument(
-        "--images", type=Path, metavar="FOLDER|LIST", help="predict a folder's images, or those a text file lists"
+        "--out", type=Path, help="the submission, by default submissions/NAME.csv; with --images a folder"
     )
-    parser.add_argument("--ray-address", metavar="HOST:PORT", help="--images: a Ray cluster; by default this machine")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="FOLDER|LIST",
+        help="predict the images in a folder, or those listed in a text file",
+    )
+    parser.add_argument(
+        "--ray-address", metavar="HOST:PORT", help="with --images: a Ray cluster; by default this machine"
+    )
     add_settings_option(parser)
     arguments = parser.parse_args(argv)
 
     if arguments.images and not arguments.out:
         raise UserError("--images needs --out DIR, a folder for the parquet files")
     if arguments.ray_address and not arguments.images:
-        raise UserError("--ray-address is for --images")
+        raise UserError("--ray-address works only with --images")
     if arguments.images and (missing := [name for name in ("ray", "pyarrow") if not find_spec(name)]):
         raise UserError(f"--images needs {' and '.join(missing)}: pip install ray==2.60.0 pyarrow==26.0.1")
 

@@ -1,4 +1,4 @@
-"""Turns a run into an offline Kaggle kernel: build it, push it, submit it."""
+"""Turns a run into an offline Kaggle kernel: builds it, pushes it, submits it."""
 
 import argparse
 import math
@@ -14,25 +14,31 @@ from scenes.script import add_settings_option, run
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    build = verbs.add_parser("build", help="build a dataset and a kernel in the run's folder")
-    push = verbs.add_parser("push", help="upload both, follow the kernel, fetch its output (needs the kaggle command)")
-    submit = verbs.add_parser("submit", help="submit the kernel, or a file, and show the score")
-    for verb in (build, push, submit):
-        what = verb.add_mutually_exclusive_group(required=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    build = commands.add_parser("build", help="build a dataset and a kernel in the run's folder")
+    push = commands.add_parser(
+        "push", help="upload both, follow the kernel, fetch its output (needs the kaggle command)"
+    )
+    submit = commands.add_parser("submit", help="submit the kernel, or a file, and show the score")
+    for command in (build, push, submit):
+        what = command.add_mutually_exclusive_group(required=True)
         what.add_argument("--run", type=Path, help="predict with this trained run, runs/NAME")
         what.add_argument("--train", type=Path, metavar="CONFIG", help="train this experiment there, configs/NAME.yaml")
-        add_settings_option(verb, "change settings, as in train.py")
+        add_settings_option(command, "change settings, as in train.py")
 
     build.add_argument("--owner", required=True, metavar="NAME", help="your Kaggle user name")
-    build.add_argument("--competition", required=True, metavar="SLUG", help="the last part of its address")
-    build.add_argument("--folds", help="0, 0-4, 0,2,4 or full; by default all that are trained, or to be trained")
-    build.add_argument("--half", action="store_true", help="half-precision weights; prints what they do to the score")
+    build.add_argument("--competition", required=True, metavar="SLUG", help="the last part of its URL")
+    build.add_argument("--folds", help="0, 0-4, 0,2,4 or full; by default all trained folds, or with --train all folds")
+    build.add_argument("--half", action="store_true", help="half-precision weights; prints how they change the score")
     build.add_argument("--script", action="store_true", help="a script instead of a notebook")
     build.add_argument(
-        "--budget-minutes", type=float, default=510, metavar="N", help="the kernel's time (default: 510; 540 allowed)"
+        "--budget-minutes",
+        type=float,
+        default=510,
+        metavar="N",
+        help="the kernel's time limit (default: 510; Kaggle allows 540)",
     )
-    push.add_argument("--again", action="store_true", help="run the kernel again although nothing changed")
+    push.add_argument("--again", action="store_true", help="run the kernel again even if nothing changed")
     submit.add_argument(
         "--file",
         nargs="?",
@@ -41,15 +47,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="upload a file, by default the kernel's submission.csv; without --file the kernel itself is submitted",
     )
     submit.add_argument("--message", help="the submission's description")
-    for verb in (push, submit):
-        verb.add_argument("--interval", type=float, default=30, metavar="SECONDS", help="between requests to Kaggle")
+    for command in (push, submit):
+        command.add_argument("--interval", type=float, default=30, metavar="SECONDS", help="between requests to Kaggle")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs one verb."""
+    """Runs the chosen command."""
     args = parse(argv)
-    if args.verb == "build":
+    if args.command == "build":
         build(args)
         return
     if not 0 <= args.interval < math.inf:
@@ -57,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from scenes.kaggle.client import Place, push, submit
 
     place = Place(_folder(args))
-    if args.verb == "push":
+    if args.command == "push":
         push(place, args.interval, args.again)
     else:
         submit(place, args.interval, place.submission if args.file is True else args.file, args.message)
@@ -94,7 +100,7 @@ def build(args: argparse.Namespace) -> None:
 
 
 def _folder(args: argparse.Namespace) -> Path:
-    """The folder of dataset and kernel; with --train, in the folder of the run that it will make."""
+    """The folder of the dataset and the kernel; with --train, inside the folder of the future run."""
     if args.run:
         return args.run / "kaggle"
     from scenes.competition.experiment import load_experiment

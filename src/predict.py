@@ -1,4 +1,4 @@
-"""Predicts any image files with a trained run: class, confidence and the runners-up."""
+"""Predicts any image files with a trained run: class, confidence and runners-up."""
 
 import argparse
 import sys
@@ -14,16 +14,22 @@ from scenes.script import run
 def main(argv: Sequence[str] | None = None) -> None:
     """Predicts files and folders; the results go to stdout, everything else to stderr."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE|FOLDER", help="of a folder: all images below it")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        type=Path,
+        metavar="IMAGE|FOLDER",
+        help="image files, or folders that are searched recursively",
+    )
     parser.add_argument("--run", type=Path, help="a run's folder, runs/NAME; by default the run that finished last")
-    parser.add_argument("--folds", help="0, 0-4, 0,2,4 or full; by default every fold that is trained")
+    parser.add_argument("--folds", help="0, 0-4, 0,2,4 or full; by default every trained fold")
     parser.add_argument("--top", type=int, default=3, metavar="K", help="how many classes to print; 3 by default")
     parser.add_argument("--format", choices=("table", "json", "csv"), default="table", help="table by default")
     parser.add_argument("--out", type=Path, metavar="FILE", help="a file for the results; by default stdout")
     arguments = parser.parse_args(argv)
 
     results = sys.stdout
-    with redirect_stdout(sys.stderr):  # so that a pipe gets the results alone
+    with redirect_stdout(sys.stderr):  # so that a pipe gets only the results
         from scenes.runs import Run, newest
 
         chosen = Run(arguments.run) if arguments.run else newest()

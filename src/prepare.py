@@ -1,4 +1,4 @@
-"""Brings a competition's files into input/ and describes them: from class folders, from Kaggle, or the sample."""
+"""Sets up a competition's files in input/ and describes them: from class folders, from Kaggle, or the sample."""
 
 import argparse
 import json
@@ -16,42 +16,46 @@ from scenes.script import run
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    folders = verbs.add_parser("folders", help="make train.csv and test.csv from a folder for each class")
+    folders = commands.add_parser("folders", help="make train.csv and test.csv from one folder per class")
     folders.add_argument("folder", type=Path, metavar="DIR", help="DIR/CLASS/*.jpg, or DIR/train/CLASS, DIR/test, …")
 
-    download = verbs.add_parser("download", help="get a competition's files from Kaggle (needs the kaggle command)")
-    download.add_argument("--competition", required=True, metavar="SLUG", help="the last part of its address")
+    download = commands.add_parser(
+        "download", help="download a competition's files from Kaggle (needs the kaggle command)"
+    )
+    download.add_argument("--competition", required=True, metavar="SLUG", help="the last part of its URL")
 
-    detect = verbs.add_parser("detect", help="infer what the competition is from its files: competition.yaml")
+    detect = commands.add_parser("detect", help="infer competition.yaml from the competition's files")
     detect.add_argument("folder", type=Path, nargs="?", default=Path("input"), metavar="DIR", help="default: input")
 
-    sample = verbs.add_parser("sample", help="draw the built-in sample competition")
+    sample = commands.add_parser("sample", help="draw the built-in sample competition")
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--train-rows", type=int, default=600, metavar="N")
     sample.add_argument("--test-rows", type=int, default=200, metavar="N")
 
-    for verb, out in ((folders, "input"), (download, "input"), (sample, "input/sample")):
-        verb.add_argument("--out", type=Path, default=Path(out), metavar="DIR", help=f"where to (default: {out})")
+    for command, out in ((folders, "input"), (download, "input"), (sample, "input/sample")):
+        command.add_argument(
+            "--out", type=Path, default=Path(out), metavar="DIR", help=f"the output folder (default: {out})"
+        )
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs one verb."""
+    """Runs the chosen command."""
     args = parse(argv)
-    if args.verb == "folders":
+    if args.command == "folders":
         prepare_folders(args.folder, args.out)
-    elif args.verb == "download":
+    elif args.command == "download":
         download_competition(args.competition, args.out)
-    elif args.verb == "detect":
+    elif args.command == "detect":
         detect_competition(args.folder)
     else:
         draw_sample(args.out, args.train_rows, args.test_rows, args.seed)
 
 
 def prepare_folders(folder: Path, out: Path) -> None:
-    """Writes the CSVs of a folder of class folders and says what they hold and how to use them."""
+    """Writes the CSVs for a folder of class folders and says what they contain and how to use them."""
     from scenes.competition.folders import read_folders, write_csvs
 
     layout = read_folders(folder)
@@ -61,9 +65,9 @@ def prepare_folders(folder: Path, out: Path) -> None:
     say(f"wrote {', '.join(map(str, written))}")
     say(f"  train: {len(layout.train)} images, {len(classes)} classes ({named})")
     if layout.validation:
-        say(f"  validation: {len(layout.validation)} images, in train.csv too; its column `split` tells them apart")
+        say(f"  validation: {len(layout.validation)} images, also in train.csv, where the column `split` marks them")
     if layout.test:
-        kept = "; their labels are in test_labels.csv alone" if layout.test[0].label else ""
+        kept = "; their labels are only in test_labels.csv" if layout.test[0].label else ""
         say(f"  test: {len(layout.test)} images{kept}")
     else:
         say("  test: no test folder, so no test.csv")
@@ -83,7 +87,7 @@ def prepare_folders(folder: Path, out: Path) -> None:
 
 
 def download_competition(slug: str, out: Path) -> None:
-    """Gets a competition's files from Kaggle and says what came."""
+    """Downloads a competition's files from Kaggle and lists them."""
     from scenes.competition.download import download
 
     placed = download(slug, out)
@@ -91,11 +95,11 @@ def download_competition(slug: str, out: Path) -> None:
     try:
         detect_competition(out)
     except UserError as error:  # the download itself is done
-        say(f"not described: {error}")
+        say(f"could not infer a description: {error}")
 
 
 def detect_competition(root: Path) -> None:
-    """Unpacks the archives in a folder, infers what the competition is and writes it down; overwrites nothing."""
+    """Unpacks the archives in a folder and writes an inferred competition.yaml; overwrites nothing."""
     from scenes.competition import archives, description
     from scenes.competition.detect import detect
     from scenes.files import write_text
@@ -107,18 +111,18 @@ def detect_competition(root: Path) -> None:
         archives.unpack(archive)
     found = detect(root)
     print_table(["", "inferred", "from"], found.summary)
-    say("not known from the files:")
+    say("cannot be inferred from the files:")
     for note in found.unknown:
         say(f"  {note}")
     text = description.text(found.lines, found.unknown)
     try:
         write_text(file, text)
-    except OSError as error:  # Kaggle's notebooks cannot write to input/
+    except OSError as error:  # Kaggle notebooks cannot write to input/
         say(text)
         raise UserError(
-            f"{file}: cannot be written ({error.strerror}); a config may have the lines above too"
+            f"{file}: cannot be written ({error.strerror}); put the lines above into a config instead"
         ) from None
-    say(f"wrote {file}: look it over, then python src/check.py configs/effnet_lite0.yaml{set_root(root)}")
+    say(f"wrote {file}: review it, then run python src/check.py configs/effnet_lite0.yaml{set_root(root)}")
 
 
 def set_root(root: Path) -> str:
@@ -129,8 +133,8 @@ def set_root(root: Path) -> str:
 def draw_sample(out: Path, train_rows: int, test_rows: int, seed: int) -> None:
     """Draws the sample and says how to use it."""
     if min(train_rows, test_rows) < 1:
-        raise UserError("--train-rows and --test-rows: one row at least")
-    if (out / "train.csv").exists():  # maybe drawn with other rows or another seed
+        raise UserError("--train-rows and --test-rows must be at least 1")
+    if (out / "train.csv").exists():  # possibly drawn with other rows or another seed
         raise UserError(f"{out / 'train.csv'}: already exists and will not be overwritten; choose another --out")
     from scenes.competition.sample import draw
 
@@ -140,12 +144,12 @@ def draw_sample(out: Path, train_rows: int, test_rows: int, seed: int) -> None:
 
 
 def set_option(places: dict[str, Path]) -> str:
-    """The paths as options for the shell."""
+    """The paths as shell options."""
     return "--set " + " ".join(shlex.quote(f"{key}={yaml_text(place)}") for key, place in places.items())
 
 
 def yaml_text(path: Path) -> str:
-    """A path as YAML reads it back, quoted where it must be."""
+    """A path as YAML, quoted where necessary."""
     text = str(path)
     return text if re.fullmatch(r"/[\w./-]*", text) else json.dumps(text, ensure_ascii=False)
 

@@ -10,7 +10,7 @@ from scenes.script import add_settings_option, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Writes the review sheet or, with --apply, the config with its decisions."""
+    """Writes the review sheet or, with --apply, a config with its decisions."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="a run's folder, runs/NAME")
     parser.add_argument("--apply", action="store_true", help="turn the decisions in review.csv into a config")

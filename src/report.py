@@ -1,4 +1,4 @@
-"""Writes report.html for each run, and for several runs a page that compares them."""
+"""Writes report.html for each run and, for several runs, a page that compares them."""
 
 import argparse
 from collections.abc import Sequence

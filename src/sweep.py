@@ -1,4 +1,4 @@
-"""Searches for better settings of an experiment: Optuna over a declared space, log loss on two folds, resumable."""
+"""Searches for better settings: Optuna over a declared space, scored by log loss on two folds; resumable."""
 
 import argparse
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", type=Path, help="an experiment, configs/NAME.yaml")
     parser.add_argument(
-        "--space", type=Path, default=SPACE, help="what to search; by default configs/sweeps/finetune.yaml"
+        "--space", type=Path, default=SPACE, help="the search space; by default configs/sweeps/finetune.yaml"
     )
-    parser.add_argument("--trials", type=int, default=30, help="how many in total, those of earlier sessions included")
-    parser.add_argument("--folds", default="0,1", help="which folds evaluate a trial; by default %(default)s")
+    parser.add_argument("--trials", type=int, default=30, help="how many in total, including those before a stop")
+    parser.add_argument("--folds", default="0,1", help="the folds to evaluate each trial on; by default %(default)s")
     add_settings_option(parser, "change settings of every trial")
     add_parallel_options(parser, "how many trials to train")
     arguments = parser.parse_args(argv)
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("sweep.py needs Optuna: pip install optuna==5.0.0")
     folds = parse_folds(arguments.folds, load_experiment(arguments.config, arguments.set).data.folds)
     if FULL in folds or arguments.trials < 1:
-        raise UserError("--folds takes folds that hold rows out, e.g. 0,1; --trials must be at least 1")
+        raise UserError("--folds needs folds with held-out rows, e.g. 0,1; --trials must be at least 1")
 
     from scenes.training.sweep import sweep
     from scenes.training.workers import gpu_count, local_slots, make_slots

@@ -1,4 +1,4 @@
-"""Trains the folds of experiments: checks the data, fits each fold, scores what it held out."""
+"""Trains the folds of experiments: checks the data, fits each fold, scores its held-out rows."""
 
 import argparse
 from collections.abc import Sequence
@@ -15,16 +15,20 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trains, and with --submit writes the submission as infer.py would."""
+    """Trains and, with --submit, writes the submission as infer.py would."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("configs", type=Path, nargs="+", metavar="config", help="an experiment, configs/NAME.yaml")
     parser.add_argument("--folds", help="0, 0-4, 0,2,4 or full (train on every row); by default all folds")
     add_settings_option(parser, "change settings, e.g. train.epochs=5")
     add_parallel_options(parser, "how many folds to train")
-    parser.add_argument("--dry-run", action="store_true", help="two batches of everything, and what the run would take")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="run two batches of everything and estimate the full run's time"
+    )
     parser.add_argument("--submit", action="store_true", help="write submissions/NAME.csv afterwards")
     parser.add_argument(
-        "--train-only", action="store_true", help="no scores, report or submission: other processes train other folds"
+        "--train-only",
+        action="store_true",
+        help="no scores, report or submission, for when other processes train other folds",
     )
     arguments = parser.parse_args(argv)
 
@@ -38,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     configs = [load_experiment(file, arguments.set) for file in arguments.configs]
     names = [config.name for config in configs]
     if repeated := {name for name in names if names.count(name) > 1}:
-        raise UserError(f"several of these experiments would be runs/{repeated.pop()}; train them one by one")
+        raise UserError(f"several of these experiments would write to runs/{repeated.pop()}; train them one at a time")
     folds = [parse_folds(arguments.folds or f"0-{each.data.folds - 1}", each.data.folds) for each in configs]
 
     from scenes.training.crossval import cross_validate, dry_run
@@ -70,7 +74,7 @@ def report_and_submit(experiment: "Experiment", trained: "Run", wants_submission
     from scenes.competition.rows import test_source
     from scenes.runs import FULL
 
-    config, folds = trained.load_config(), experiment.folds  # the run's: a recipe may have other sizes and views
+    config, folds = trained.load_config(), experiment.folds  # the run's config: a recipe may change sizes and views
     scored = " (scores: metrics.json, held-out probabilities: oof.csv)" if trained.metrics_file.exists() else ""
     say(f"everything about this run: {trained.folder}/{scored}")
     if config.report:
@@ -82,7 +86,7 @@ def report_and_submit(experiment: "Experiment", trained: "Run", wants_submission
     elif wants_submission:
         from scenes.inference.submit import submit
 
-        # Folds can be trained one by one; the submission is of all there are.
+        # Folds can be trained one at a time; the submission uses all that are finished.
         path = submit(trained, config, folds if FULL in folds else trained.finished_folds(config.data.folds))
         say(f"next: upload {path} to Kaggle, or try another config of configs/")
     else:

@@ -427,7 +427,7 @@ OTHER_NET = edit_state(identity="tiny fold1 test_vit 6 classes", model={})
 BAD_CHECKPOINTS = [
     Case(f"checkpoint: {name}", unfinish(spoil), (*LAST, *says), RESUME)
     for name, spoil, *says in (
-        ("code in a zip", lambda path: torch.save({"format": Evil()}, path), "damaged, or no checkpoint"),
+        ("code in a zip", lambda path: torch.save({"format": Evil()}, path), "damaged or not a checkpoint"),
         ("cut in half", cut(0.5), "damaged"),
         ("another run's", OTHER_RUN, "belongs to 'other fold1"),
         ("another network's", OTHER_NET, "belongs to 'tiny fold1 test_vit"),
@@ -478,7 +478,7 @@ BAD_INFERENCE = [
             ("code", write(WEIGHTS, pickle.dumps(Evil())), "not a complete safetensors file"),
         )
     ),
-    Case("other classes", resave({**META, "classes": list("abcdef")}), ("runs/tiny", "fold1", "other classes"), INFER),
+    Case("classes", resave({**META, "classes": list("abcdef")}), ("runs/tiny", "fold1", "different classes"), INFER),
     Case(
         "another network in the config",
         lambda: None,

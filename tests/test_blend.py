@@ -161,7 +161,7 @@ def test_runs_with_different_metrics_need_to_be_told_which(two_runs: Path, capsy
 
 def test_one_run_is_no_blend(two_runs: Path) -> None:
     for runs in (["runs/tiny"], ["runs/tiny", "runs/tiny"]):
-        with pytest.raises(UserError, match="two runs or more"):
+        with pytest.raises(UserError, match="at least two runs"):
             blend.main(runs)
 
 

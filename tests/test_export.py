@@ -127,7 +127,7 @@ def test_a_graph_that_says_something_else_is_refused_and_not_left_behind(
     other = onnx.load(exported / "runs/tiny/tiny.onnx")  # exported from both folds
     monkeypatch.setattr(onnx_export, "make_graph", lambda pipeline, folds: other)
     before = sorted(Path().rglob("*"))
-    with pytest.raises(UserError, match="differ from PyTorch's on images resized"):
+    with pytest.raises(UserError, match="differ from PyTorch's on resized images"):
         export.main(["runs/tiny", "--to", "onnx", "--folds", "0"])
     assert sorted(Path().rglob("*")) == before
 

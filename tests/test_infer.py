@@ -102,7 +102,7 @@ def test_views_change_the_probabilities_and_keep_them_probabilities(views: str, 
 
 def test_views_of_a_size_that_the_network_does_not_take_are_refused(workspace: Path) -> None:
     fit("--folds=0", "model.name=test_vit", "train.epochs=1")
-    with pytest.raises(UserError, match=r"infer: test_vit does not take \d+ px"):
+    with pytest.raises(UserError, match=r"infer: test_vit does not accept \d+ px"):
         infer.main(["--tta", "multiscale"])
 
 

@@ -382,5 +382,5 @@ def test_sample_draws_and_is_not_drawn_over(tmp_path: Path, capsys: pytest.Captu
     with pytest.raises(UserError, match=r"train\.csv: already exists"):
         prepare.main(arguments)
     shutil.rmtree(tmp_path / "s")
-    with pytest.raises(UserError, match="one row at least"):
+    with pytest.raises(UserError, match="must be at least 1"):
         prepare.main([*arguments, "--test-rows", "0"])

@@ -124,6 +124,6 @@ def test_images_the_gpu_has_no_room_for_after_all_are_cropped_on_the_cpu(
     monkeypatch.setattr(prepare, "where_to_crop", lambda *_: ("gpu", ""))
     monkeypatch.setattr(job, "ResidentImages", full)
     fit("--folds=0")
-    assert "no room" in capsys.readouterr().out
+    assert "do not fit into GPU memory" in capsys.readouterr().out
     names = "runs/tiny/fold0/weights.safetensors"
     assert Path(names).read_bytes() == (trained / names).read_bytes()

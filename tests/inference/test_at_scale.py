@@ -78,7 +78,7 @@ def test_what_is_there_is_skipped_and_a_folder_may_have_grown(in_process: None, 
 
 def test_a_list_of_nothing_but_wrong_paths_fails(in_process: None, finished: Path) -> None:
     Path("list.txt").write_text("no.jpg\nneither.jpg\n")
-    with pytest.raises(UserError, match=r"not one of 2 images could be predicted; the first: cannot be read"):
+    with pytest.raises(UserError, match=r"none of the 2 images could be predicted; first error: cannot be read"):
         work()
     assert len(content()) == 1
 
@@ -109,7 +109,7 @@ def test_a_prediction_that_is_not_finite_is_an_error_with_the_image(in_process: 
     state["head.1.bias"][:] = np.nan
     save_file(state, path, metadata)
     make_list(3)
-    with pytest.raises(UserError, match=r"not one of 3 images could be predicted; the first: .* finite"):
+    with pytest.raises(UserError, match=r"none of the 3 images could be predicted; first error: .* finite"):
         work()
     table = pq.read_table("out").to_pandas().set_index("path")
     assert table["error"].str.contains("finite").all()
@@ -141,7 +141,7 @@ def test_resuming_with_something_else_is_refused(
     make_list(2)
     work()
     before = content()
-    with pytest.raises(UserError, match=rf"(?s)out was begun.*{key}: "):
+    with pytest.raises(UserError, match=rf"(?s)out was started.*{key}: "):
         work("list.txt", *options)
     assert content() == before
 
@@ -162,8 +162,8 @@ def test_a_damaged_part_is_named_and_can_be_made_again(in_process: None, finishe
     [
         (["--images", "gone", "--out", "out"], "gone: no such folder"),
         (["--images", "x" * 300, "--out", "out"], "no such folder"),
-        (["--images", "empty", "--out", "out"], "empty: no images"),
-        (["--images", "blank.txt", "--out", "out"], r"blank\.txt: no images"),
+        (["--images", "empty", "--out", "out"], "empty: contains no images"),
+        (["--images", "blank.txt", "--out", "out"], r"blank\.txt: contains no images"),
         (["--images", "utf16.txt", "--out", "out"], r"utf16\.txt, line 1: not a text"),
         (["--images", "input", "--out", "blank.txt"], r"blank\.txt: is a file"),
         (["--images", "input"], "--out"),

@@ -129,7 +129,7 @@ def test_folds_trained_on_other_classes_are_not_averaged() -> None:
     run = train()
     model = Classifier(config().model, SIZE, 3)
     save_classifier(model, run.weights_file(1), class_task(CLASSES[::-1]), "t")
-    with pytest.raises(UserError, match="fold1 was trained on other classes than fold0"):
+    with pytest.raises(UserError, match="fold1 was trained on different classes than fold0"):
         submission.submit(run, config(), [0, 1])
     assert not Path("submissions").exists()
 

@@ -220,7 +220,7 @@ def test_a_comparison_pairs_the_images(finished: Path) -> None:
     accuracy = json.loads(Path("runs/tiny/metrics.json").read_text())["accuracy"]
     error = (accuracy * (1 - accuracy) / 95) ** 0.5
     said = text_of(Path("pages/both.html").read_text())
-    assert "96 images that every run predicted" in said
+    assert "96 images that every run held out and predicted" in said
     wrong = round(96 * (1 - accuracy))
     assert re.search(rf"right 1\.0000 ± 0\.0000 \+{1 - accuracy:.4f} ± {error:.4f} .* {wrong} 0 ", said)
     assert Path("runs/right/report.html").is_file()
@@ -234,7 +234,7 @@ def test_runs_of_other_classes_are_not_compared(finished: Path) -> None:
     oof = pd.read_csv("runs/other/oof.csv", dtype=str)
     oof["label"] += "x"
     oof.to_csv("runs/other/oof.csv", index=False)
-    with pytest.raises(UserError, match="other classes than tiny"):
+    with pytest.raises(UserError, match="different classes than tiny"):
         report.main(["runs/tiny", "runs/other"])
 
 

@@ -115,7 +115,7 @@ def test_a_damaged_state_is_named_with_the_one_before(tmp_path: Path, damage: An
     last.unlink()  # as the message says
     assert loaded(tmp_path)["step"] == 1
     previous.write_bytes(damage(previous.read_bytes()))
-    with pytest.raises(UserError, match=rf"(?s)^{previous}: damaged.*delete {previous} to start this fold anew"):
+    with pytest.raises(UserError, match=rf"(?s)^{previous}: damaged.*delete {previous} to restart this fold"):
         checkpoint.load(tmp_path, IDENTITY)
 
 
@@ -132,7 +132,7 @@ def test_code_in_a_checkpoint_never_runs(tmp_path: Path) -> None:
     content = {"format": checkpoint.FORMAT, "identity": IDENTITY, "model": Attack(target)}
     for write in (torch.save, lambda what, path: path.write_bytes(pickle.dumps(what))):
         write(content, tmp_path / "last.pt")
-        with pytest.raises(UserError, match=r"last.pt: damaged, or no checkpoint.*\n.*anew"):
+        with pytest.raises(UserError, match=r"last.pt: damaged or not a checkpoint.*\n.*from scratch"):
             checkpoint.load(tmp_path, IDENTITY)
         assert not target.exists()
     pickle.loads(pickle.dumps(content))
@@ -151,5 +151,5 @@ def test_code_in_a_checkpoint_never_runs(tmp_path: Path) -> None:
 )
 def test_a_foreign_state_is_refused(tmp_path: Path, content: Any, says: str) -> None:
     torch.save(content, tmp_path / "last.pt")
-    with pytest.raises(UserError, match=rf"(?s)last.pt: {says}.*delete .*last.pt to start this fold anew"):
+    with pytest.raises(UserError, match=rf"(?s)last.pt: {says}.*delete .*last.pt to restart this fold from scratch"):
         checkpoint.load(tmp_path, IDENTITY)

@@ -246,7 +246,7 @@ def test_a_dry_run_and_a_head_on_features_know_processes(workspace: Path) -> Non
 def test_more_processes_than_rows_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "8")
-    with pytest.raises(UserError, match="7 rows a step cannot be shared by 8 processes"), together(7):
+    with pytest.raises(UserError, match="7 rows a step are too few for 8 processes"), together(7):
         pass
 
 

@@ -17,13 +17,13 @@ from scenes.model.backbone import Classifier
 from scenes.training.recipe import (
     body_is_frozen,
     class_weights,
+    count_plateaus,
     freezes_batch_norm,
     learning_rate,
     make_average,
     make_optimizer,
     mix,
     parameter_groups,
-    plateaus,
     set_modes,
     trainable_stages,
 )
@@ -87,7 +87,7 @@ def test_plateau_follows_the_history() -> None:
     ],
 )
 def test_plateaus_are_counted(losses: list[float], patience: int, count: int) -> None:
-    assert plateaus(losses, patience) == count
+    assert count_plateaus(losses, patience) == count
 
 
 @settings(derandomize=True, max_examples=100, deadline=None)

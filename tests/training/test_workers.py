@@ -89,8 +89,8 @@ def test_a_run_that_has_no_time_left_starts_nothing(workspace: Path) -> None:
         (["--parallel=0"], "a number, auto"),
         (["--parallel=-1"], "a number, auto"),
         (["--parallel=many"], "a number, auto"),
-        (["--parallel=2", "--ray-address=auto"], "goes with --parallel ray"),
-        (["--ray-address=auto"], "goes with --parallel ray"),
+        (["--parallel=2", "--ray-address=auto"], "works only with --parallel ray"),
+        (["--ray-address=auto"], "works only with --parallel ray"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: list[str], says: str, workspace: Path) -> None:
@@ -100,7 +100,7 @@ def test_options_that_make_no_sense_are_refused(options: list[str], says: str, w
 
 
 def test_two_configs_of_one_name_are_refused(workspace: Path) -> None:
-    with pytest.raises(UserError, match="several of these experiments would be runs/same"):
+    with pytest.raises(UserError, match="several of these experiments would write to runs/same"):
         train.main(["tiny.yaml", "tiny.yaml", "--set", "name=same"])
 
 

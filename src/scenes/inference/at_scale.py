@@ -1,4 +1,4 @@
-"""Predictions for very many images by Ray Data: names → actors that hold the networks → parquet files."""
+"""Predicts very many images with Ray Data: names → actors that hold the networks → parquet files."""
 
 import hashlib
 import logging
@@ -24,12 +24,12 @@ from scenes.model.device import choose_device, choose_precision
 from scenes.ray_cluster import connect
 from scenes.runs import Run, fold_name, read_json, write_json
 
-PART_ROWS, PART_SECONDS = 16_384, 60.0  # a part is written after so many rows or so long: what a kill can cost
-BLOCK_ROWS = 1024  # what an actor is given at a time
+PART_ROWS, PART_SECONDS = 16_384, 60.0  # a part is written after this many rows or seconds, the most a kill can cost
+BLOCK_ROWS = 1024  # rows that an actor gets at a time
 OBJECT_STORE_BYTES = 2**28  # only names and probabilities go through it
-MANY = 1000  # if so many images in a row are unreadable, the disk is missing rather than the images damaged
-MADE_BY = "_made_by.json"  # readers of parquet folders skip what begins with an underscore
-OUTPUT = "p_"  # before a class, so that none has the name of another column
+MANY = 1000  # if this many images in a row fail, the disk is more likely missing than the images damaged
+MADE_BY = "_made_by.json"  # readers of parquet folders skip names that start with an underscore
+OUTPUT = "p_"  # the prefix of class columns, so that none has the name of another column
 
 
 def predict_at_scale(
@@ -37,24 +37,24 @@ def predict_at_scale(
 ) -> None:
     """Predicts each image once and writes ``part-NNNNN.parquet`` files; images in `out` already are skipped.
 
-    An image that cannot be read, or whose prediction is not finite, is a row with an error and null probabilities.
+    An image that cannot be read, or whose prediction is not finite, becomes a row with an error and null probabilities.
 
     Args:
         run: A run with these folds trained.
-        config: The run's config, perhaps with other views.
-        folds: Which models.
-        images: A folder, or a text file with one path a line, relative to its own folder or absolute.
-        out: The folder of the parquet files.
-        address: Of a Ray cluster that shares storage with this machine; by default Ray runs on this machine.
+        config: The run's config, possibly with other views.
+        folds: Which models to use.
+        images: A folder, or a text file with one path per line, absolute or relative to the file's folder.
+        out: The folder for the parquet files.
+        address: A Ray cluster that shares storage with this machine; by default Ray runs on this machine.
 
     Raises:
-        UserError: If the images, the weights or what is in `out` cannot be used, or Ray does not answer.
+        UserError: If the images, the weights or the content of `out` cannot be used, or Ray does not answer.
     """
     check_folder(out)
     names = list(dict.fromkeys(read_names(images)))  # an image listed twice is predicted once
     if not names:
-        raise UserError(f"{images}: no images in it")
-    load_folds(run, config, folds, choose_device())  # fails here rather than in an actor
+        raise UserError(f"{images}: contains no images")
+    load_folds(run, config, folds, choose_device())  # if this fails, let it fail here rather than in an actor
     with only_process(out, "predicting into it"):
         pin(out / MADE_BY, run, config, folds)
         done = {path for file in out.glob("part-*.parquet") for path in read_paths(file)}
@@ -69,36 +69,36 @@ def predict_at_scale(
     say(f"{out}: {count} images in {len(errors)} parquet files{f', {failed} of them with an error' if failed else ''}")
     if failed == count:
         first = next(text.as_py() for column in errors for text in column)
-        raise UserError(f"{images}: not one of {count} images could be predicted; the first: {first}")
+        raise UserError(f"{images}: none of the {count} images could be predicted; first error: {first}")
 
 
 def read_names(images: Path) -> Iterator[str]:
-    """Lists a folder's images, relative to it, or the lines of a text file but for blank ones.
+    """Lists a folder's images, relative to it, or the non-blank lines of a text file.
 
     Raises:
-        UserError: If there is no such folder or file, or the file is not a text.
+        UserError: If there is no such folder or file, or it is not a text file.
     """
-    if os.path.isdir(images):  # noqa: PTH112 - false where pathlib raises, e.g. for a name that is too long
+    if os.path.isdir(images):  # noqa: PTH112 - False where pathlib raises, e.g. for a name that is too long
         yield from image_files(images)
         return
     if not os.path.isfile(images):  # noqa: PTH113 - as above
-        raise UserError(f"{images}: no such folder, and no such list of images")
+        raise UserError(f"{images}: no such folder or list of images")
     with images.open("rb") as file:
         for number, line in enumerate(file, 1):
             name = (line if number > 1 else line.removeprefix(BOM_UTF8)).rstrip(b"\r\n")
             if b"\0" in name:
                 raise UserError(
-                    f"{images}, line {number}: not a text file with one path a line; for single images use predict.py"
+                    f"{images}, line {number}: not a text file with one path per line; for single images use predict.py"
                 )
             if name.strip():
                 yield os.fsdecode(name)
 
 
 def pin(file: Path, run: Run, config: Config, folds: Sequence[int]) -> None:
-    """Records what decides the predictions, or compares it with what the folder was begun with.
+    """Records what determines the predictions, or compares it with what the folder was started with.
 
     Raises:
-        UserError: If that differs; names the difference.
+        UserError: If that differs; the message lists the differences.
     """
     chosen = chosen_ensemble(run, config)
     weights = {fold_name(fold): hashlib.sha256(run.weights_file(fold).read_bytes()).hexdigest() for fold in folds}
@@ -116,11 +116,11 @@ def pin(file: Path, run: Run, config: Config, folds: Sequence[int]) -> None:
     begun = read_json(file, *content)
     if changed := [key for key in content if content[key] != begun[key]]:
         lines = "".join(f"\n  {key}: {begun[key]!r} → {content[key]!r}" for key in changed)
-        raise UserError(f"{file.parent} was begun with something else:{lines}\n  → give another folder: --out NEW")
+        raise UserError(f"{file.parent} was started with something else:{lines}\n  → use another folder: --out NEW")
 
 
 def read_paths(file: Path) -> list[str]:
-    """Reads which images a part has.
+    """Reads which images a part contains.
 
     Raises:
         UserError: If the part is damaged.
@@ -129,7 +129,7 @@ def read_paths(file: Path) -> list[str]:
         return pq.read_table(file, columns=["path"])["path"].to_pylist()
     except (pa.ArrowException, OSError, KeyError) as error:
         reason = str(error).partition("\n")[0][:200]
-        raise UserError(f"{file}: cannot be read ({reason}); delete it, and its images are predicted again") from None
+        raise UserError(f"{file}: cannot be read ({reason}); delete it to predict its images again") from None
 
 
 class Predictor:
@@ -148,11 +148,11 @@ class Predictor:
 
 
 def make_table(names: Sequence[str], results: Sequence[np.ndarray | str], task: Task) -> pa.Table:
-    """Makes a row for each image: path, error, each of the task's outputs; of classes, label and confidence too.
+    """Makes a row for each image: path, error and each of the task's outputs; for classes also label and confidence.
 
     Args:
-        names: The paths as they are listed.
-        results: Each image's predictions, float32, shape (outputs,), or why there are none.
+        names: The paths as listed.
+        results: Each image's predictions, float32, shape (outputs,), or the reason why there are none.
         task: What the outputs mean.
     """
     errors = [result if isinstance(result, str) else None for result in results]
@@ -170,12 +170,12 @@ def make_table(names: Sequence[str], results: Sequence[np.ndarray | str], task: 
 
 
 def predicted_blocks(arguments: tuple[Any, ...], names: Sequence[str], address: str | None) -> Iterator[pa.Table]:
-    """Predicts names with one actor for each GPU, or for each machine if there are none; blocks come in any order.
+    """Predicts names with one actor per GPU, or per machine if there are no GPUs; blocks come in any order.
 
     Args:
-        arguments: Of `Predictor`.
-        names: As they are listed.
-        address: The Ray cluster's; None starts Ray on this machine.
+        arguments: The arguments of `Predictor`.
+        names: The paths as listed.
+        address: The Ray cluster; None starts Ray on this machine.
 
     Raises:
         UserError: If Ray does not answer, or an actor fails.
@@ -206,14 +206,14 @@ def predicted_blocks(arguments: tuple[Any, ...], names: Sequence[str], address: 
         yield from results.iter_batches(batch_size=None, batch_format="pyarrow")
     except RayError as error:
         reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
-        raise UserError(f"Ray gave up: {reason}; the parts written are kept, the same command resumes") from None
+        raise UserError(f"Ray gave up: {reason}; finished parts are kept, the same command resumes") from None
 
 
 def write_parts(blocks: Iterable[pa.Table], out: Path, count: int) -> None:
-    """Writes blocks of predictions as numbered files, each whole or not there; `count` is for the progress line.
+    """Writes blocks of predictions to numbered files, each atomically; `count` is the total for the progress line.
 
     Raises:
-        UserError: If all of a part's many images fail.
+        UserError: If a part has many images and all of them fail.
     """
     number = max((int(file.stem.removeprefix("part-")) for file in out.glob("part-*.parquet")), default=-1)
     meter = Meter(count, "predicting", "img")
@@ -227,7 +227,7 @@ def write_parts(blocks: Iterable[pa.Table], out: Path, count: int) -> None:
 
 
 def joined(blocks: Iterable[pa.Table], meter: Meter) -> Iterator[pa.Table]:
-    """Joins blocks to parts of `PART_ROWS` rows, or of what came in `PART_SECONDS`."""
+    """Joins blocks into parts of `PART_ROWS` rows, or of what arrived within `PART_SECONDS`."""
     waiting: list[pa.Table] = []
     for block in blocks:
         if not waiting:

@@ -1,4 +1,4 @@
-"""Several runs as one: are they comparable, what do they add to each other, with which weights, the submission."""
+"""Blends several runs: checks that they are comparable, scores and weights them, writes the submission."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,14 +31,14 @@ from scenes.runs import Run, read_json
 
 @dataclass(frozen=True)
 class Members:
-    """What several runs predicted for the same held-out rows.
+    """Predictions of several runs for the same held-out rows.
 
     Attributes:
         runs: The runs.
         task: What they predict.
-        metric: What they are scored by.
-        targets: In the task's form, n.
-        fold_of: int64, shape (n,).
+        metric: The metric that scores them.
+        targets: n targets in the task's form.
+        fold_of: int64, shape (n,): the fold of each row.
         predictions: float32, shape (members, n, outputs).
     """
 
@@ -55,13 +55,14 @@ def read_members(runs: Sequence[Run], overrides: Sequence[str] = ()) -> Members:
 
     Args:
         runs: The runs.
-        overrides: Other settings than the runs', e.g. ``metric=log_loss``.
+        overrides: Settings that replace the runs', e.g. ``metric=log_loss``.
 
     Raises:
-        UserError: If there are fewer than two, one has none, or their rows, labels, folds, classes or metrics differ.
+        UserError: If there are fewer than two runs, one has no predictions, or their rows, labels, folds, classes or
+            metrics differ.
     """
     if len({run.folder.resolve() for run in runs}) < max(2, len(runs)):
-        raise UserError("a blend is made of two runs or more, each named once")
+        raise UserError("a blend needs at least two runs, each named once")
     tables = [read_oof(run).sort_values("image_name", kind="stable", ignore_index=True) for run in runs]
     first = tables[0]
     for run, table in zip(runs[1:], tables[1:], strict=True):
@@ -73,21 +74,21 @@ def read_members(runs: Sequence[Run], overrides: Sequence[str] = ()) -> Members:
     for run, metric in zip(runs, metrics, strict=True):
         if metric.name != metrics[0].name:
             scored = f"{runs[0].folder} is scored by {metrics[0].name}, {run.folder} by {metric.name}"
-            raise UserError(f"{scored}; say which counts: --set metric={metrics[0].name}")
+            raise UserError(f"{scored}; choose one, e.g. --set metric={metrics[0].name}")
     return Members(list(runs), task, metrics[0], targets, first["fold"].to_numpy(np.int64), predictions)
 
 
 def _check_alike(run: Run, table: pd.DataFrame, other: Run, others: pd.DataFrame) -> None:
-    """Refuses runs whose scores were not made on the same rows by models that saw the same rows."""
+    """Refuses runs that were not trained and scored on the same rows."""
     pair = f"{run.folder} and {other.folder}"
     if list(table.columns) != list(others.columns):
-        raise UserError(f"{pair}: their classes differ; a blend needs runs of one competition")
+        raise UserError(f"{pair}: their classes differ; a blend needs runs of the same competition")
     if not table["image_name"].equals(others["image_name"]):
         differ = sorted(set(table["image_name"]) ^ set(others["image_name"]))
         name = differ[0] if differ else table["image_name"][0]
         raise UserError(
             f"{pair}: predicted different rows ({len(table)} and {len(others)}; first difference: {name}); "
-            f"train the same folds of the same train.csv"
+            f"train the same folds on the same train.csv"
         )
     for column in ("fold", "label"):
         if (differs := table[column] != others[column]).any():
@@ -102,9 +103,9 @@ def _check_alike(run: Run, table: pd.DataFrame, other: Run, others: pd.DataFrame
 def evaluate_blend(members: Members) -> Ensemble:
     """Prints what the members add to each other and chooses weights, calibration and decoding.
 
-    Optimised weights are taken only where, nested, they beat the plain mean by more than one paired standard error (in
-    the metric, or the log loss where that sees decisions alone) and do not lower the metric itself: members of
-    different sharpness can gain the one and lose the other.
+    Optimised weights are used only if, in nested scoring, they beat the plain mean by more than one paired standard
+    error (in the metric, or in the log loss if the metric sees only decisions) and do not worsen the metric itself:
+    with members of different confidence, the log loss can improve while the metric gets worse.
     """
     names, targets = [run.name for run in members.runs], members.targets
 
@@ -122,7 +123,7 @@ def evaluate_blend(members: Members) -> Ensemble:
     alone = [members.metric.score(decisions, targets)[0] for decisions in each]
     best = int(np.argmax(alone) if members.metric.larger_is_better else np.argmin(alone))
     if members.metric.is_better(alone[best], than=members.metric.score(taken.decisions, targets)[0]):
-        say(f"no gain: {names[best]} alone has the better {members.metric.name}, {alone[best]:.4f}")
+        say(f"no gain: {names[best]} alone has a better {members.metric.name}, {alone[best]:.4f}")
     gained = f"{gain:.4f} ± {error:.4f} {selection.name}"
     if is_tuned:
         shown = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(names, taken.ensemble.weights, strict=True))
@@ -135,7 +136,7 @@ def evaluate_blend(members: Members) -> Ensemble:
 def _print_members(
     members: Members, names: Sequence[str], each: Sequence[np.ndarray], plain: Fitted, tuned: Fitted
 ) -> None:
-    """Prints the scores of members and means, and how alike the members are."""
+    """Prints the scores of the members and of their means, and how alike the members are."""
     metric, task, targets = members.metric, members.task, members.targets
     rows = list(zip(names, members.predictions, each, strict=True))
     rows.append(("plain mean", plain.predictions, plain.decisions))
@@ -161,7 +162,7 @@ def _print_members(
     )
     for run in members.runs:
         if why := read_json(run.metrics_file, "optimistic")["optimistic"]:
-            say(f"the scores are optimistic, as those of {run.name} are: {why}")
+            say(f"the scores are optimistic, because those of {run.name} are: {why}")
     if is_classes:
         say(f"at least one member is right: {oracle_accuracy(members.predictions, targets):.4f}")
 
@@ -172,8 +173,8 @@ def submit_blend(members: Members, ensemble: Ensemble, out: Path, overrides: Seq
     Args:
         members: The runs.
         ensemble: From `evaluate_blend`.
-        out: The submission's file.
-        overrides: Other settings than the runs', e.g. ``data.root=DIR`` where the images are now.
+        out: The submission file.
+        overrides: Settings that replace the runs', e.g. ``data.root=DIR`` if the images have moved.
 
     Raises:
         UserError: If a member cannot predict, or the members' test rows differ.
@@ -191,7 +192,7 @@ def submit_blend(members: Members, ensemble: Ensemble, out: Path, overrides: Seq
         if inputs.bad:
             priors.append(mean_prior(run, folds))
         if inputs.form.task.columns != members.task.columns:
-            raise UserError(f"{run.folder}: its weights know other classes than its oof.csv")
+            raise UserError(f"{run.folder}: the classes of its weights differ from those of its oof.csv")
         predicted.append(predict_folds(run, config, folds, inputs))
     assert first
     mean = ensemble.predict(np.stack(predicted))

@@ -1,4 +1,4 @@
-"""The model card of an exported fold: what it predicts, how well, from which data, and how to use it."""
+"""The model card of an exported fold: what it predicts, how well, the data it was trained on, and how to use it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,19 +11,19 @@ from scenes.inference.models import run_task
 from scenes.model.backbone import timm
 from scenes.runs import FULL, Run, fold_name, read_json
 
-CONFUSED = 5  # pairs of classes that are named
+CONFUSED = 5  # how many confused pairs of classes to name
 
 
 def model_card(run: Run, config: Config, fold: int) -> str:
-    """Writes README.md of a fold's folder, as the Hugging Face Hub reads it.
+    """Writes the text of README.md in a fold's folder, in the Hugging Face Hub's format.
 
     Args:
-        run: The fold's run; before any fold is scored the card says so.
+        run: The fold's run; if no fold is scored yet, the card says so.
         config: The run's config.
-        fold: Which fold; it is trained.
+        fold: A trained fold.
 
     Returns:
-        Markdown with a YAML head.
+        Markdown with a YAML header.
     """
     task = run_task(run, config, [fold])
     metrics = read_json(run.metrics_file, "metric", "per_fold") if run.metrics_file.exists() else {}
@@ -84,7 +84,7 @@ def _data(config: Config, fold: int, task: Task, metrics: Mapping[str, Any]) -> 
 
 def _scores(config: Config, fold: int, task: Task, metrics: Mapping[str, Any]) -> list[str]:
     if not metrics:
-        return ["Not measured: no fold of this run has held-out predictions."]
+        return ["Not measured: this run has no held-out predictions."]
     name, own = metrics["metric"]["name"], metrics["per_fold"].get(str(fold))
     better = "higher" if metric_named(name, task).larger_is_better else "lower"
     cv = with_error(metrics["metric"]["value"], metrics["metric"]["se"])
@@ -99,7 +99,7 @@ def _scores(config: Config, fold: int, task: Task, metrics: Mapping[str, Any]) -
     calibration = metrics["calibration"]
     if calibration.get("temperatures"):
         parts.append(
-            "Calibration: a temperature, fitted to held-out predictions of all folds together and scored nested, takes "
+            "Calibration: a temperature, fitted to the held-out predictions of all folds and scored nested, changes "
             f"the log loss from {calibration['log_loss_before']:.4f} to {calibration['log_loss_after']:.4f} and the "
             f"calibration error from {calibration['ece_before']:.4f} to {calibration['ece_after']:.4f}. "
             "The code below divides by it."
@@ -111,7 +111,7 @@ def _scores(config: Config, fold: int, task: Task, metrics: Mapping[str, Any]) -
         )
     if metrics["decoding"]["rule"] != "plain":
         parts.append(
-            f"The scores use thresholds chosen out of fold (`{metrics['decoding']['rule']}`), not in this file."
+            f"The scores use thresholds chosen out of fold (`{metrics['decoding']['rule']}`), which are not included."
         )
     return parts
 
@@ -119,13 +119,13 @@ def _scores(config: Config, fold: int, task: Task, metrics: Mapping[str, Any]) -
 def _limits(config: Config, task: Task, metrics: Mapping[str, Any]) -> list[str]:
     parts = [
         "Made for images like those of the competition: same subject, camera and framing. It has not been tested on "
-        "others, and whatever it is shown, it answers in the terms above. Look at the scores of each class before "
-        "anything depends on one.",
-        f"Images are resized to a square, not cropped. Symmetry it was trained for: `{config.symmetry}`.",
+        "others, and it gives one of the answers above whatever it is shown. Check the scores of a class before you "
+        "rely on it.",
+        f"Images are resized to a square, not cropped. The symmetry it was trained for: `{config.symmetry}`.",
     ]
     names = dict(zip(task.columns, task.names, strict=True))
     pairs = [
-        (count, f"{_cell(names[true])} taken for {_cell(names[guess])} ({count})")
+        (count, f"{_cell(names[true])} mistaken for {_cell(names[guess])} ({count})")
         for true, row in metrics.get("confusion", {}).items()
         for guess, count in row.items()
         if guess != true
@@ -136,7 +136,7 @@ def _limits(config: Config, task: Task, metrics: Mapping[str, Any]) -> list[str]
 
 
 def activation(task: Task, metrics: Mapping[str, Any]) -> str:
-    """Python that makes calibrated predictions of ``model(images)``, which are logits."""
+    """A Python expression that turns ``model(images)``, which are logits, into calibrated predictions."""
     if isinstance(task, Number):
         return f"(model(images) * {task.deviation!r} + {task.mean!r}).clamp({task.low!r}, {task.high!r})"
     temperatures = metrics.get("calibration", {}).get("temperatures")
@@ -159,7 +159,7 @@ def _usage(task: Task, metrics: Mapping[str, Any]) -> str:
 
 
 def _licence(config: Config) -> str | None:
-    """The licence that timm records for the pretrained weights; None if it knows none."""
+    """The licence that timm records for the pretrained weights, if any."""
     if config.model.weights not in ("hub", "local") or config.model.name == "simple_cnn":
         return None
     known = timm.get_pretrained_cfg(config.model.name)
@@ -174,12 +174,12 @@ def _licence_text(config: Config, licence: str | None) -> str:
     else:
         start = f"The licence of the pretrained weights, `{config.model.name}`, is not known to timm: look it up."
     return (
-        f"{start} The competition's rules say what may be done with a model trained on its images; read them before "
+        f"{start} The competition's rules say what you may do with a model trained on its images; read them before "
         "you publish this one, and correct `license` at the top of this file."
     )
 
 
 def _cell(text: str) -> str:
-    """A text that neither ends a table's cell nor is taken for HTML or code."""
+    """Escapes text so that it neither ends a table cell nor is taken for HTML or code."""
     escaped = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
     return escaped.replace("|", "\\|").replace("`", "'")

@@ -1,7 +1,7 @@
-"""How views and members become one prediction: weights, calibration, decoding; chosen out of fold, scored nested.
+"""Combines views and members into one prediction: weights, calibration, decoding; chosen out of fold, scored nested.
 
-A choice is fitted to the rows of all folds but one and applied to the rows of that one, fold by fold; so it is scored
-on rows it has not seen. A more complex choice is taken only if it scores better this way.
+For each fold, a choice is fitted to the rows of all other folds and applied to the fold's own rows, so it is scored on
+rows it has not seen. A more complex choice is made only if it scores better this way.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from scenes.competition.task import Task
 from scenes.inference import calibration as calibrations
 from scenes.inference.calibration import Calibration, no_calibration
 
-# More rounds than these change a weight by less than 1 in 100.
+# Further rounds would change a weight by less than 1 in 100.
 HILL_CLIMBING_ROUNDS = 100
 
 # From members (m, n, outputs) and targets to weights (m,) that sum to 1.
@@ -31,8 +31,8 @@ class Ensemble:
 
     Attributes:
         weights: float32, shape (members,), sum to 1.
-        calibration: Of the weighted mean.
-        decoding: Of what is calibrated.
+        calibration: Applied to the weighted mean.
+        decoding: Applied to the calibrated mean.
     """
 
     weights: np.ndarray
@@ -44,13 +44,13 @@ class Ensemble:
         return self.calibration.apply(weighted_mean(members, self.weights))
 
     def decide(self, members: np.ndarray) -> np.ndarray:
-        """What `predict` says, decoded; the same shape."""
+        """The decoded result of `predict`, in the same shape."""
         return self.decoding.apply(self.predict(members))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an ensemble is fitted to members and targets: each part knows the ones before it."""
+    """How an ensemble is fitted to members and targets: each part builds on the ones before it."""
 
     weigh: Weigh
     calibrate: calibrations.Fit
@@ -66,13 +66,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Fitted:
-    """An ensemble and what it says of rows that it was not fitted to.
+    """An ensemble and its predictions for rows that it was not fitted to.
 
     Attributes:
         ensemble: Fitted to all rows.
-        predictions: float32, shape (n, outputs): each fold's rows by an ensemble fitted to the others'.
-        decisions: The same, decoded.
-        uncalibrated: The same without calibration.
+        predictions: float32, shape (n, outputs): each fold's rows, predicted by an ensemble fitted to the other folds.
+        decisions: The predictions, decoded.
+        uncalibrated: The predictions without calibration.
     """
 
     ensemble: Ensemble
@@ -91,16 +91,16 @@ def fit_ensemble(
 ) -> Fitted:
     """Chooses how predictions are calibrated and decoded.
 
-    A temperature is taken where it lowers the log loss; what is more complex, and any decoding, where it wins by more
+    A temperature is used if it lowers the log loss; anything more complex, and any decoding, only if it wins by more
     than one paired standard error.
 
     Args:
         weigh: How the members are weighted.
         members: float32, shape (members, n, outputs): out-of-fold predictions.
-        targets: In the task's form, n.
-        fold_of: int, shape (n,). With a single fold nothing can be scored, and nothing is chosen.
+        targets: n targets in the task's form.
+        fold_of: int, shape (n,). With a single fold nothing can be scored, so nothing is chosen.
         task: What is predicted.
-        metric: What it is scored by.
+        metric: The metric that scores it.
     """
     plain = no_calibration(task.kind)
 
@@ -128,7 +128,7 @@ def fit_ensemble(
 
 
 def _loses(metric: Metric, before: np.ndarray, after: np.ndarray, targets: np.ndarray) -> bool:
-    """Whether the metric becomes worse by more than one paired standard error."""
+    """Whether the metric gets worse by more than one paired standard error."""
     gain, error = metric.gain(before, after, targets)
     return gain < -error
 
@@ -140,7 +140,7 @@ def nested_predictions(
     targets: np.ndarray,
     fold_of: np.ndarray,
 ) -> np.ndarray:
-    """Predicts each fold's rows by the ensemble fitted to the other folds' rows; with one fold by the plain mean.
+    """Predicts each fold's rows with the ensemble fitted to the other folds; with one fold, with the plain mean.
 
     Returns:
         float32, shape (n, outputs).
@@ -157,29 +157,29 @@ def nested_predictions(
 
 
 def selection_metric(metric: Metric, task: Task) -> Metric:
-    """What views and weights are chosen by: the metric itself, or where it sees nothing but decisions the log loss.
+    """The metric that chooses views and weights: the metric itself, or the log loss if the metric sees only decisions.
 
-    Decisions change in a few rows at a time, so a choice by them would mostly be a choice by chance.
+    Decisions change in only a few rows at a time, so choosing by them would mostly be choosing by chance.
     """
     sees_all = metric.wants in ("probabilities", "number")
     return metric if sees_all else metric_named("rmse" if task.kind == "number" else "log_loss", task)
 
 
 def cost(metric: Metric, predictions: np.ndarray, targets: np.ndarray) -> float:
-    """A metric as a number that is to be as low as possible; see `cost_name`."""
+    """A metric as a cost to minimise; see `cost_name`."""
     value = metric.score(predictions, targets)[0]
     return 1 - value if metric.larger_is_better else value
 
 
 def cost_name(metric: Metric) -> str:
-    """What to call `cost`: ``log loss``, ``1 - roc auc``, ``rmse``."""
+    """The name of `cost`, e.g. ``log loss``, ``1 - roc auc`` or ``rmse``."""
     return ("1 - " if metric.larger_is_better else "") + metric.name.replace("_", " ")
 
 
 def view_weights(metric: Metric) -> Weigh:
     """Keeps the views that do not make the mean worse by more than one paired standard error of a metric.
 
-    The weights are equal for the views kept and 0 for the others; the first view is always kept.
+    Weights are equal for the views kept and 0 for the others; the first view is always kept.
     """
 
     def weigh(views: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -206,14 +206,14 @@ def equal_weights(members: np.ndarray, _: Any) -> np.ndarray:
 
 
 def hill_climbing_weights(members: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Adds, again and again, the member that lowers the mean's loss most (Caruana et al. 2004, ICML).
+    """Repeatedly adds the member that lowers the mean's loss most (Caruana et al. 2004, ICML).
 
-    The loss is the log loss, or for numbers the mean square. The start is the plain mean, each member counted once,
-    which guards against overfitting to few rows.
+    The loss is the log loss, or for numbers the mean squared error. It starts from the plain mean, with each member
+    counted once, which guards against overfitting to few rows.
 
     Args:
         members: float32, shape (members, n, outputs).
-        targets: In the task's form, n.
+        targets: n targets in the task's form.
 
     Returns:
         float32, shape (members,): weights that sum to 1.
@@ -221,7 +221,7 @@ def hill_climbing_weights(members: np.ndarray, targets: np.ndarray) -> np.ndarra
     if members.shape[2] == 1:
         parts = members[:, :, 0] - targets.astype(np.float64)
         loss: Callable[[np.ndarray], float] = _mean_square
-    else:  # log loss looks at nothing else than the probability of what is true
+    else:  # the log loss looks only at the probability of the truth
         exact = members.astype(np.float64)
         is_true = targets >= 0.5
         chosen = (
@@ -244,8 +244,8 @@ def _mean_square(errors: np.ndarray) -> float:
     return float(np.square(errors).mean())
 
 
-def _log_loss(chances: np.ndarray) -> float:
-    return float(-np.log(np.clip(chances, np.finfo(np.float32).tiny, 1)).mean())
+def _log_loss(probabilities: np.ndarray) -> float:
+    return float(-np.log(np.clip(probabilities, np.finfo(np.float32).tiny, 1)).mean())
 
 
 def weighted_mean(members: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -258,7 +258,7 @@ def weighted_mean(members: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def agreement(members: np.ndarray, task: Task) -> np.ndarray:
-    """How alike two members are: the share of equal classes or labels, of numbers the correlation.
+    """How alike each two members are: the share of equal classes or labels, or for numbers the correlation.
 
     Returns:
         float64, shape (members, members).
@@ -273,5 +273,5 @@ def agreement(members: np.ndarray, task: Task) -> np.ndarray:
 
 
 def oracle_accuracy(members: np.ndarray, targets: np.ndarray) -> float:
-    """The share of rows at least one member has right: what no blend by rows can exceed by choosing members."""
+    """The share of rows that at least one member gets right: the upper limit of choosing a member for each row."""
     return float((members.argmax(2) == targets).any(0).mean())

@@ -1,4 +1,4 @@
-"""What all finished folds of a run say together: oof.csv, metrics.json, a table on the terminal."""
+"""Scores all finished folds of a run together: oof.csv, metrics.json, a table on the terminal."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class OutOfFold:
     Attributes:
         rows: int64, shape (n,): positions in the training table, ascending.
         views: float32, shape (views, n, outputs).
-        view_names: What the views are.
+        view_names: The names of the views.
     """
 
     rows: np.ndarray
@@ -41,7 +41,7 @@ def gather(run: Run, folds: int) -> OutOfFold:
     """Reads what each finished fold predicted for the rows it never saw.
 
     Raises:
-        UserError: If a row is held out by two folds, or folds were predicted under different views.
+        UserError: If a row is held out by two folds, or folds were predicted with different views.
     """
     rows, views, names = [], [], set()
     for fold in run.finished_folds(folds):
@@ -51,8 +51,8 @@ def gather(run: Run, folds: int) -> OutOfFold:
             names.add(saved.metadata()["views"])
     if len(names) > 1:
         raise UserError(
-            f"{run.folder}: the folds were predicted under different views ({'; '.join(sorted(names))}); "
-            f"delete the oof.safetensors of some, so that they are predicted again, or restore infer.tta"
+            f"{run.folder}: the folds were predicted with different views ({'; '.join(sorted(names))}); "
+            f"delete the oof.safetensors of some folds, so that they are predicted again, or restore infer.tta"
         )
     all_rows = np.concatenate(rows)
     if len(np.unique(all_rows)) != len(all_rows):
@@ -62,14 +62,14 @@ def gather(run: Run, folds: int) -> OutOfFold:
 
 
 def optimistic(config: Config, never_held_out: int = 0) -> str | None:
-    """Why the cross-validation score is better than the truth, if it is; given how many rows train in every fold."""
+    """Why the cross-validation score is too optimistic, or None; `never_held_out` rows train in every fold."""
     reasons = []
     if never_held_out:
         reasons.append(
             f"{never_held_out} rows of rare classes, the hardest ones, train in every fold and are not scored"
         )
     if config.train.early_stopping:
-        reasons.append("early stopping chose each fold's epoch by the rows the fold is scored on")
+        reasons.append("early stopping chose each fold's epoch on the rows the fold is scored on")
     if config.train.schedule == "plateau":
         reasons.append("the plateau schedule followed the rows the fold is scored on")
     if config.selected_on:
@@ -83,15 +83,15 @@ def evaluate_run(
     """Chooses the run's views, calibration and decoding, writes oof.csv and metrics.json and prints the scores.
 
     Args:
-        run: With a finished fold at least.
+        run: A run with at least one finished fold.
         config: Its config.
         task: What is predicted.
         names: The ids of all training rows.
-        targets: Theirs, in the task's form.
+        targets: Their targets, in the task's form.
         fold_of: int, shape (n,): their folds, or ALWAYS_TRAINED.
 
     Returns:
-        What metrics.json holds.
+        The content of metrics.json.
     """
     metric = competition_metric(config, task)
     oof = gather(run, config.data.folds)
@@ -100,7 +100,7 @@ def evaluate_run(
     selection = selection_metric(metric, task)
     fitted = fit_ensemble(view_weights(selection), oof.views, targets, fold_of, task, metric)
     about = {"image_name": [names[row] for row in oof.rows], "label": task.as_texts(targets), "fold": fold_of}
-    # Side by side, not by name: a class may be called what a column is called.
+    # Joined by position, not by name: a class may have the name of a column.
     table = pd.concat([pd.DataFrame(about), pd.DataFrame(fitted.predictions, columns=task.columns)], axis=1)
     write_atomic(run.oof_file, lambda path: table.to_csv(path, index=False, lineterminator="\n"))
 
@@ -133,7 +133,7 @@ def _scored(metric: Metric, predictions: np.ndarray, targets: np.ndarray, prefix
 
 
 def _short_scores(task: Task, metric: Metric, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """The metric, and of classes accuracy and log loss too."""
+    """The metric and, for classes, also accuracy and log loss."""
     scores = _scored(metric, predictions, targets)
     if task.kind == "classes":
         scores |= dict(zip(("accuracy", "accuracy_se"), accuracy(predictions, targets), strict=True))
@@ -142,7 +142,7 @@ def _short_scores(task: Task, metric: Metric, predictions: np.ndarray, targets: 
 
 
 def _calibration(task: Task, fitted: Fitted, targets: np.ndarray) -> dict[str, Any]:
-    """The temperatures, and log loss and calibration error without and with them, nested."""
+    """The temperatures, with the nested log loss and calibration error before and after."""
     found: dict[str, Any] = fitted.ensemble.calibration.to_dict()
     if task.kind == "number":
         return found
@@ -168,7 +168,7 @@ def _by_fold(
         at = fold_of == fold
         scores = _short_scores(task, metric, fitted.predictions[at], targets[at])
         scores |= _scored(metric, fitted.decisions[at], targets[at])
-        # What sweeps minimise.
+        # Sweeps minimise this.
         scores["cost"] = cost(selection_metric(metric, task), fitted.predictions[at], targets[at])
         file = run.time_file(fold)
         seconds = read_json(file, "seconds")["seconds"] if file.exists() else None
@@ -177,7 +177,7 @@ def _by_fold(
 
 
 def score_table(metrics: dict[str, Any]) -> tuple[list[str], dict[str, list[str]]]:
-    """What people read of metrics.json: the names of the scores, and the scores of each fold and of ``all``."""
+    """The readable part of metrics.json: the names of the scores, and the scores of each fold and of ``all``."""
     name = metrics["metric"]["name"]
     columns = ["accuracy ± s.e.", "log loss"] if metrics["task"]["kind"] == "classes" else []
     if name not in ("accuracy", "log_loss") or not columns:
@@ -212,7 +212,7 @@ def _print_scores(task: Task, metrics: dict[str, Any]) -> None:
 
 
 def _print_outputs(task: Task, metrics: dict[str, Any]) -> None:
-    """A table of the classes' or labels' scores."""
+    """Prints a table of the scores of each class or label."""
     if task.kind == "number":
         return
     found = metrics["per_class" if task.kind == "classes" else "per_label"].values()
@@ -226,7 +226,7 @@ def _print_outputs(task: Task, metrics: dict[str, Any]) -> None:
 
 
 def _print_choices(metrics: dict[str, Any]) -> None:
-    """What was chosen out of fold, and whether the score can be believed."""
+    """Prints what was chosen out of fold, and whether the score is optimistic."""
     calibration, decoding = metrics["calibration"], metrics["decoding"]
     if calibration["temperatures"]:
         temperatures = sorted(set(calibration["temperatures"]))
@@ -237,8 +237,8 @@ def _print_choices(metrics: dict[str, Any]) -> None:
             f"{calibration['ece_after']:.4f}."
         )
     if decoding["rule"] != "plain":
-        say(f"Decoded by thresholds chosen out of fold; without them the score would be {decoding['plain_value']:.4f}.")
+        say(f"Decoded with thresholds chosen out of fold; the score without them is {decoding['plain_value']:.4f}.")
     if dropped := [view for view, scores in metrics["views"].items() if not scores["kept"]]:
-        say(f"The mean is better without the view {', '.join(dropped)}: left out of submissions.")
+        say(f"The mean is better without these views, which submissions leave out: {', '.join(dropped)}.")
     if metrics["optimistic"]:
         say(f"This score is optimistic: {metrics['optimistic']}.")

@@ -1,4 +1,4 @@
-"""A run as one ONNX file: images of any size in, infer.py's probabilities out."""
+"""Exports a run as one ONNX file: images of any size in, infer.py's probabilities out."""
 
 import json
 import logging
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
-OPSET = 18  # from 2023: every onnxruntime since 1.14 runs it
-LARGEST_FILE = 2**31 - 2**24  # protobuf's limit is 2 GiB, the graph included
+OPSET = 18  # from 2023: supported by every onnxruntime since 1.14
+LARGEST_FILE = 2**31 - 2**24  # protobuf's limit is 2 GiB, including the graph
 CHECKED = 256  # training images whose probabilities are compared
-ALTERED = 16  # of them, also compared cut smaller and enlarged, so that resizing is checked on any data
-# For images of the model's size: float32 sums in another order move a probability by about 1e-6.
+ALTERED = 16  # of these, also compared cropped and enlarged, so that resizing is checked on any data
+# For images of the model's size: summing float32 in another order moves a probability by about 1e-6.
 LARGEST_DIFFERENCE = 1e-3
-# For resized ones, on average: OpenCV interpolates in fixed point, so one pixel in ten is off by one level of 255. That
-# moves EfficientNet-Lite0's probabilities by 0.002 on average and by 0.03 at most, where two classes are as probable.
+# For resized images, on average: OpenCV interpolates in fixed point, so one pixel in ten is off by one level of 255.
+# That moves EfficientNet-Lite0's probabilities by 0.002 on average, and by 0.03 at most, where two classes are close.
 MEAN_DIFFERENCE = 1e-2
 
 
 class Pipeline(nn.Module):
-    """What `predict` does, as one graph that holds a body shared by several folds once."""
+    """`predict` as one graph, in which a body shared by several folds is stored once."""
 
     def __init__(self, models: Sequence[Classifier], chosen: ChosenEnsemble, size: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Pipeline(nn.Module):
         """Maps uint8 RGB images (n, h, w, 3) to predictions (n, outputs).
 
         Returns:
-            The calibrated mean over views and folds, then each fold's own, the calibrated mean over views.
+            The calibrated mean over views and folds, then each fold's own calibrated mean over views.
         """
         views = self.chosen.views
         canvases = {side: fit(images, side) for side in {view.canvas(self.size) for view in views}}
@@ -80,18 +80,18 @@ class Pipeline(nn.Module):
 def fit(images: Tensor, side: int) -> Tensor:
     """Resizes as `data.batches.resize` does, within one level of 255.
 
-    Both of OpenCV's interpolations weigh rows and columns independently, so each is a product with two matrices.
-    ONNX's own Resize has no area interpolation, and choosing between two kinds would need branches in the graph.
+    Both of OpenCV's interpolations weight rows and columns independently, so each is a product with two matrices.
+    ONNX's own Resize has no area interpolation, and choosing between the two would need branches in the graph.
 
     Args:
         images: uint8, shape (n, h, w, 3).
-        side: Pixels.
+        side: The new side in pixels.
 
     Returns:
         float32, whole numbers 0 … 255, shape (n, side, side, 3).
     """
     height, width = images.shape[1:3]
-    # Compared as tensors: a comparison in Python would fix the example image's answer in the graph.
+    # Compared as tensors: a Python comparison would bake the example image's result into the graph.
     shrinks = (torch.arange(height)[-1] >= side) & (torch.arange(width)[-1] >= side)
     rows, columns = _weights(height, side, shrinks), _weights(width, side, shrinks)
     resized = rows @ images.permute(0, 3, 1, 2).float() @ columns.T
@@ -99,33 +99,33 @@ def fit(images: Tensor, side: int) -> Tensor:
 
 
 def _weights(length: int, side: int, shrinks: Tensor) -> Tensor:
-    """What each of `length` pixels adds to each of `side`: float32, shape (side, length), rows sum to 1."""
+    """The weight of each old pixel in each new one: float32, shape (side, length), rows sum to 1."""
     ratio = length / side
     new, old = torch.arange(side, dtype=torch.float32)[:, None], torch.arange(length, dtype=torch.float32)[None]
     return resize_weights(new, old, ratio, old[:, -1:], shrinks)
 
 
 def export_onnx(run: Run, config: Config, folds: Sequence[int], out: Path | None = None) -> tuple[Path, "ModelProto"]:
-    """Writes the file once its probabilities equal PyTorch's on training images.
+    """Writes the file if its probabilities match PyTorch's on training images.
 
     Args:
         run: A run with these folds trained.
         config: The run's config; its views go into the graph.
-        folds: Which models.
-        out: Where to; by default ``NAME.onnx`` in the run's folder.
+        folds: Which models to use.
+        out: The output file; by default ``NAME.onnx`` in the run's folder.
 
     Returns:
-        The file's path; and its graph with each fold's own predictions as further outputs, named as the fold.
+        The file's path; and its graph with each fold's own predictions as further outputs, named after the fold.
 
     Raises:
-        UserError: If a package is missing, the network cannot be exported, or the probabilities differ; nothing is
-            written then.
+        UserError: If a package is missing, the network cannot be exported, or the probabilities differ; then nothing
+            is written.
     """
     if missing := [name for name in PACKAGES if not find_spec(name)]:
         raise UserError(f"--to onnx needs {', '.join(missing)}: pip install {' '.join(PACKAGES)}")
     out = out or run.folder / f"{run.name}.onnx"
     check_file(out)
-    choose_device()  # sets up a CPU's memory; the comparison is on the CPU, where onnxruntime runs
+    choose_device()  # sets up memory on a CPU; the comparison runs on the CPU, as onnxruntime does
     models = load_folds(run, config, folds, torch.device("cpu"))
     task, chosen = models[0].task, chosen_ensemble(run, config)
     metadata = {
@@ -150,7 +150,7 @@ def export_onnx(run: Run, config: Config, folds: Sequence[int], out: Path | None
 
 
 def _training_images(config: Config) -> list[np.ndarray]:
-    """Decodes up to `CHECKED` of the readable training images, spread over the CSV."""
+    """Decodes up to `CHECKED` readable training images, spread evenly over the CSV."""
     table, _ = read_train_rows(config.data)
     chosen = np.unique(np.linspace(0, len(table) - 1, CHECKED).astype(int))
     images = []
@@ -161,7 +161,7 @@ def _training_images(config: Config) -> list[np.ndarray]:
         except BadImageError:
             continue
     if not images:
-        raise UserError(f"{table.file}: none of its images can be read, so the export could not be checked")
+        raise UserError(f"{table.file}: none of its images can be read, so the export cannot be checked")
     return images
 
 
@@ -170,7 +170,7 @@ def make_graph(pipeline: Pipeline, folds: Sequence[str]) -> "ModelProto":
 
     Args:
         pipeline: In evaluation mode.
-        folds: What to call each fold's own predictions; the others are called ``probabilities``.
+        folds: Names for each fold's own predictions; those of all folds are called ``probabilities``.
 
     Raises:
         UserError: If the network is too large for one file, or ONNX has no operator for something in it.
@@ -178,7 +178,7 @@ def make_graph(pipeline: Pipeline, folds: Sequence[str]) -> "ModelProto":
     unique = {id(tensor): tensor for tensor in pipeline.state_dict(keep_vars=True).values()}
     size = sum(tensor.numel() * tensor.element_size() for tensor in unique.values())
     if size > LARGEST_FILE:
-        raise UserError(f"{size / 2**30:.1f} GiB of weights do not fit into one ONNX file (2 GiB): name fewer --folds")
+        raise UserError(f"{size / 2**30:.1f} GiB of weights do not fit into one ONNX file (2 GiB): use fewer --folds")
     example = torch.zeros(2, pipeline.size + 3, pipeline.size + 5, 3, dtype=torch.uint8)
     dynamic = dict.fromkeys((0, 1, 2), torch.export.Dim.DYNAMIC)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -195,7 +195,7 @@ def make_graph(pipeline: Pipeline, folds: Sequence[str]) -> "ModelProto":
                 dynamo=True,
                 verbose=False,
             )
-    except Exception as error:  # the tracer, the exporter and the optimiser each have their own kinds
+    except Exception as error:  # the tracer, exporter and optimiser each raise their own types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         name = pipeline.models[0].config.name
         raise UserError(f"{name} cannot be exported to ONNX by torch {torch.__version__}: {reason}") from None
@@ -204,14 +204,14 @@ def make_graph(pipeline: Pipeline, folds: Sequence[str]) -> "ModelProto":
 
 
 def part_of(graph: "ModelProto", output: str) -> "ModelProto":
-    """What of a graph makes one of its outputs."""
+    """Extracts the part of a graph that computes one of its outputs."""
     from onnx.utils import Extractor
 
     return Extractor(graph).extract_model(["images"], [output])
 
 
 def save_graph(graph: "ModelProto", metadata: Mapping[str, str], path: Path) -> None:
-    """Writes a graph with what it says of itself."""
+    """Writes a graph with its metadata."""
     import onnx
 
     onnx.helper.set_model_props(graph, dict(metadata))
@@ -219,7 +219,7 @@ def save_graph(graph: "ModelProto", metadata: Mapping[str, str], path: Path) -> 
 
 
 def predict_with(session: Any, images: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
-    """Predicts with onnxruntime, in batches of consecutive images of one size: the first output, (n, outputs)."""
+    """Predicts with onnxruntime, batching consecutive images of equal size: the first output, shape (n, outputs)."""
     batches: list[list[np.ndarray]] = []
     for _, same in groupby(images, key=np.shape):
         listed = list(same)
@@ -247,7 +247,7 @@ def _compare(
     task = models[0].task
     unit = task.deviation if isinstance(task, Number) else 1.0  # probabilities are compared as they are
     rows = []
-    for name, compared in (("of the size", strict), ("resized", resized)):
+    for name, compared in (("unresized", strict), ("resized", resized)):
         if not compared:
             continue
         everything = np.arange(len(compared))
@@ -256,11 +256,11 @@ def _compare(
         differences = np.abs(ours - theirs).max(1) / unit
         mean, largest = float(differences.mean()), float(differences.max())
         is_close = largest <= LARGEST_DIFFERENCE if compared is strict else mean <= MEAN_DIFFERENCE
-        if not is_close:  # nor where one is NaN
+        if not is_close:  # also if one is NaN
             raise UserError(
-                f"the graph's probabilities differ from PyTorch's on images {name}: by {mean:.1e} on average, by "
+                f"the graph's probabilities differ from PyTorch's on {name} images: by {mean:.1e} on average, by "
                 f"{largest:.1e} at most; nothing was written (torch {torch.__version__}). Try --folds with one fold to "
-                "see which it is, or another version of torch or onnxruntime"
+                "see which one it is, or another version of torch or onnxruntime"
             )
         same = float((ours.argmax(1) == theirs.argmax(1)).mean())
         rows.append((name, len(compared), f"{mean:.1e}", f"{largest:.1e}", f"{same:.2%}"))

@@ -1,4 +1,4 @@
-"""Predicts any image files; nothing is cached, and at most three batches of images are in memory."""
+"""Predicts any image files, without a cache and with at most three batches of images in memory."""
 
 import csv
 import json
@@ -24,14 +24,14 @@ from scenes.model.device import choose_device, choose_precision
 from scenes.runs import Run, fold_name
 
 BATCHES_AHEAD = 2  # decoded while the model predicts one
-VALUE = {"classes": "confidence", "labels": "probability", "number": "value"}  # what a task predicts of an output
+VALUE = {"classes": "confidence", "labels": "probability", "number": "value"}  # what an output's value is called
 
-# A file, with its pixels or probabilities, or the reason why there are none.
+# A file with its pixels or probabilities, or the reason why there are none.
 Result = tuple[Path, np.ndarray | str]
 
 
 class Guess(NamedTuple):
-    """An output with its prediction: its label, its name for people, and the probability or the number."""
+    """An output with its prediction: its label, its readable name, and the probability or number."""
 
     label: str
     name: str
@@ -46,15 +46,15 @@ class Prediction(NamedTuple):
 
 
 def find_images(places: Sequence[Path]) -> list[Path]:
-    """Lists the files, and of each folder all files below it with an image's suffix, sorted.
+    """Lists the given files and, for each folder, all files below it with an image suffix, sorted.
 
     Raises:
-        UserError: If a place is missing, or a folder has no image.
+        UserError: If a place does not exist, or a folder contains no image.
     """
     found: list[Path] = []
     problems = []
     for place in places:
-        if os.path.isdir(place):  # noqa: PTH112 - false where pathlib raises, e.g. for a name that is too long
+        if os.path.isdir(place):  # noqa: PTH112 - False where pathlib raises, e.g. for a name that is too long
             inside = sorted(place / file for file in image_files(place))
             found += inside
             if not inside:
@@ -62,7 +62,7 @@ def find_images(places: Sequence[Path]) -> list[Path]:
         elif os.path.isfile(place):  # noqa: PTH113 - as above
             found.append(place)
         else:
-            problems.append(Problem(str(place), "no such image or folder", "quote a path that has spaces"))
+            problems.append(Problem(str(place), "no such image or folder", "quote paths that contain spaces"))
     raise_problems(problems, "Nothing was predicted")
     return found
 
@@ -76,16 +76,16 @@ def predict_files(
     bad: list[Problem],
     label: str = "",
 ) -> Iterator[Prediction]:
-    """Predicts image files as infer.py does test images, batch by batch, in their order.
+    """Predicts image files as infer.py predicts test images, batch by batch and in order.
 
     Args:
         models: The networks whose probabilities are averaged, on one device.
-        chosen: The views, whose probabilities are averaged too, and the calibration.
+        chosen: The views, whose probabilities are also averaged, and the calibration.
         config: The run's config.
         paths: The files.
-        top: How many classes to give for each.
-        bad: Files that cannot be predicted are added here and left out.
-        label: A name for the progress lines; empty for none.
+        top: How many classes to return for each.
+        bad: Gets the files that cannot be predicted, which are left out.
+        label: A label for the progress lines; empty for none.
 
     Yields:
         One prediction for each readable file.
@@ -107,16 +107,16 @@ def predict_files(
 def predict_batches(
     models: Sequence[Classifier], chosen: ChosenEnsemble, config: Config, paths: Iterable[Path]
 ) -> Iterator[list[Result]]:
-    """Predicts image files batch by batch, in their order, while the next ones are decoded.
+    """Predicts image files batch by batch, in order, while the next ones are being decoded.
 
     Args:
         models: The networks whose probabilities are averaged, on one device.
-        chosen: The views, whose probabilities are averaged too, and the calibration.
+        chosen: The views, whose probabilities are also averaged, and the calibration.
         config: The run's config.
         paths: The files.
 
     Yields:
-        The files of each batch, with their predictions, float32, shape (outputs,), or why there are none.
+        The files of each batch, with their predictions, float32, shape (outputs,), or the reason why there are none.
     """
     device = models[0].mean.device
     precision = choose_precision(config.infer.precision, device)
@@ -128,7 +128,7 @@ def predict_batches(
             continue
         rows = np.arange(len(images))
         try:
-            # The images are decoded: there is nothing left for worker processes to do.
+            # The images are already decoded, so there is nothing for worker processes to do.
             predicted = predict(models, images, rows, chosen.views, size, batch_size, device, precision, workers=0)
         except NotFiniteError as error:
             predicted = error.predictions
@@ -141,14 +141,14 @@ def _checked(row: np.ndarray) -> np.ndarray | str:
 
 
 def decode_batches(paths: Iterable[Path], config: Config) -> Iterator[list[Result]]:
-    """Decodes files, some batches ahead, to what the image cache would hold of them.
+    """Decodes files, some batches ahead, to the pixels that the image cache would hold.
 
     Args:
         paths: The files.
         config: The run's config.
 
     Yields:
-        The files of each batch, with their pixels, RGB, uint8, shape (h, w, 3), or why there are none.
+        The files of each batch, with their RGB pixels, uint8, shape (h, w, 3), or the reason why there are none.
     """
     named, files = tee(paths)
     short_side, batch_size = kept_short_side(config.largest_size), config.infer.batch_size
@@ -162,17 +162,17 @@ def decode_batches(paths: Iterable[Path], config: Config) -> Iterator[list[Resul
 
 
 def written(path: Path | str) -> str:
-    """A path as text that can be written even if it is not UTF-8."""
+    """A path as text that can be written even if the path is not UTF-8."""
     return str(path).encode(errors="backslashreplace").decode()
 
 
 def shown(path: Path) -> str:
-    """A path as one line without control characters for the terminal."""
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in written(path))
+    """A path as one line for the terminal, with control characters escaped."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in written(path))
 
 
 def write_table(predictions: Iterable[Prediction], file: TextIO, paths: Sequence[Path], top: int, kind: str) -> None:
-    """Writes a line for each image: its path, its best output with the prediction, then the runners-up."""
+    """Writes a line for each image: its path, the best output with its value, then the runners-up."""
     width = max(cell_len(shown(path)) for path in paths)
     what = {"classes": "class", "labels": "label", "number": "number"}[kind]
     order = ", most probable first" if top > 1 else ""
@@ -220,24 +220,24 @@ def report_files(
     form: str = "table",
     out: Path | None = None,
 ) -> None:
-    """Predicts files and folders and writes the results as they come.
+    """Predicts files and folders and writes the results as they arrive.
 
     Args:
         run: A run with these folds trained.
         config: The run's config.
-        folds: Which models.
+        folds: Which models to use.
         places: Image files and folders.
-        results: Where to, if there is no `out`.
-        top: How many classes to give for each image; no more than there are.
+        results: Where to write, if there is no `out`.
+        top: How many classes to write for each image, capped at the number of classes.
         form: One of `FORMATS`.
-        out: A file to write instead.
+        out: A file to write to instead.
 
     Raises:
-        UserError: If a place is missing, or a fold or `out` cannot be used, before anything is written; if an image
-            cannot be read, after all others are written.
+        UserError: If a place does not exist, or a fold or `out` cannot be used, before anything is written; if an image
+            cannot be read, after all others have been written.
     """
     if top < 1:
-        raise UserError(f"--top {top}: at least 1")
+        raise UserError(f"--top {top}: must be at least 1")
     if out:
         check_file(out)
     paths = find_images(places)
@@ -256,7 +256,7 @@ def report_files(
     else:
         FORMATS[form](predictions, results, paths, top, kind)
         results.flush()
-    raise_problems(bad, "Some images are not among the results, all others are")
+    raise_problems(bad, "Some images could not be predicted; all others are in the results")
 
 
 def _write_file(
@@ -268,7 +268,7 @@ def _write_file(
     top: int,
     kind: str,
 ) -> None:
-    """Writes the results; an older file of other content is kept under a number."""
+    """Writes the results; an existing file with different content is kept under a numbered name."""
     with temporary.open("w", encoding="utf-8", newline="") as file:
         FORMATS[form](predictions, file, paths, top, kind)
     keep_different(out, temporary)

@@ -1,4 +1,4 @@
-"""An ONNX file in 8-bit integers, for phones, and what that costs: measured on the rows that each fold held out."""
+"""Quantises an ONNX file to 8-bit integers, for phones, and measures the cost on the rows that each fold held out."""
 
 import logging
 import re
@@ -26,33 +26,32 @@ from scenes.runs import Run, fold_name, write_json
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-CALIBRATED_ON = 256  # training images, a quarter of them at most, on which the ranges of activations are measured
-# All else computes in float32, and so does the head.
+CALIBRATED_ON = 256  # training images, at most a quarter of them, that the activation ranges are measured on
+# Everything else computes in float32, including the head.
 LAYERS = ("Conv", "MatMul", "Gemm")
 OPERATORS = [*LAYERS, "Add"]
-BODY = re.compile(r"models\.\d+\.body")  # of a fold, in the scopes that torch's exporter records
+BODY = re.compile(r"models\.\d+\.body")  # a fold's body, in the scopes that torch's exporter records
 BATCH = 32
 
 
 def export_int8(run: Run, config: Config, folds: Sequence[int], file: Path, floats: "ModelProto") -> Path:
-    """Writes an ONNX file's network in 8-bit integers, and what that costs as JSON beside it.
+    """Writes an ONNX file's network in 8-bit integers, with the cost as JSON beside it.
 
-    Weights have a scale for each channel, activations one for each tensor, by the range they take on a sample of the
-    training images. Each fold's network in both files then predicts the rows that the fold held out, without those of
-    the sample.
+    Weights have a scale per channel, activations one per tensor, from their range on a sample of the training images.
+    Each fold's network in both files then predicts the rows that the fold held out, except those in the sample.
 
     Args:
         run: A run with these folds trained.
         config: The run's config.
-        folds: Which models.
-        file: What `export_onnx` wrote of them.
+        folds: Which models to use.
+        file: The file that `export_onnx` wrote of them.
         floats: The graph that it returned.
 
     Returns:
-        The file's path, NAME.int8.onnx.
+        The path of the new file, NAME.int8.onnx.
 
     Raises:
-        UserError: If the training data are not there, or are not those of the run.
+        UserError: If the training data are missing or are not those of the run.
     """
     import onnx
 
@@ -77,14 +76,14 @@ def export_int8(run: Run, config: Config, folds: Sequence[int], file: Path, floa
         cost = _cost(graphs, data, held_out, chosen_ensemble(run, config).decoding) | {"mib": mib, "ranges_from": count}
         write_json(out.with_suffix(".json"), cost)
     else:
-        say(f"what int8 costs is not measured: {', '.join(map(fold_name, folds))} held out no rows")
+        say(f"the cost of int8 is not measured: {', '.join(map(fold_name, folds))} held out no rows")
     return out
 
 
 def _cost(
     graphs: Mapping[str, "ModelProto"], data: Dataset, held_out: Mapping[int, np.ndarray], decoding: Decoding
 ) -> dict[str, Any]:
-    """Scores both graphs on the rows that each fold held out, and prints the paired change."""
+    """Scores both graphs on the rows that each fold held out and prints the paired difference."""
     metric, targets = data.metric, data.targets[np.concatenate(list(held_out.values()))]
     found = {name: _predict(graph, data.images, held_out) for name, graph in graphs.items()}
     decided = {name: decoding.apply(predictions) for name, (predictions, _) in found.items()}
@@ -94,42 +93,42 @@ def _cost(
     print_table(["held-out rows", "n", f"{metric.name} ± s.e.", "images per second here"], rows)
     gain, error = metric.gain(decided["float32"], decided["int8"], targets)
     verb = "gains" if gain > 0 else "costs"
-    say(f"int8 {verb} {abs(gain):.4f} ± {error:.4f} of {metric.name}")
+    say(f"int8 {verb} {abs(gain):.4f} ± {error:.4f} in {metric.name}")
     change = gain if metric.larger_is_better else -gain
     about = {"metric": metric.name, "n": len(targets), "change": change, "change_se": error}
     return about | {"scores": scores, "images_per_second": speeds}
 
 
 def _quantise(floats: "ModelProto", images: Images) -> "ModelProto":
-    """Quantises the bodies in a graph by the ranges they take on these images."""
+    """Quantises the bodies in a graph, given the ranges of their activations on these images."""
     import onnx
     from onnxruntime import quantization
 
     class Reader(quantization.CalibrationDataReader):
-        """The images, one after another: they may differ in size."""
+        """Yields the images one at a time, because they may differ in size."""
 
         def __init__(self) -> None:
             self.rows = iter(range(len(images)))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            """An input of the graph; None after the last one."""
+            """The next input of the graph; None after the last one."""
             row = next(self.rows, None)
             return None if row is None else {"images": np.asarray(images[row])[None]}
 
-    logging.disable(logging.WARNING)  # it advises a pre-processing that the exporter has done
+    logging.disable(logging.WARNING)  # it recommends preprocessing that the exporter has already done
     try:
         with tempfile.TemporaryDirectory() as scratch:
             file, out = Path(scratch, "floats.onnx"), Path(scratch, "int8.onnx")
-            onnx.save(floats, file)  # of a graph in memory, quantisation would change the weights
+            onnx.save(floats, file)  # given a graph in memory, quantisation would change its weights
             quantization.quantize_static(
                 file,
                 out,
                 Reader(),
                 per_channel=True,
-                reduce_range=True,  # weights of 7 bits: with 8, sums overflow on processors without VNNI
+                reduce_range=True,  # 7-bit weights: with 8 bits, sums overflow on processors without VNNI
                 op_types_to_quantize=OPERATORS,
                 nodes_to_quantize=_body_nodes(floats),
-                extra_options={"MatMulConstBOnly": True},  # attention multiplies activations, which lose too much
+                extra_options={"MatMulConstBOnly": True},  # attention's products of activations would lose too much
             )
             return onnx.load(out)
     finally:
@@ -137,7 +136,7 @@ def _quantise(floats: "ModelProto", images: Images) -> "ModelProto":
 
 
 def _body_nodes(graph: "ModelProto") -> list[str]:
-    """The names of the nodes in the folds' bodies, without each body's first and last layer, which lose the most."""
+    """The names of the nodes in the folds' bodies, except each body's first and last layer, which lose the most."""
     constants = {tensor.name for tensor in graph.graph.initializer}
     nodes, layers = [], defaultdict(list)
     for node in graph.graph.node:
@@ -152,10 +151,10 @@ def _body_nodes(graph: "ModelProto") -> list[str]:
 
 
 def _predict(graph: "ModelProto", images: Images, held_out: Mapping[int, np.ndarray]) -> tuple[np.ndarray, float]:
-    """Predicts the rows that each fold held out with the fold's own network.
+    """Predicts the rows that each fold held out, with the fold's own network.
 
     Returns:
-        float32, shape (n, outputs), fold after fold; and the seconds it took.
+        float32, shape (n, outputs), fold by fold; and the seconds it took.
     """
     import onnxruntime
 

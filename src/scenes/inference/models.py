@@ -1,4 +1,4 @@
-"""A run's trained folds, and how they become one prediction."""
+"""Loads a run's trained folds and the choices that combine them into one prediction."""
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -26,20 +26,20 @@ def load_folds(run: Run, config: Config, folds: Sequence[int], device: torch.dev
     Args:
         run: A run with these folds trained.
         config: The run's config.
-        folds: Which models.
-        device: Where to.
+        folds: Which models to load.
+        device: The device to load them to.
 
     Returns:
-        The networks in float32, channels last, in evaluation mode, batch norms fused.
+        The networks in float32, channels last, in evaluation mode, with fused batch norms.
 
     Raises:
-        UserError: If a fold's weights are damaged or of something else, the folds' outputs differ, the networks do not
-            take an image size, or the class names do not fit.
+        UserError: If a fold's weights are damaged or belong to something else, the folds' outputs differ, the networks
+            do not accept an image size, or the class names do not fit.
     """
     models = [load_classifier(run.weights_file(fold), config) for fold in folds]
     columns = models[0].task.columns
     if other := [fold_name(f) for f, model in zip(folds, models, strict=True) if model.task.columns != columns]:
-        raise UserError(f"{run.folder}: {', '.join(other)} was trained on other classes than {fold_name(folds[0])}")
+        raise UserError(f"{run.folder}: {', '.join(other)} was trained on different classes than {fold_name(folds[0])}")
     models = [model.to(device, memory_format=torch.channels_last).eval() for model in models]
     check_sizes(models[0], sizes_seen(config), "infer")
     for model, fold in zip(models, folds, strict=True):
@@ -50,10 +50,10 @@ def load_folds(run: Run, config: Config, folds: Sequence[int], device: torch.dev
 
 
 def check_sizes(model: Classifier, sizes: Iterable[int], setting: str) -> None:
-    """Finds image sizes, in pixels, that a network does not take.
+    """Checks that a network accepts image sizes, given in pixels.
 
     Raises:
-        UserError: If there is one; `setting` says where it is from.
+        UserError: If it does not; the message names `setting` as the source of the size.
     """
     model.eval()
     for size in sorted(set(sizes)):
@@ -61,11 +61,11 @@ def check_sizes(model: Classifier, sizes: Iterable[int], setting: str) -> None:
             with torch.inference_mode():
                 model(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=model.mean.device))
         except (AssertionError, RuntimeError) as error:
-            raise UserError(f"{setting}: {model.config.name} does not take {size} px: {error}") from None
+            raise UserError(f"{setting}: {model.config.name} does not accept {size} px: {error}") from None
 
 
 def fuse_bodies(models: Sequence[Classifier], image_size: int) -> None:
-    """Fuses the batch norms of networks that only predict from now on; a body that several share stays shared."""
+    """Fuses the batch norms of networks that will only predict; shared bodies stay shared."""
     for body in {model.body: None for model in models}:
         fused = fuse_batch_norms(body, image_size)
         for model in models:
@@ -74,26 +74,26 @@ def fuse_bodies(models: Sequence[Classifier], image_size: int) -> None:
 
 
 def run_task(run: Run, config: Config, folds: Sequence[int]) -> Task:
-    """Reads what a run predicts from its first fold's weights.
+    """Reads a run's task from the first fold's weights.
 
     Args:
         run: A run with these folds trained.
-        config: Its config; ``data.class_names`` replaces the names of its training.
+        config: Its config; ``data.class_names`` replaces the names used in training.
         folds: Which models.
 
     Raises:
-        UserError: If the weights are damaged or of something else, or the names do not fit.
+        UserError: If the weights are damaged or belong to something else, or the names do not fit.
     """
     return renamed(read_task(run.weights_file(folds[0])), config)
 
 
 class ChosenEnsemble(NamedTuple):
-    """How a run's folds become one prediction, as its out-of-fold rows chose it.
+    """How a run's folds are combined into one prediction, as chosen on its out-of-fold rows.
 
     Attributes:
-        views: What each image is seen under.
-        calibration: Of the mean over folds and views.
-        decoding: How what is calibrated becomes labels.
+        views: The views of each image.
+        calibration: Applied to the mean over folds and views.
+        decoding: How calibrated predictions become labels.
     """
 
     views: list[View]
@@ -106,20 +106,20 @@ class ChosenEnsemble(NamedTuple):
 
 
 def chosen_ensemble(run: Run, config: Config) -> ChosenEnsemble:
-    """Reads from metrics.json what the run's out-of-fold rows chose.
+    """Reads from metrics.json what was chosen on the run's out-of-fold rows.
 
     Args:
         run: A run.
-        config: Its config, perhaps with another ``infer.tta``.
+        config: Its config, possibly with another ``infer.tta``.
 
     Returns:
-        The views of ``infer.tta`` without those that made the score worse, the calibration and the decoding; before
-        any fold is scored all views, no calibration and the plain decoding.
+        The views of ``infer.tta`` without those that made the score worse, the calibration and the decoding; if no fold
+        is scored yet, all views, no calibration and the plain decoding.
     """
     chosen = read_json(run.metrics_file, "views") if run.metrics_file.exists() else {}
     scored = chosen.get("views", {})
     views = views_of(config)
-    if scored and config.infer.tta == "auto":  # those of the run, also if `auto` meant others when it was made
+    if scored and config.infer.tta == "auto":  # the run's own, even if `auto` meant others at the time
         known = {view.name: view for view in (*chain(*VIEWS.values()), *views)}
         if scored.keys() <= known.keys():
             views = [known[name] for name in scored]

@@ -7,11 +7,11 @@ import pandas as pd
 from scenes.console import UserError
 from scenes.runs import Run
 
-ABOUT = ["image_name", "label", "fold"]  # the columns before the outputs'
+ABOUT = ["image_name", "label", "fold"]  # the columns before those of the outputs
 
 
 def read_oof(run: Run) -> pd.DataFrame:
-    """Reads oof.csv: the columns of `ABOUT`, then one for each output; names and labels are text.
+    """Reads oof.csv: the columns of `ABOUT`, then one per output; names and labels are text.
 
     Raises:
         UserError: If it is missing or damaged.
@@ -22,5 +22,5 @@ def read_oof(run: Run) -> pd.DataFrame:
         # Set by position: pandas renames a class that has the name of another column.
         table.columns = [*ABOUT, *table.columns[len(ABOUT) :]]
         return table
-    except (FileNotFoundError, ValueError) as error:  # pandas' own are ValueErrors
+    except (FileNotFoundError, ValueError) as error:  # pandas raises ValueErrors
         raise UserError(f"{run.oof_file}: missing or damaged ({error}); run the train.py command again") from None

@@ -1,4 +1,4 @@
-"""The one path from images to predictions: validation, out-of-fold, test, single files and kernels call `predict`."""
+"""The one path from images to predictions, for validation, out-of-fold rows, test rows, single files and kernels."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -18,7 +18,7 @@ from scenes.model.prefetch import prefetched
 
 
 class NotFiniteError(UserError):
-    """Predictions that are NaN or infinite; `predictions` has all of them."""
+    """Some predictions are NaN or infinite; `predictions` holds all of them, also the finite ones."""
 
     def __init__(self, message: str, predictions: np.ndarray) -> None:
         super().__init__(message)
@@ -44,22 +44,22 @@ def predict(
     Args:
         models: On `device`; they are put into evaluation mode.
         images: The images.
-        rows: int, shape (n,): which of them, in the order wanted.
+        rows: int, shape (n,): which images, in this order.
         views: At least one.
         size: The models' image size in pixels.
         batch_size: Images at a time.
         device: Where the models are.
-        precision: ``fp32``, ``bf16`` or ``fp16``, the autocast type of the bodies; heads are always fp32.
+        precision: The autocast type of the bodies, ``fp32``, ``bf16`` or ``fp16``; heads are always fp32.
         workers: Loader processes, or ``auto``.
-        label: A name for the progress lines; empty for none.
-        names: Of all images, for error messages; by default their row numbers.
-        batches: The rows' batches, where a loader for them is at hand.
+        label: A label for the progress lines; empty for none.
+        names: The names of all images, for error messages; by default their row numbers.
+        batches: The rows' batches, if there is already a loader for them.
 
     Returns:
         float32, shape (models, views, n, outputs).
 
     Raises:
-        NotFiniteError: If a prediction is NaN or infinite; names the fold, the view and the image.
+        NotFiniteError: If a prediction is NaN or infinite; the message names the fold, the view and the image.
         UserError: If not even one image fits into memory.
     """
     for model in models:
@@ -74,7 +74,7 @@ def predict(
     done: list[Tensor] = []
     with torch.inference_mode(), autocast(device, precision):
         for batch in prefetched(batches, device):
-            # Channels stay last in memory, the layout convolutions are fastest in.
+            # Channels stay last in memory, the fastest layout for convolutions.
             inputs = [view.apply(batch.canvases[view.canvas(size)], size).permute(0, 3, 1, 2) for view in views]
             # From a GPU this copies to pinned memory while the next batch is computed.
             done.append(torch.stack([network(seen) for seen in inputs], 1).to("cpu", non_blocking=True))
@@ -96,7 +96,7 @@ def check_finite(
     names: Sequence[object] | None,
     precision: str,
 ) -> None:
-    """Checks predictions of shape (models, views, n, outputs); the arguments are those of `predict`.
+    """Checks predictions of shape (models, views, n, outputs); the other arguments are as in `predict`.
 
     Raises:
         NotFiniteError: As in `predict`.
@@ -127,7 +127,7 @@ def predict_as_configured(
     names: Sequence[object] | None = None,
     batches: Iterable[EvalBatch] | None = None,
 ) -> np.ndarray:
-    """Predicts with a run's image size, batch size, precision and workers; the rest is as in `predict`."""
+    """Predicts with a run's image size, batch size, precision and workers; otherwise as `predict`."""
     return predict(
         models,
         images,
@@ -145,10 +145,10 @@ def predict_as_configured(
 
 
 class SplitWhenOutOfMemory:
-    """Runs a network on batches, which it splits into ever smaller parts when memory runs out."""
+    """Runs a network on batches and splits them into smaller parts whenever memory runs out."""
 
     def __init__(self, network: Callable[[Tensor], Tensor], batch_axis: int = 0) -> None:
-        """Takes a function of images and the axis of its result along which they lie."""
+        """Takes a function of images, and the axis of its result that counts the images."""
         self.network, self.batch_axis, self.parts = network, batch_axis, 1
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -166,12 +166,12 @@ class SplitWhenOutOfMemory:
                     raise
                 if parts == len(images):
                     raise UserError(
-                        "not even one image fits into memory; lower image_size or take a smaller model"
+                        "not even one image fits into memory; lower image_size or use a smaller model"
                     ) from None
-            # Outside the except clause, because the error keeps the memory of what failed in use.
+            # Outside the except clause, because the error keeps the failed attempt's memory alive.
             self.parts = 2 * parts
             say(f"  out of memory while predicting: batches are split into {self.parts} parts")
-            torch.cuda.empty_cache()  # does nothing where no GPU is in use
+            torch.cuda.empty_cache()  # does nothing if no GPU is in use
 
 
 def _predict_batch(models: Sequence[Classifier], images: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ def _predict_batch(models: Sequence[Classifier], images: Tensor) -> Tensor:
 
 
 def share_bodies(models: Sequence[Classifier]) -> None:
-    """Lets models with equal bodies share one: the folds of a linear probe differ only in their heads."""
+    """Makes models with equal bodies share one, since the folds of a linear probe differ only in their heads."""
     kept: list[Classifier] = []
     for model in models:
         state = model.body.state_dict()
@@ -196,6 +196,6 @@ def share_bodies(models: Sequence[Classifier]) -> None:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast | nullcontext[None]:
-    """The context in which layers run in `precision`."""
+    """A context in which layers run in `precision`."""
     types = {"bf16": torch.bfloat16, "fp16": torch.float16}
     return torch.autocast(device.type, types[precision]) if precision in types else nullcontext()

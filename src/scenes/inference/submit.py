@@ -1,4 +1,4 @@
-"""From a trained run to a submission that Kaggle accepts, written whole or not at all."""
+"""Turns a trained run into a submission that Kaggle accepts, written atomically."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,9 +30,9 @@ def submit(run: Run, config: Config, folds: Sequence[int], out: Path | None = No
 
     Args:
         run: A run with these folds trained.
-        config: The run's config, perhaps with other data or views.
-        folds: Which models.
-        out: Where to; by default ``submissions/NAME.csv``. Beside it go the probabilities.
+        config: The run's config, possibly with other data or views.
+        folds: Which models to use.
+        out: The output file, by default ``submissions/NAME.csv``; the probabilities are written beside it.
 
     Returns:
         The submission's path.
@@ -41,9 +41,9 @@ def submit(run: Run, config: Config, folds: Sequence[int], out: Path | None = No
         UserError: If the test rows, an image, the sample submission or a fold's weights cannot be used.
     """
     out = out or SUBMISSIONS / f"{run.name}.csv"
-    check_folder(out.parent)  # known before the work, not after
+    check_folder(out.parent)  # fail before the work, not after it
     if out.is_dir():
-        raise UserError(f"{out}: is a folder; name a file in it, e.g. --out {out / run.name}.csv")
+        raise UserError(f"{out} is a folder; name a file in it, e.g. --out {out / run.name}.csv")
     inputs = read_inputs(config, run_task(run, config, folds))
     say(f"{out}: {inputs.form}")
     metric = competition_metric(config, inputs.form.task)
@@ -58,13 +58,13 @@ def submit(run: Run, config: Config, folds: Sequence[int], out: Path | None = No
 
 
 class Inputs(NamedTuple):
-    """All that is predicted.
+    """The inputs of a submission.
 
     Attributes:
         table: The test rows.
-        images: Those of their images that can be read.
-        bad: Why the others cannot, by row; only under ``infer.on_bad_image: prior``.
-        form: The submission's.
+        images: Their readable images.
+        bad: Why the other images cannot be read, by row; only with ``infer.on_bad_image: prior``.
+        form: The form of the submission.
     """
 
     table: Table
@@ -79,14 +79,14 @@ class Inputs(NamedTuple):
 
 
 def read_inputs(config: Config, task: Task) -> Inputs:
-    """Reads and checks all that is predicted.
+    """Reads and checks the inputs of a submission.
 
     Args:
         config: The run's config.
         task: What the run predicts.
 
     Raises:
-        UserError: With the list of all that is wrong.
+        UserError: With a list of everything that is wrong.
     """
     use_prior = config.infer.on_bad_image == "prior"
     table, problems = read_test(config.data, may_lack_images=use_prior)
@@ -109,7 +109,7 @@ def read_inputs(config: Config, task: Task) -> Inputs:
 
 
 def mean_prior(run: Run, folds: Sequence[int]) -> np.ndarray:
-    """The prediction for an image that cannot be read, such as the classes' shares: float32, shape (outputs,)."""
+    """The prediction for an unreadable image, such as the class frequencies: float32, shape (outputs,)."""
     return np.mean([read_prior(run.weights_file(fold)) for fold in folds], axis=0)
 
 
@@ -122,7 +122,7 @@ def make_tables(
         inputs: What was predicted.
         predictions: float32, shape (inputs.readable, outputs).
         decoding: How they become labels.
-        prior: float32, shape (outputs,): for the rows whose image cannot be read.
+        prior: float32, shape (outputs,): the prediction for rows whose image cannot be read.
 
     Returns:
         The submission; and the test rows' ids with a column for each output.
@@ -130,14 +130,14 @@ def make_tables(
     names, task = inputs.table.names, inputs.form.task
     if prior is not None:
         predictions = _with_prior(predictions, list(inputs.bad), prior)
-    # Side by side, not by name: a class may be called what the id column is called.
+    # Joined by position, not by name: a class may have the name of the id column.
     ids = pd.DataFrame({inputs.form.header[0]: names})
     by_output = pd.concat([ids, pd.DataFrame(predictions, columns=task.columns)], axis=1)
     return inputs.form.write(names, predictions, decoding), by_output
 
 
 def _with_prior(predicted: np.ndarray, bad: list[int], prior: np.ndarray) -> np.ndarray:
-    """Puts rows without a readable image among those predicted."""
+    """Inserts the prior for rows without a readable image."""
     filled = np.empty((len(predicted) + len(bad), len(prior)), predicted.dtype)
     filled[bad] = prior
     filled[np.setdiff1d(np.arange(len(filled)), bad)] = predicted
@@ -145,22 +145,22 @@ def _with_prior(predicted: np.ndarray, bad: list[int], prior: np.ndarray) -> np.
 
 
 def predict_folds(run: Run, config: Config, folds: Sequence[int], inputs: Inputs) -> np.ndarray:
-    """Predicts with all folds and views: their calibrated mean.
+    """Predicts the calibrated mean over all folds and views.
 
     Returns:
         float32, shape (inputs.readable, outputs).
 
     Raises:
-        UserError: If the folds' weights disagree on the classes, or a prediction is not finite.
+        UserError: If the folds were trained on different classes, or a prediction is not finite.
     """
     return chosen_ensemble(run, config).combine(predict_each(run, config, folds, inputs)[0])
 
 
 def predict_each(run: Run, config: Config, folds: Sequence[int], inputs: Inputs) -> tuple[np.ndarray, list[str]]:
-    """Predicts with each fold under each view; arguments and errors as `predict_folds`'.
+    """Predicts with each fold under each view; arguments and errors are those of `predict_folds`.
 
     Returns:
-        float32, shape (folds, views, inputs.readable, outputs); and what the outputs are.
+        float32, shape (folds, views, inputs.readable, outputs); and the labels of the outputs.
     """
     device = choose_device()
     models = load_folds(run, config, folds, device)
@@ -174,6 +174,6 @@ def predict_each(run: Run, config: Config, folds: Sequence[int], inputs: Inputs)
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Writes a CSV; an older one of other content is kept under a number."""
+    """Writes a CSV; an existing file with different content is kept under a numbered name."""
     write_result(path, table.to_csv(index=False, lineterminator="\n"))
     say(f"wrote {path} ({len(table)} rows)")

@@ -1,4 +1,4 @@
-"""Test-time views: the ways a network looks at an image, whose predictions are averaged."""
+"""Test-time views: the ways in which a network sees an image; their predictions are averaged."""
 
 from typing import NamedTuple
 
@@ -11,11 +11,11 @@ class View(NamedTuple):
     """One way to look at an image.
 
     Attributes:
-        name: For messages and files.
+        name: Its name in messages and files.
         scale: The image is resized to scale × size.
-        crop: Where in it the size × size crop lies, as (down, right) in 0 … 1; None takes the whole image.
-        flip: Whether it is mirrored left to right.
-        turns: By how many quarter turns it is then turned.
+        crop: The position of the size × size crop in it, as (down, right) in 0 … 1; None takes the whole image.
+        flip: Whether it is flipped left to right.
+        turns: The number of quarter turns after that.
     """
 
     name: str
@@ -58,13 +58,13 @@ VIEWS: dict[str, list[View]] = {
         *(View(f"hflip turned {90 * turns}", flip=True, turns=turns) for turns in (1, 2, 3)),
     ],
 }
-BY_SYMMETRY = {"none": "none", "mirror": "hflip", "all": "all"}  # what infer.tta: auto is
+BY_SYMMETRY = {"none": "none", "mirror": "hflip", "all": "all"}  # what infer.tta: auto means
 
 
 def views_of(config: Config) -> list[View]:
-    """The views of ``infer.tta``, as far as the competition's symmetry allows them.
+    """The views of ``infer.tta`` that the competition's symmetry allows.
 
-    With ``auto`` every other one is of the size of training, if predictions are made at another.
+    With ``auto``, if prediction uses another image size than training, every other view has the training size.
     """
     views = VIEWS[BY_SYMMETRY[config.symmetry] if config.infer.tta == "auto" else config.infer.tta]
     size, trained = config.predict_size, config.image_size
@@ -78,6 +78,6 @@ def views_of(config: Config) -> list[View]:
 
 
 def sizes_seen(config: Config) -> set[int]:
-    """The image sizes that networks see under the views of ``infer.tta``, in pixels."""
+    """The image sizes, in pixels, that networks see with the views of ``infer.tta``."""
     size = config.predict_size
     return {size if view.crop else view.canvas(size) for view in views_of(config)}

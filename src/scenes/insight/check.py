@@ -1,4 +1,4 @@
-"""Examines a competition's data before training: a summary on the terminal and a page with images."""
+"""Examines a competition's data before training: prints a summary and writes a page with images."""
 
 import os
 import shlex
@@ -26,13 +26,13 @@ GROUPS = "near_duplicates.csv"
 SHOWN = 12  # images in a gallery of extremes
 PAIRS_SHOWN = 36
 VALUES_SHOWN = 10
-BARS = 40  # more classes get no figure, only the table
+MAX_BARS = 40  # more classes get only the table and no figure
 AUGMENTED = 6
-ONE = {"classes": "class", "labels": "label", "number": "range"}
+SINGULAR = {"classes": "class", "labels": "label", "number": "range"}
 
 
 def check(config: Config, out: Path) -> None:
-    """Examines the data; bad rows are reported and the rest is examined all the same.
+    """Examines the data; bad rows are reported and the others are still examined.
 
     Args:
         config: The experiment.
@@ -44,7 +44,7 @@ def check(config: Config, out: Path) -> None:
     """
     check_file(out)
     for each in recipes_of(config):
-        compose(each.augment, each.image_size, each.symmetry)  # finds a wrong transform before the work, not after it
+        compose(each.augment, each.image_size, each.symmetry)  # find an invalid transform before the work, not after it
     if config.data.sample:
         from scenes.competition.sample import draw
 
@@ -62,7 +62,7 @@ def check(config: Config, out: Path) -> None:
         findings=findings,
         no_embeddings=found.no_embeddings,
         unreadable=[[str(side.table.file), *row] for side in data.sides for row in side.unreadable],
-        one=ONE[data.task.kind],
+        singular=SINGULAR[data.task.kind],
         classes=_classes(data),
         class_figure=_class_figure(data),
         files=[(column, _tally(data, found.looks[column])) for column in ("size", "mode", "format")],
@@ -82,15 +82,15 @@ def check(config: Config, out: Path) -> None:
 
 
 def _augment_name(config: Config) -> str:
-    """What to call a config's augmentation."""
+    """The name of a config's augmentation."""
     name = config.augment if isinstance(config.augment, str) else "custom"
     return name if config.recipe == "auto" else f"{name} (recipe {config.recipe})"
 
 
 def _write_groups(found: Survey, path: Path) -> Path | None:
-    """Writes the groups of near duplicates among the training images, if any; a different older file is renamed."""
+    """Writes the groups of near duplicates among the training images, if any; a different old file is renamed."""
     pairs = found.pairs[found.pairs["side"] == SIDES[0]]
-    if pairs["exact"].all():  # training finds identical images by itself
+    if pairs["exact"].all():  # training finds identical images on its own
         return None
     table = found.data.train.table
     groups = group_pairs(pairs, len(table))
@@ -109,16 +109,16 @@ def _class_figure(data: Readable) -> Markup | str:
     if data.task.kind == "number":
         return figures.histogram(data.targets, "Training images", data.task.names[0])
     names, counts = [name for name, _ in data.groups], [len(rows) for _, rows in data.groups]
-    if len(names) > BARS:
+    if len(names) > MAX_BARS:
         return ""
-    figure, axes = page.figure(height=0.8 + 0.22 * len(names), title=f"Training images by {ONE[data.task.kind]}")
+    figure, axes = page.figure(height=0.8 + 0.22 * len(names), title=f"Training images by {SINGULAR[data.task.kind]}")
     axes.barh(names[::-1], counts[::-1])
     axes.grid(visible=False, axis="y")
     return page.svg(figure)
 
 
 def _tally(data: Readable, values: pd.Series) -> list[list[object]]:
-    """Counts each value in train and in test; of many values, the most frequent."""
+    """Counts each value in train and test; with many values, only the most frequent are listed."""
     train, test = Counter(values[: len(data.train)]), Counter(values[len(data.train) :])
     common = [value for value, _ in (train + test).most_common()]
     shown = [[value, f"{train[value]:,}", f"{test[value]:,}"] for value in common[:VALUES_SHOWN]]
@@ -135,7 +135,7 @@ def _pairs(found: Survey) -> list[tuple[str, list[Shown]]]:
         chosen = found.pairs[found.pairs["side"] == side]
         exact = int(chosen["exact"].sum())
         shown = f"; {PAIRS_SHOWN} are shown" if len(chosen) > PAIRS_SHOWN else ""
-        title = f"{side.capitalize()}: {exact:,} identical, {len(chosen) - exact:,} nearly{shown}"
+        title = f"{side.capitalize()}: {exact:,} identical, {len(chosen) - exact:,} nearly identical{shown}"
         if len(chosen):
             galleries.append((title, _pair_gallery(found.data, chosen)))
     return galleries
@@ -160,7 +160,7 @@ def _extremes(found: Survey) -> list[tuple[str, list[Shown]]]:
 
 
 def _shifted(found: Survey) -> list[tuple[str, list[Shown]]]:
-    """If train and test differ: the images of each that are most clearly taken for test images."""
+    """If train and test differ: the images of each that look most like test images."""
     if not found.shift or found.shift.auc <= SLIGHT:
         return []
     by_likeness = pd.Series(found.shift.likeness, found.shift.rows).sort_values(ascending=False)

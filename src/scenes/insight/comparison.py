@@ -1,4 +1,4 @@
-"""Compares runs: scores with paired differences, which are more precise than two separate scores, and curves."""
+"""Compares runs: scores with paired differences, which are more precise than separate scores, and curves."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from scenes.runs import FULL, Run, fold_name
 
 
 def compare(runs: Sequence[Run], path: Path, overrides: Sequence[str] = ()) -> Path:
-    """Writes a page that compares runs to the first one, on the images that all of them predicted.
+    """Writes a page that compares runs with the first one, on the images that all of them predicted.
 
     Args:
         runs: Two or more runs of the same competition, with scored folds.
@@ -29,12 +29,12 @@ def compare(runs: Sequence[Run], path: Path, overrides: Sequence[str] = ()) -> P
     check_file(path)
     names = [run.name for run in runs]
     if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise UserError(f"the run {repeated[0]} is given twice; name different runs")
+        raise UserError(f"the run {repeated[0]} is given twice; name each run once")
     held, histories = {}, {}
     for run in runs:
         config, metrics = run.load_config(list(overrides)), read_metrics(run)
         if metrics is None:
-            raise UserError(f"{run.folder}: has no scored fold to compare; train a fold other than --folds full")
+            raise UserError(f"{run.folder} has no scored fold to compare; train a fold other than --folds full")
         held[run.name] = read_held_out(run, config, metrics)
         histories[run.name] = mean_history(read_histories(run, config.data.folds))
     rows = _common_rows(held)
@@ -50,30 +50,30 @@ def compare(runs: Sequence[Run], path: Path, overrides: Sequence[str] = ()) -> P
 
 
 def mean_history(histories: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Averages the histories of a run's folds by epoch, without the model trained on all rows."""
+    """Averages the histories of a run's folds by epoch, except that of the model trained on all rows."""
     folds = [history for name, history in histories.items() if name != fold_name(FULL)]
     joined = pd.concat(folds) if folds else pd.DataFrame({"epoch": [], "steps": []})
     return joined.groupby("epoch").mean(numeric_only=True).reset_index()
 
 
 def _common_rows(held: Mapping[str, HeldOut]) -> dict[str, np.ndarray]:
-    """The positions, in each run, of the images that all runs have under the same label, in the same order."""
+    """The positions, in each run, of the images that all runs have with the same label, in the same order."""
     first, *others = held
     for name in others:
         if (held[name].task.kind, held[name].task.columns) != (held[first].task.kind, held[first].task.columns):
-            raise UserError(f"{name} was trained on other classes than {first}; compare runs with the same classes")
+            raise UserError(f"{name} was trained on different classes than {first}; compare runs with the same classes")
     places = {
         name: {key: row for row, key in enumerate(zip(one.names, one.task.as_texts(one.targets), strict=True))}
         for name, one in held.items()
     }
     common = [key for key in places[first] if all(key in places[name] for name in others)]
     if not common:
-        raise UserError(f"{', '.join(held)}: have no image with the same label in common")
+        raise UserError(f"{', '.join(held)} have no image with the same label in common")
     return {name: np.array([places[name][key] for key in common]) for name in held}
 
 
 def _scores(held: Mapping[str, HeldOut], rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """A row per run: its scores, and their paired differences to the first run's."""
+    """A row per run: its scores and their paired differences from the first run's."""
     first = next(iter(held))
     targets = held[first].targets[rows[first]]
     decided = {name: one.decoding.apply(one.predictions)[rows[name]] for name, one in held.items()}

@@ -1,4 +1,4 @@
-"""A page on which to try a run: predictions, Grad-CAM and the nearest training images of any image."""
+"""A page for trying out a run: predictions, Grad-CAM and the nearest training images for any image."""
 
 import os
 import shutil
@@ -40,9 +40,9 @@ class Demo:
     """A run that is ready to explain images.
 
     Attributes:
-        name: What the run was called in training; the folder of a space has another name.
+        name: The run's name in training; in a Space, the folder's name differs.
         config: Its config.
-        task: What it predicts, under the names for people.
+        task: What it predicts, with readable names.
         models: The networks, on one device.
         chosen: How their predictions are combined.
         layer: The first network's last spatial layer, for Grad-CAM; None if there is none.
@@ -61,7 +61,7 @@ class Demo:
         """Predicts and explains one image file.
 
         Returns:
-            What demo.html shows of it; of an unreadable file its name and what is wrong with it.
+            What demo.html shows; for an unreadable file, its name and the problem.
         """
         size = self.config.predict_size
         try:
@@ -87,7 +87,7 @@ class Demo:
         return shown
 
     def _describe(self, values: np.ndarray, decisions: np.ndarray) -> dict[str, Any]:
-        """The prediction in words, and the bars below it: (name, probability)."""
+        """The prediction in words and its bars: (name, probability)."""
         task = self.task
         if task.kind == "number":
             return {"answer": f"{task.names[0]}: {decisions[0]:.4g}", "bars": []}
@@ -104,7 +104,7 @@ class Demo:
 
 
 def load_demo(run: Run, config: Config, folds: Sequence[int]) -> Demo:
-    """Loads a run's networks and, if its training images are there, what to compare images with.
+    """Loads a run's networks and, if its training images are available, the neighbours to compare images with.
 
     Raises:
         UserError: If a fold's weights cannot be used.
@@ -117,18 +117,18 @@ def load_demo(run: Run, config: Config, folds: Sequence[int]) -> Demo:
 
 
 def _neighbours(run: Run, config: Config, model: Classifier, task: Task) -> Neighbours | None:
-    """The training images that a space has with it, or those of the run's data."""
+    """The training images that were saved with a Space, or those of the run's data."""
     if (kept := load_neighbours(run.folder)) is not None:
         return kept
     try:
         return find_neighbours(model, config, reopen_dataset(run, config), task)
     except UserError as error:
-        say(f"without the nearest training images: {error}")
+        say(f"nearest training images are not shown: {error}")
         return None
 
 
 def serve(demo: Demo, host: str, port: int) -> None:
-    """Serves the page until it is interrupted.
+    """Serves the page until interrupted.
 
     Raises:
         UserError: If Gradio is not installed, or the port is taken.
@@ -139,7 +139,7 @@ def serve(demo: Demo, host: str, port: int) -> None:
 
     import gradio
 
-    theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # none from the internet
+    theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # no web fonts
     with gradio.Blocks(title=demo.name, analytics_enabled=False) as blocks:
         gradio.Markdown(f"# {demo.name}\n{demo.config.model.name}, {demo.config.predict_size} px")
         files = gradio.File(file_count="multiple", file_types=["image"], label="Images")
@@ -168,10 +168,10 @@ def export_space(run: Run, config: Config, folds: Sequence[int], out: Path) -> N
     """Writes the files of a Hugging Face Space: the app, the run, the code, thumbnails of training images.
 
     Raises:
-        UserError: If `out` has files in it, or a fold's weights cannot be used.
+        UserError: If `out` is not empty, or a fold's weights cannot be used.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: already exists; name a new or an empty folder")
+        raise UserError(f"{out}: already exists; name a new or empty folder")
     demo = load_demo(run, config, folds)
     kept = Run(out / "run")
     write_text(kept.config_file, dump(portable(config)))
@@ -186,7 +186,7 @@ def export_space(run: Run, config: Config, folds: Sequence[int], out: Path) -> N
         kept.fold_oof_file(fold).touch()  # marks the fold as trained
     if demo.neighbours:
         save_neighbours(demo.neighbours, kept.folder)
-        say(f"{kept.folder} holds small training images with their labels: publish them if the competition lets you")
+        say(f"{kept.folder} holds small training images with their labels: publish them only if the rules allow it")
     package = ROOT / "src/scenes"
     shutil.copytree(package, out / "scenes", ignore=shutil.ignore_patterns("__pycache__"))
     write_text(out / "app.py", APP)
@@ -195,7 +195,7 @@ def export_space(run: Run, config: Config, folds: Sequence[int], out: Path) -> N
 
 
 def _requirements() -> str:
-    """The project's pins, less pretrained weights, and Gradio."""
+    """The project's pinned packages, without pretrained weights, plus Gradio."""
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     pins = [line.partition("#")[0].strip() for line in lines]
     kept = [pin for pin in pins if pin and "pytorch-model" not in pin]
@@ -203,10 +203,10 @@ def _requirements() -> str:
 
 
 def _read_me(demo: Demo) -> str:
-    """The card of a Space: settings that Hugging Face reads, and a line about the model."""
+    """The card of a Space: settings for Hugging Face, and a line about the model."""
     return (
         f"---\ntitle: {demo.name}\nsdk: gradio\nsdk_version: {GRADIO.partition('==')[2]}\napp_file: app.py\n"
         'python_version: "3.12"\n---\n\n'
-        f"Drop an image in to see what {demo.config.model.name} predicts ({demo.task.kind}: "
+        f"Drop in an image to see what {demo.config.model.name} predicts ({demo.task.kind}: "
         f"{', '.join(demo.task.names[:20])}), which parts of the image decide it, and the nearest training images.\n"
     )

@@ -1,4 +1,4 @@
-"""Duplicate images: identical ones by their pixels, near duplicates by perceptual hash and embedding."""
+"""Finds duplicate images: identical ones by their pixels, near duplicates by perceptual hash and embedding."""
 
 import cv2
 import numpy as np
@@ -8,11 +8,11 @@ import torch
 from scenes.data.folds import connected_rows
 
 HASH_BITS = 63
-CHUNK = 512  # rows compared with all others at a time
+CHUNK = 512  # rows compared with all others at once
 NEIGHBOURS = 20  # per row: enough to link a series of any length, and at most 20 n pairs
 # Thresholds for near duplicates, chosen by looking at pairs of 7,997 Intel scenes, with EfficientNet-Lite0's features.
-# Hashes at most 4 bits apart: all 27 pairs show the same scene. 6 to 12 bits: so do all 21 pairs with a cosine of at
-# least 0.7; the next has 0.67. Any hash: so do all 20 pairs with at least 0.9; the next has 0.87.
+# All 27 pairs whose hashes differ by at most 4 bits show the same scene; so do all 21 pairs with 6 to 12 bits and a
+# cosine of at least 0.7 (the next has 0.67), and all 20 pairs with any hash and at least 0.9 (the next has 0.87).
 SAME_HASH = 4
 ALIKE_HASH, ALIKE_COSINE = 12, 0.7
 SAME_COSINE = 0.93
@@ -25,7 +25,7 @@ def perceptual_hash(image: np.ndarray) -> np.ndarray:
         image: RGB, uint8, shape (h, w, 3).
 
     Returns:
-        float32, shape (63,), a unit vector: two hashes that differ in d bits have the cosine 1 - 2 d / 63.
+        float32, shape (63,), a unit vector: the cosine of two hashes that differ in d bits is 1 - 2 d / 63.
     """
     gray = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (32, 32), interpolation=cv2.INTER_AREA)
     low = cv2.dct(gray.astype(np.float32))[:8, :8].ravel()[1:]  # without the mean brightness
@@ -40,12 +40,12 @@ def find_pairs(
     Args:
         pixel_hashes: (n,) strings, equal for identical images.
         hashes: float32, shape (n, 63), see `perceptual_hash`.
-        embeddings: float32, shape (n, f); or None, and then only very similar hashes count.
+        embeddings: float32, shape (n, f); if None, only very similar hashes count.
         device: Where to compute.
 
     Returns:
-        Columns ``first`` < ``second`` (rows), ``exact``, and ``likeness`` in [0, 1], in descending order. Each copy is
-        paired with the first one only, and so is a near duplicate of several copies.
+        The columns ``first`` < ``second`` (rows), ``exact``, and ``likeness`` in [0, 1], in descending order. Each copy
+        is paired only with the first one, and so is a near duplicate of several copies.
     """
     _, places, inverse = np.unique(pixel_hashes, return_index=True, return_inverse=True)
     original = places[inverse]
@@ -73,7 +73,7 @@ def _near(
 
 
 def _cosine(bits: int) -> float:
-    """The cosine of two hashes that differ in this many bits, less a margin for rounding."""
+    """The cosine of two hashes that differ in this many bits, minus a margin for rounding."""
     return 1 - 2 * (bits + 0.5) / HASH_BITS
 
 
@@ -90,7 +90,7 @@ def neighbours(units: np.ndarray, least: float, device: torch.device) -> tuple[n
         device: Where to compute.
 
     Returns:
-        First and second rows, int64, first < second; at most the 20 nearest of each first row.
+        The first and second rows, int64, first < second; at most the 20 nearest of each first row.
     """
     vectors = torch.from_numpy(units).to(device)
     first, second = [], []
@@ -104,14 +104,14 @@ def neighbours(units: np.ndarray, least: float, device: torch.device) -> tuple[n
 
 
 def group_pairs(pairs: pd.DataFrame, count: int) -> np.ndarray:
-    """Groups rows that are connected by pairs, directly or through others.
+    """Groups rows that are connected by pairs, directly or indirectly.
 
     Args:
-        pairs: From `find_pairs`, of the first `count` rows only.
+        pairs: From `find_pairs`, only among the first `count` rows.
         count: The number of rows.
 
     Returns:
-        int64, shape (count,): group numbers from 1; 0 for a row in no pair.
+        int64, shape (count,): group numbers from 1; 0 for a row that is in no pair.
     """
     labels = connected_rows(pairs["first"].to_numpy(), pairs["second"].to_numpy(), count)
     is_single = np.bincount(labels)[labels] == 1

@@ -8,12 +8,12 @@ from scenes.competition.scores import confusion, label_scores
 from scenes.insight import figures
 from scenes.insight.results import HeldOut
 
-LARGE_MATRIX = 16  # classes; the numbers of more would not fit a phone
-PAIRS = 100  # that are listed
+LARGE_MATRIX = 16  # classes; with more, the numbers would not fit on a phone
+PAIRS = 100  # how many to list
 
 
 def of_classes(held: HeldOut) -> dict[str, Any]:
-    """Scores by class, the confusion matrix without its zeros, and the pairs of classes that are confused most."""
+    """Scores by class, the confusion matrix without its zeros, and the most confused pairs of classes."""
     names = held.task.names
     count = len(names)
     true, given = (np.bincount(each, minlength=count) for each in (held.targets, held.decided))
@@ -23,7 +23,7 @@ def of_classes(held: HeldOut) -> dict[str, Any]:
         [name, int(true[at]), *(f"{ratio[at]:.3f}" for ratio in ratios)] for at, name in enumerate(names)
     ]
     if count > LARGE_MATRIX:
-        by_class.sort(key=lambda row: (float(row[-1]), row[0]))  # the worst first
+        by_class.sort(key=lambda row: (float(row[-1]), row[0]))  # worst first
     at, counts = confusion(held.decided, held.targets)
     cells = [
         (truth, guess, rows, rows / int(true[truth]))
@@ -55,7 +55,7 @@ def _confused_pairs(cells: list[tuple[int, int, int, float]], names: list[str]) 
 
 
 def of_labels(held: HeldOut) -> dict[str, Any]:
-    """Scores by label under the thresholds in use, and which labels are missed or added together."""
+    """Scores by label with the thresholds in use, and which labels are missed or added together."""
     names, decided, targets = held.task.names, held.decided, held.targets
     thresholds = held.decoding.values if held.decoding.rule == "labels" else [0.5]
     thresholds = list(np.broadcast_to(thresholds, len(names)))
@@ -68,7 +68,7 @@ def of_labels(held: HeldOut) -> dict[str, Any]:
         auc = "" if one["auc"] is None else f"{one['auc']:.3f}"
         rows.append([name, int(true.sum()), auc, f"{f1:.3f}", f"{thresholds[at]:.2f}", misses, extras])
     if len(names) > LARGE_MATRIX:
-        rows.sort(key=lambda row: (float(row[3]), row[0]))  # the worst first
+        rows.sort(key=lambda row: (float(row[3]), row[0]))  # worst first
     missed, added = (targets > decided).astype(np.int64), (decided > targets).astype(np.int64)
     together: list[list[Any]] = []
     for kind, table in (
@@ -91,7 +91,7 @@ def of_labels(held: HeldOut) -> dict[str, Any]:
 
 
 def of_numbers(held: HeldOut) -> dict[str, Any]:
-    """Predicted against true numbers, and the errors along the true ones."""
+    """Predicted against true numbers, and the errors by true value."""
     predicted = held.predictions[:, 0].astype(np.float64)
     residuals = predicted - held.targets
     name = held.task.names[0]

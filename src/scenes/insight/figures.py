@@ -1,4 +1,4 @@
-"""The figures of the pages: curves by epoch and calibration."""
+"""The figures of the pages: curves by epoch, reliability, scatter plots and histograms."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -11,8 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from scenes.insight import page
 
 BINS = 10
-MAX_POINTS = 2000  # of a scatter plot
-MANY = 10  # more lines than this get no legend
+MAX_POINTS = 2000  # in a scatter plot
+MANY = 10  # no legend for more lines than this
 CURVES = {
     "train_loss": "Training loss",
     "val_loss": "Held-out loss",
@@ -28,7 +28,7 @@ def curves(histories: Mapping[str, pd.DataFrame]) -> list[Markup]:
         histories: Folds, or runs, by name; the columns are `epoch`, `steps`, any of CURVES and ``val_METRIC``.
 
     Returns:
-        The figures; a column with fewer than two epochs in every history gets none.
+        The figures; none for columns with fewer than two epochs in every history.
     """
     drawn: list[Markup] = []
     scores = [name for history in histories.values() for name in map(str, history) if name.startswith("val_")]
@@ -80,21 +80,21 @@ class Bin(NamedTuple):
     error: float
 
 
-def bin_confidence(confidence: np.ndarray, came_true: np.ndarray) -> list[Bin]:
+def bin_confidence(confidence: np.ndarray, is_correct: np.ndarray) -> list[Bin]:
     """Compares probabilities with frequencies (Guo et al. 2017, arXiv:1706.04599).
 
     Args:
         confidence: float, shape (n,), in 0 … 1.
-        came_true: float, shape (n,): 1 where the prediction is correct, else 0.
+        is_correct: float, shape (n,): 1 where the prediction is correct, else 0.
 
     Returns:
-        The bins of equal width that are not empty.
+        The non-empty bins, all of equal width.
     """
     places = np.minimum((confidence.astype(np.float64) * BINS).astype(int), BINS - 1)
     bins = []
     for place in np.unique(places):
         chosen = places == place
-        n, share = int(chosen.sum()), float(came_true[chosen].mean(dtype=np.float64))
+        n, share = int(chosen.sum()), float(is_correct[chosen].mean(dtype=np.float64))
         error = float(np.sqrt(share * (1 - share) / n))
         mean = float(confidence[chosen].mean(dtype=np.float64))
         bins.append(Bin(place / BINS, (place + 1) / BINS, n, mean, share, error))
@@ -102,7 +102,7 @@ def bin_confidence(confidence: np.ndarray, came_true: np.ndarray) -> list[Bin]:
 
 
 def reliability(binned: Mapping[str, Sequence[Bin]]) -> Markup:
-    """Draws frequency over probability, a line for each name; on the diagonal they are equal."""
+    """Plots frequency against probability, a line for each name; on the diagonal they are equal."""
     figure, axes = page.figure(title="Reliability")
     axes.plot([0, 1], [0, 1], color="#888888", linewidth=1, linestyle="--")
     for name, bins in binned.items():
@@ -116,7 +116,7 @@ def reliability(binned: Mapping[str, Sequence[Bin]]) -> Markup:
 
 
 def scatter(true: np.ndarray, predicted: np.ndarray, name: str) -> Markup:
-    """Draws predicted over true numbers; of very many, a sample."""
+    """Plots predicted against true numbers, or a sample of them if there are very many."""
     shown = np.random.default_rng(0).permutation(len(true))[:MAX_POINTS]
     figure, axes = page.figure(title=f"{name}: predicted and true")
     low, high = float(min(true.min(), predicted.min())), float(max(true.max(), predicted.max()))
@@ -127,7 +127,7 @@ def scatter(true: np.ndarray, predicted: np.ndarray, name: str) -> Markup:
 
 
 def histogram(values: np.ndarray, title: str, label: str) -> Markup:
-    """Draws how often which values occur."""
+    """Plots how often values occur."""
     figure, axes = page.figure(title=title)
     axes.hist(values, bins=min(40, max(10, round(len(values) ** 0.5))))
     axes.grid(visible=False, axis="x")

@@ -1,4 +1,4 @@
-"""The findings of a survey as sentences, each with its remedy."""
+"""Describes the findings of a survey in sentences, with remedies."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from scenes.insight.shift import MIN_ROWS
 from scenes.insight.survey import SIDES, Survey
 
 EXAMPLES = 3
-UNBALANCED = 10  # ratio of the largest class to the smallest
+UNBALANCED = 10  # ratio of the largest to the smallest class
 
 
 class Finding(NamedTuple):
@@ -28,7 +28,7 @@ def find(survey: Survey, groups_remedy: str) -> list[Finding]:
 
     Args:
         survey: The survey.
-        groups_remedy: What to do about near duplicates among the training images.
+        groups_remedy: The remedy for near duplicates among the training images.
     """
     return [
         *_rows(survey),
@@ -60,7 +60,7 @@ def _rows(survey: Survey) -> Iterator[Finding]:
 def _unreadable(survey: Survey) -> Iterator[Finding]:
     remedies = (
         "data.on_bad_image=skip trains without them; or name them in data.drop",
-        "infer.on_bad_image=prior predicts the class frequencies for them",
+        "infer.on_bad_image=prior predicts class frequencies for them",
     )
     for side, remedy in zip(survey.data.sides, remedies, strict=False):
         if side.unreadable:

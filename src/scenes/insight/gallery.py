@@ -1,4 +1,4 @@
-"""Images as the pages show them: thumbnails with captions, side by side, beside heat maps, under augmentation."""
+"""Images for the pages: thumbnails with captions, pairs, heat maps, augmented versions."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -19,7 +19,7 @@ from scenes.insight.results import HeldOut
 from scenes.insight.saliency import overlay
 from scenes.randomness import key
 
-SMALL, LARGE = 320, 1000  # pixels of the longer side
+SMALL, LARGE = 320, 1000  # the longer side in pixels
 TOP = 3  # classes, or labels, in a caption
 IMAGES_PER_CLASS, IMAGES_IN_ALL = 24, 480  # on the contact sheets
 DRAWS = 7  # augmented versions of an image
@@ -33,7 +33,7 @@ Shown = dict[str, str | Markup | None]
 
 
 def read_images(config: Config, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Decodes training images by name: RGB, uint8; images that are no longer there are left out."""
+    """Decodes training images by name: RGB, uint8; missing and unreadable images are left out."""
     try:
         table, _ = read_train_rows(config.data)
     except UserError:
@@ -54,9 +54,9 @@ def held_out(
 
     Args:
         held: The held-out rows.
-        rows: Which of them, in this order; rows without an image are left out.
-        images: By name.
-        maps: Heat maps by row; a row may have none.
+        rows: Which rows, in this order; rows without an image are left out.
+        images: The images by name.
+        maps: Heat maps by row; not every row needs one.
     """
     shown: list[Shown] = []
     for row in rows:
@@ -100,7 +100,7 @@ def _named(held: HeldOut, decided: np.ndarray) -> str:
 
 
 def rows(data: Readable, chosen: Iterable[int], notes: Iterable[str]) -> list[Shown]:
-    """Shows rows, each with its label, a note and its name."""
+    """Shows rows with their label, a note and their name."""
     return [
         {
             "src": page.thumbnail(data.image(row), SMALL),
@@ -124,7 +124,7 @@ def pairs(data: Readable, chosen: Iterable[tuple[int, int]], notes: Iterable[str
 
 
 def beside(images: Sequence[np.ndarray], height: int) -> np.ndarray:
-    """Joins RGB uint8 images into one row of at most this height in pixels, with a gap between them."""
+    """Joins RGB uint8 images side by side, with gaps, at most `height` pixels high."""
     height = min(height, max(image.shape[0] for image in images))
     parts: list[np.ndarray] = []
     for image in images:
@@ -135,7 +135,7 @@ def beside(images: Sequence[np.ndarray], height: int) -> np.ndarray:
 
 
 def contact_sheets(data: Readable, seed: int) -> list[tuple[str, list[Shown]]]:
-    """Draws a few images of each class, label or range: (its name, images); of very many, the first ones only."""
+    """Samples a few images of each class, label or range: (its name, images); if very many, only of the first ones."""
     count = max(1, min(IMAGES_PER_CLASS, IMAGES_IN_ALL // len(data.groups)))
     sheets = []
     for at, (name, members) in enumerate(data.groups[:IMAGES_IN_ALL]):
@@ -145,10 +145,10 @@ def contact_sheets(data: Readable, seed: int) -> list[tuple[str, list[Shown]]]:
 
 
 def augmentations(data: Readable, config: Config, count: int) -> list[dict[str, str]]:
-    """Shows what fold 0 sees of a few images in its first epochs, each beside the original.
+    """Shows how fold 0 sees a few images in its first epochs, each beside the original.
 
     Raises:
-        UserError: If a transform of the user's own list fails on an image.
+        UserError: If a transform from the user's list fails on an image.
     """
     augmented = AugmentedImages(
         data.train.images, config.augment, config.image_size, config.seed, 0, symmetry=config.symmetry

@@ -1,4 +1,4 @@
-"""The training images nearest to an image, by the features of a run's network."""
+"""Finds the training images nearest to an image, by the features of a run's network."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,9 @@ from scenes.randomness import key
 from scenes.training.features import body_features
 
 FILE = "neighbours.npz"
-MOST = 5000  # training images; of more, a sample
+MOST = 5000  # training images; if there are more, a sample
 NEAREST = 6
-SIDE = 160  # pixels of a thumbnail
+SIDE = 160  # pixels, of a thumbnail
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Neighbours:
 
     Attributes:
         mean: float32, shape (f,): the mean of their features.
-        units: float32, shape (n, f): their features less the mean, as unit vectors.
+        units: float32, shape (n, f): their features minus the mean, as unit vectors.
         captions: Their labels and names.
         thumbnails: JPEG data URIs.
     """
@@ -44,7 +44,7 @@ class Neighbours:
             features: float32, shape (f,).
 
         Returns:
-            For each ``src`` and ``caption``, the most similar first.
+            ``src`` and ``caption`` of each, most similar first.
         """
         cosines = self.units @ _units((features - self.mean)[None])[0]
         best = np.argsort(-cosines, kind="stable")[:NEAREST]
@@ -58,13 +58,13 @@ def _units(vectors: np.ndarray) -> np.ndarray:
 
 
 def find_neighbours(model: Classifier, config: Config, data: Dataset, task: Task) -> Neighbours:
-    """Computes the features of a run's training images, of very many those of a sample.
+    """Computes the features of a run's training images, or of a sample if there are very many.
 
     Args:
         model: One of the run's networks.
         config: The run's config.
         data: Its training data.
-        task: What it predicts, under the names for people.
+        task: What it predicts, with readable names.
     """
     count = len(data.table)
     chosen = np.sort(np.random.default_rng(key("neighbours", config.seed)).permutation(count)[:MOST]).tolist()
@@ -83,7 +83,7 @@ def find_neighbours(model: Classifier, config: Config, data: Dataset, task: Task
 
 
 def save_neighbours(neighbours: Neighbours, folder: Path) -> None:
-    """Writes them into a run's folder, from where they are read without the training images."""
+    """Writes them into a run's folder, to be read without the training images."""
 
     def write(file: Path) -> None:
         with file.open("wb") as opened:
@@ -99,7 +99,7 @@ def save_neighbours(neighbours: Neighbours, folder: Path) -> None:
 
 
 def load_neighbours(folder: Path) -> Neighbours | None:
-    """Reads what `save_neighbours` wrote; None if there is nothing."""
+    """Reads what `save_neighbours` wrote; None if there is no such file."""
     if not (folder / FILE).exists():
         return None
     with np.load(folder / FILE, allow_pickle=False) as file:

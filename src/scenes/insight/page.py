@@ -1,4 +1,4 @@
-"""Self-contained HTML pages, light and dark, that open without a server and fit a phone."""
+"""Self-contained HTML pages, light and dark, that open without a server and fit on a phone."""
 
 import base64
 import io
@@ -21,19 +21,19 @@ from scenes.console import say
 from scenes.files import check_file, keep_old, write_text
 
 TEMPLATES = Path(__file__).with_name("templates")
-# Okabe and Ito's colour-blind safe colours; the first ones are legible on white and on black.
+# Okabe and Ito's colour-blind-safe colours; the first ones are legible on both white and black.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 JPEG_QUALITY = 85
-GENERATOR = b'<meta name="generator" content="scenes">'  # in every page, so that other files are recognised
+GENERATOR = b'<meta name="generator" content="scenes">'  # in every page, to tell pages from other files
 NUMBER = re.compile(r"[+\-−]?[\d,]*\.?\d+(e[+-]?\d+)?\s*(%|±.*)?")
 
 
 def render(template: str, path: Path, **content: Any) -> None:
-    """Writes a page that needs no other file; all text in `content` is escaped.
+    """Writes a page that needs no other files; all text in `content` is escaped.
 
     Args:
         template: A file in ``templates/`` that extends base.html.
-        path: The page's file, written atomically; an existing file that is not such a page is renamed, not overwritten.
+        path: The page's file, written atomically; an existing file that is not such a page is renamed, not replaced.
         **content: The template's variables; `Markup` is inserted unescaped.
 
     Raises:
@@ -42,12 +42,12 @@ def render(template: str, path: Path, **content: Any) -> None:
     check_file(path)
     text = fragment(template, **content)
     if path.exists() and GENERATOR not in path.read_bytes():
-        say(f"{path} existed and was not written by this project; it is now {keep_old(path)}")
+        say(f"{path} was not written by this project; it was renamed to {keep_old(path)}")
     write_text(path, text.encode(errors="replace").decode())  # a file name may not be valid UTF-8
 
 
 def fragment(template: str, **content: Any) -> str:
-    """Renders a template, which may be a part of a page; all text in `content` is escaped.
+    """Renders a template, possibly for just part of a page; all text in `content` is escaped.
 
     Args:
         template: A file in ``templates/``.
@@ -65,7 +65,7 @@ def figure(width: float = 4.4, height: float = 3.0, title: str = "") -> tuple[Fi
     """Makes an empty figure with one plot in the pages' style.
 
     Args:
-        width: Inches; 4.4 fits a phone, and two fit side by side on a screen.
+        width: Inches; 4.4 fits on a phone, and two fit side by side on a screen.
         height: Inches.
         title: Shown above the plot and read by screen readers.
     """
@@ -84,7 +84,7 @@ def svg(figure: Figure) -> Markup:
     """Draws a figure as inline SVG: transparent, reproducible byte for byte, with black replaced by the text colour.
 
     Args:
-        figure: A figure not made by pyplot. Dollar signs in its texts are not taken for formulas.
+        figure: A figure not made by pyplot. Dollar signs in its text do not start formulas.
     """
     for text in figure.findobj(Text):
         text.set_parse_math(False)
@@ -93,10 +93,10 @@ def svg(figure: Figure) -> Markup:
     settings = {"svg.hashsalt": "scenes", "svg.fonttype": "none", "text.parse_math": False}
     drawn = io.StringIO()
     with matplotlib.rc_context(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # the browser has glyphs that this font lacks
+        warnings.filterwarnings("ignore", message="Glyph")  # the browser has glyphs that the font here lacks
         no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(drawn, format="svg", transparent=True, metadata=no_metadata)
-    # Keep what follows the definitions: the header has a style for the whole page and a fixed size.
+    # Keep only what follows the definitions: the header styles the whole page and fixes the size.
     body = drawn.getvalue().partition("</defs>")[2].replace("#000000", "currentColor")
     body = re.sub(r' id="[A-Za-z.]+\d?[a-z]*_\d+"', "", body)  # figure_1, patch_2, …: the same in every figure
     body = re.sub(r"font-family: [^;]+; ", "", body)

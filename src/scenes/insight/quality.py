@@ -1,4 +1,4 @@
-"""Properties of image files: size, mode and format by their headers, brightness, sharpness."""
+"""Properties of image files: size, mode and format from the header, brightness, sharpness."""
 
 import warnings
 from pathlib import Path
@@ -30,7 +30,7 @@ def read_header(path: Path) -> Header:
             with Image.open(path) as opened:
                 mode = MODES.get(opened.mode, opened.mode)
                 return Header(f"{opened.width} × {opened.height}", mode, str(opened.format))
-    except Exception:  # Pillow raises many kinds, also for JPEGs that OpenCV reads
+    except Exception:  # Pillow raises many types, even for JPEGs that OpenCV can read
         return Header("unknown", "unknown", "unknown")
 
 
@@ -44,7 +44,7 @@ def sharpness(image: np.ndarray, size: int) -> float:
 
     Args:
         image: RGB, uint8, shape (h, w, 3).
-        size: Pixels; images are resized to it first, so that those of different sizes are comparable.
+        size: Pixels; images are first resized to this, so that different sizes are comparable.
     """
     gray = cv2.cvtColor(resize(image, size), cv2.COLOR_RGB2GRAY)
     return float(cv2.Laplacian(gray, cv2.CV_64F).var())
@@ -57,7 +57,7 @@ def deviations(values: np.ndarray) -> np.ndarray:
         values: float, shape (n,).
 
     Returns:
-        float64, shape (n,); all zero if most values are equal.
+        float64, shape (n,); all zeros if most values are equal.
     """
     distances = values - np.median(values)
     spread = np.median(np.abs(distances))

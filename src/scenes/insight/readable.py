@@ -1,4 +1,4 @@
-"""Reads a competition leniently: every usable row, and a list of what is wrong with the others."""
+"""Reads a competition leniently: all usable rows, and a list of what is wrong with the others."""
 
 import os
 from dataclasses import dataclass, replace
@@ -37,12 +37,12 @@ class Side:
 
 @dataclass(frozen=True)
 class Readable:
-    """The usable rows, numbered over both sides: training rows first, then test rows.
+    """The usable rows, numbered across both sides: training rows first, then test rows.
 
     Attributes:
         train: The training rows.
         task: What is to be predicted.
-        targets: Of the training rows, in the task's form.
+        targets: The targets of the training rows, in the task's form.
         test: The test rows, if any.
         problems: What is wrong with the CSVs.
     """
@@ -66,7 +66,7 @@ class Readable:
         return row >= len(self.train)
 
     def image(self, row: int) -> np.ndarray:
-        """RGB, uint8, shape (h, w, 3)."""
+        """The row's image: RGB, uint8, shape (h, w, 3)."""
         if self.test and self.is_test(row):
             return self.test.images[row - len(self.train)]
         return self.train.images[row]
@@ -78,7 +78,7 @@ class Readable:
         return self.train.table.names[row]
 
     def label(self, row: int) -> str:
-        """The name of the row's class, those of its labels, or its number; ``test`` for a test row."""
+        """The row's class name, label names or number; ``test`` for a test row."""
         if self.is_test(row):
             return "test"
         if self.task.kind == "number":
@@ -88,7 +88,7 @@ class Readable:
 
     @cached_property
     def groups(self) -> list[tuple[str, np.ndarray]]:
-        """The training rows of each class or label, or of each range of numbers: its name for people, the rows."""
+        """The training rows of each class, label or range of numbers: (its readable name, the rows)."""
         if self.task.kind == "number":
             strata = self.task.strata(self.targets)
             members = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
@@ -107,7 +107,7 @@ def read(config: Config) -> Readable:
     Raises:
         UserError: If no training image can be read.
     """
-    data = config.data.model_copy(update={"on_bad_image": "skip"})  # lists missing files together with damaged ones
+    data = config.data.model_copy(update={"on_bad_image": "skip"})  # reports missing files together with damaged ones
     size = config.largest_size  # the same cache as training
     table, targets, problems = read_train(config.model_copy(update={"data": data}))
     tables = [(_apply_decisions(table, targets, data), image_folder(data, data.train_csv, data.image_dir), "training")]
@@ -118,7 +118,7 @@ def read(config: Config) -> Readable:
             problems += test_problems + overlap(table, test) + form_problems
             tables.append((test, image_folder(data, source, data.test_image_dir or data.image_dir), "test"))
         except UserError as error:
-            problems.append(Problem(str(data.root / source), "cannot be used and is left out here", str(error)))
+            problems.append(Problem(str(data.root / source), "cannot be used and is skipped here", str(error)))
     sides = []
     for table, folder, label in tables:
         side, image_problems = _readable(table, folder, data, size, label)
@@ -139,7 +139,7 @@ def read(config: Config) -> Readable:
 
 
 def _apply_decisions(table: Table, targets: Targets, data: DataConfig) -> Table:
-    """The labelled rows, with data.drop and data.relabel applied."""
+    """Returns the labelled rows, with data.drop and data.relabel applied."""
     dropped, column = set(data.drop), data.label_column
     is_class = targets.values.dtype == np.int64
     is_labelled = targets.values >= 0 if is_class else np.isfinite(targets.values).reshape(len(table), -1).all(1)
@@ -154,9 +154,9 @@ def _apply_decisions(table: Table, targets: Targets, data: DataConfig) -> Table:
 def _readable(table: Table, folder: Path, data: DataConfig, size: int, label: str) -> tuple[Side | None, list[Problem]]:
     """Opens the images with valid names and readable files; None if there are none.
 
-    What a setting would make readable is returned as problems; and all else too, if nothing can be read.
+    Files that a setting would make readable are returned as problems, and so are all others if none can be read.
     """
-    root, seen = os.path.join(os.path.abspath(folder), ""), set()  # noqa: PTH100, PTH118 - of many paths, these are quick
+    root, seen = os.path.join(os.path.abspath(folder), ""), set()  # noqa: PTH100, PTH118 - fast for many paths
     valid = []
     for row, (name, path) in enumerate(zip(table.names, table.paths, strict=True)):
         is_inside = "\0" not in name and os.path.abspath(path).startswith(root)  # noqa: PTH100

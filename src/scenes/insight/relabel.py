@@ -1,4 +1,4 @@
-"""Writes a review sheet of likely label errors, and turns the decisions in it into a config."""
+"""Writes a review sheet of likely label errors and turns the decisions in it into a config."""
 
 import shlex
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def write_sheet(run: Run, config: Config, accept: bool = False) -> Path:
     Args:
         run: A run with a scored fold.
         config: The run's config.
-        accept: Take the suggestion as the decision in each row.
+        accept: Use the suggestion as the decision in every row.
 
     Returns:
         The sheet's path.
@@ -43,7 +43,7 @@ def write_sheet(run: Run, config: Config, accept: bool = False) -> Path:
     """
     metrics = read_metrics(run)
     if metrics is None:
-        raise UserError(f"{run.folder}: has no scored fold; train one other than --folds full")
+        raise UserError(f"{run.folder} has no scored fold; train one other than --folds full")
     _check_task(run, metrics)
     if not label_errors.is_available():
         raise UserError(f"relabel.py needs {label_errors.PACKAGE}: pip install {label_errors.PACKAGE}")
@@ -73,7 +73,7 @@ def write_sheet(run: Run, config: Config, accept: bool = False) -> Path:
 
 
 def apply_sheet(run: Run, config: Config, out: Path | None = None) -> Path:
-    """Turns a filled-in review.csv into a config: the run's, but for data.drop, data.relabel and selected_on.
+    """Turns a filled-in review.csv into a config: the run's, except data.drop, data.relabel and selected_on.
 
     Decisions in the run's own config are kept unless the sheet has a new one for the same image.
 
@@ -110,9 +110,9 @@ def apply_sheet(run: Run, config: Config, out: Path | None = None) -> Path:
             f"{sheet_file(run)}: no decision changes a row; write keep, drop or a label into the column `decision`, or "
             "accept all suggestions with --accept-all"
         )
-    values: dict[str, Any] = config.model_dump(mode="json")  # all, as a default would give way to competition.yaml
+    values: dict[str, Any] = config.model_dump(mode="json")  # everything, because competition.yaml overrides defaults
     values.pop("name")
-    values["train"].pop("time_budget_minutes")  # of a session
+    values["train"].pop("time_budget_minutes")  # belongs to one command, not to the experiment
     values["data"] |= {"drop": list(drop), "relabel": relabel}
     values["selected_on"] = list(dict.fromkeys([*config.selected_on, str(run.folder)]))
     validate(values | {"name": out.stem}, str(out))
@@ -123,7 +123,7 @@ def apply_sheet(run: Run, config: Config, out: Path | None = None) -> Path:
 
 
 def _check_task(run: Run, metrics: dict[str, Any] | None) -> None:
-    """Refuses runs that predict no classes, as data.relabel is for classes."""
+    """Refuses runs that do not predict classes, because data.relabel works only for classes."""
     if metrics and metrics["task"]["kind"] != "classes":
         raise UserError(f"{run.folder}: only class labels can be reviewed; data.drop leaves rows out")
 
@@ -132,7 +132,7 @@ def _check_words(classes: Sequence[str]) -> None:
     """Refuses classes whose names are also decisions."""
     if found := [word for word in DECISIONS if word in classes]:
         raise UserError(
-            f"a class is called {found[0]!r}, like a decision; write data.drop and data.relabel into a config by hand"
+            f"a class is called {found[0]!r}, like a decision; set data.drop and data.relabel in a config by hand"
         )
 
 
@@ -147,7 +147,7 @@ def _read_sheet(run: Run, config: Config) -> pd.DataFrame:
         raise UserError(f"no {path}: write it first with python src/relabel.py {run.folder}")
     try:
         sheet = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
-    except ValueError as error:  # pandas raises subclasses of it, also for text that is not UTF-8
+    except ValueError as error:  # pandas raises its subclasses, also for text that is not UTF-8
         raise UserError(f"{path}: not readable as a CSV ({error}); save it as comma-separated UTF-8") from None
     if missing := [name for name in ("image_name", "label", "decision") if name not in sheet.columns]:
         raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(sheet.columns)}")

@@ -1,4 +1,4 @@
-"""The report of a run: one page on how good the model is, where it fails, and how it was trained."""
+"""The report of a run: one page on how good the model is, where it fails and how it was trained."""
 
 import shlex
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ from scenes.insight import errors, figures, gallery, label_errors, page, salienc
 from scenes.insight.results import HeldOut, read_held_out, read_histories, read_metrics
 from scenes.runs import FULL, Run
 
-EACH = 12  # mistakes, and uncertain images, that are shown with Grad-CAM
-SUSPECTS = 24  # likely label errors that are shown; label_errors.csv lists all
+SHOWN = 12  # mistakes, and uncertain images, to show with Grad-CAM
+SUSPECTS = 24  # likely label errors to show; label_errors.csv lists all
 NAME = "report.html"
 ERRORS = {"classes": errors.of_classes, "labels": errors.of_labels, "number": errors.of_numbers}
 
 
 def try_write(run: Run) -> None:
-    """Writes a finished run's report; an error is printed and never ends the run."""
+    """Writes a finished run's report; errors are printed and never end the run."""
     try:
         say(f"report: {write(run)}")
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0]
         say(f"no report: {type(error).__name__}: {reason}")
-        say(f"  try again with: python src/report.py {shlex.quote(str(run.folder))}")
+        say(f"  retry with: python src/report.py {shlex.quote(str(run.folder))}")
 
 
 def write(run: Run, path: Path | None = None, overrides: Sequence[str] = ()) -> Path:
@@ -68,7 +68,7 @@ def write(run: Run, path: Path | None = None, overrides: Sequence[str] = ()) -> 
 
 
 def _images(run: Run, config: Config, held: HeldOut) -> dict[str, Any]:
-    """The images worth a look: the worst mistakes, uncertain predictions, likely label errors."""
+    """The images worth looking at: the worst mistakes, uncertain predictions, likely label errors."""
     mistakes, uncertain, outputs = _worst(held)
     suspects, total = _label_errors(run, held)
     rows = [*mistakes, *uncertain, *suspects]
@@ -88,21 +88,21 @@ def _images(run: Run, config: Config, held: HeldOut) -> dict[str, Any]:
 
 
 def _worst(held: HeldOut) -> tuple[list[int], list[int], np.ndarray]:
-    """The rows with the worst mistakes, those with the least certain predictions, and each row's output to explain."""
+    """The rows with the worst mistakes and with the least certain predictions, and each row's output to explain."""
     predictions, kind = held.predictions, held.task.kind
     if kind == "number":
-        return np.argsort(-held.losses, kind="stable")[:EACH].tolist(), [], np.zeros(len(held.names), np.int64)
+        return np.argsort(-held.losses, kind="stable")[:SHOWN].tolist(), [], np.zeros(len(held.names), np.int64)
     if kind == "classes":
         confidence, badness, outputs = predictions.max(1), predictions.max(1), held.decided
     else:
         confidence, badness, outputs = np.abs(predictions - 0.5).min(1), held.losses, held.gaps.argmax(1)
     wrong = np.flatnonzero(~held.is_right)
-    mistakes = wrong[np.argsort(-badness[wrong], kind="stable")][:EACH]
-    return mistakes.tolist(), np.argsort(confidence, kind="stable")[:EACH].tolist(), outputs
+    mistakes = wrong[np.argsort(-badness[wrong], kind="stable")][:SHOWN]
+    return mistakes.tolist(), np.argsort(confidence, kind="stable")[:SHOWN].tolist(), outputs
 
 
 def _label_errors(run: Run, held: HeldOut) -> tuple[list[int], int | None]:
-    """Writes label_errors.csv; returns the rows to show and the number found, None without cleanlab."""
+    """Writes label_errors.csv; returns the rows to show and how many were found, None without cleanlab."""
     if held.task.kind == "number" or not label_errors.is_available():
         return [], None
     rows, table = label_errors.find_label_errors(held.task, held.names, held.targets, held.predictions)

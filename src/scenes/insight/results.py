@@ -18,7 +18,7 @@ from scenes.inference.oof import ABOUT, read_oof
 from scenes.model.weights import renamed
 from scenes.runs import FULL, Run, fold_name, read_json
 
-# What is needed from metrics.json.
+# The keys needed from metrics.json.
 METRICS = ("of", "folds", "task", "metric", "views", "per_fold", "calibration", "decoding", "class_names", "optimistic")
 
 
@@ -31,11 +31,11 @@ class HeldOut:
         metric: The competition's metric.
         names: Image names, n strings.
         targets: n targets in the task's form.
-        folds: int64, shape (n,).
-        predictions: float32, shape (n, outputs): of all views together, calibrated, as they are scored.
+        folds: int64, shape (n,): the fold of each row.
+        predictions: float32, shape (n, outputs): from all views together, calibrated, as they are scored.
         uncalibrated: The same without calibration.
         decoding: How predictions become decisions.
-        views: float32, shape (views, n, outputs): of each view alone.
+        views: float32, shape (views, n, outputs): from each view alone.
         view_names: The names of the views.
     """
 
@@ -66,7 +66,7 @@ class HeldOut:
 
     @cached_property
     def losses(self) -> np.ndarray:
-        """float64, shape (n,): log loss in nats, the mean over labels; the absolute error of numbers."""
+        """float64, shape (n,): the log loss in nats, for labels their mean; for numbers the absolute error."""
         if self.task.kind == "classes":
             return log_losses(self.predictions, self.targets)
         if self.task.kind == "labels":
@@ -97,12 +97,12 @@ def read_held_out(run: Run, config: Config, metrics: dict[str, Any]) -> HeldOut:
         metrics: From `read_metrics`.
 
     Raises:
-        UserError: If oof.csv does not fit the folds, or the class names do not fit the classes.
+        UserError: If oof.csv does not match the folds, or the class names do not match the classes.
     """
     task = renamed(task_from_dict(metrics["task"]), config)
     table = read_oof(run)
     oof = gather(run, metrics["of"])
-    mismatch = UserError(f"{run.oof_file}: does not match the folds in the run; run the train.py command again")
+    mismatch = UserError(f"{run.oof_file}: does not match the run's folds; run the train.py command again")
     if len(table) != len(oof.rows) or table.shape[1] != len(ABOUT) + task.outputs:
         raise mismatch
     try:
@@ -142,7 +142,7 @@ def _read_csv(file: Path, **options: Any) -> pd.DataFrame:
     """
     try:
         return pd.read_csv(file, **options)
-    except (FileNotFoundError, ValueError) as error:  # pandas' own are ValueErrors
+    except (FileNotFoundError, ValueError) as error:  # pandas raises ValueErrors
         raise UserError(f"{file}: missing or damaged ({error}); run the train.py command again") from None
 
 

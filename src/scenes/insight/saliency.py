@@ -1,4 +1,4 @@
-"""Grad-CAM: which parts of an image a prediction rests on (Selvaraju et al. 2017, arXiv:1610.02391)."""
+"""Grad-CAM: which parts of an image a prediction is based on (Selvaraju et al. 2017, arXiv:1610.02391)."""
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -45,19 +45,19 @@ def spatial_layer(model: Classifier, size: int) -> nn.Module | None:
         for hook in hooks:
             hook.remove()
     for layer, output in reversed(outputs):
-        if output.ndim == 3:  # tokens after the last map
+        if output.ndim == 3:  # tokens follow the last spatial map
             return None
-        # Channels first and square, as the image is.
+        # Channels first, and square like the image.
         if output.ndim == 4 and output.shape[2] == output.shape[3] > 1:
             return layer
     return None
 
 
 def grad_cam(model: Classifier, layer: nn.Module, images: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Computes a heat map of the evidence for a class.
+    """Computes heat maps of the evidence for a class.
 
     Args:
-        model: In float32, on its device.
+        model: A float32 network on its device.
         layer: From `spatial_layer`.
         images: RGB, uint8, shape (n, s, s, 3).
         targets: int, shape (n,): the class, or output, to explain for each image.
@@ -98,21 +98,21 @@ def explain(
     outputs: np.ndarray,
     images: Mapping[str, np.ndarray],
 ) -> tuple[dict[int, np.ndarray], str]:
-    """Explains predictions, each by the network of the fold that held the image out.
+    """Explains predictions, each with the network of the fold that held the image out.
 
     Args:
         run: A run with these folds trained.
         config: Its config.
         held: Its held-out rows.
-        rows: Which of them to explain.
-        outputs: int, shape (n,): for each held-out row the output to explain.
+        rows: Which rows to explain.
+        outputs: int, shape (n,): the output to explain for each held-out row.
         images: Decoded images by name; rows without one are left out.
 
     Returns:
-        A map from `grad_cam` for each row, and a sentence that says what the maps show, or why there are none.
+        A map from `grad_cam` for each row, and a sentence on what the maps show or why there are none.
     """
     if not is_available():
-        return {}, f"Without Grad-CAM: pip install {PACKAGE}, then python src/report.py {run.folder}"
+        return {}, f"No Grad-CAM: pip install {PACKAGE}, then python src/report.py {run.folder}"
     device, size = choose_device(), config.predict_size
     maps: dict[int, np.ndarray] = {}
     for fold in np.unique(held.folds[list(rows)]):
@@ -122,7 +122,7 @@ def explain(
         model = load_classifier(run.weights_file(int(fold)), config).to(device)
         layer = spatial_layer(model, size)
         if layer is None:
-            return {}, f"Without Grad-CAM: {config.model.name} works on tokens and has no spatial map."
+            return {}, f"No Grad-CAM: {config.model.name} works on tokens and has no spatial map."
         pixels = np.stack([resize(images[held.names[row]], size) for row in chosen])
         maps |= dict(zip(chosen, grad_cam(model, layer, pixels, outputs[chosen]), strict=True))
     what = {"classes": "the predicted class", "labels": "the first label named", "number": "a larger number"}

@@ -1,4 +1,4 @@
-"""The parts of a report that every task has: scores, calibration, views, times, settings, environment."""
+"""The parts of a report common to all tasks: scores, calibration, views, times, settings, environment."""
 
 import re
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from scenes.runs import Run, read_json
 
 Table = dict[str, list[Any]]
 
-# Beside the competition's metric.
+# Shown beside the competition's metric.
 OTHER_METRICS = {
     "classes": ("accuracy", "log_loss", "f1_macro"),
     "labels": ("roc_auc", "log_loss", "labels_f1_macro"),
@@ -28,18 +28,18 @@ ACRONYMS = re.compile(r"\b(rmse|mae|roc auc|f1|map)\b")
 
 
 def metrics_of(metric: Metric, task: Task) -> list[Metric]:
-    """The competition's metric, then the others that are worth a look."""
+    """The competition's metric, then others worth looking at."""
     names = dict.fromkeys([metric.name, *OTHER_METRICS[task.kind]])
     return [metric_named(name, task) for name in names]
 
 
 def title(metric: Metric) -> str:
-    """A metric's name for people."""
+    """A metric's readable name."""
     return ACRONYMS.sub(lambda found: found[0].upper(), metric.name.replace("_", " "))
 
 
 def scores(held: HeldOut, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Scores by fold, and the key numbers; the competition's metric as metrics.json has it, decoded and nested."""
+    """Scores by fold and the key numbers; the competition's metric is that of metrics.json, decoded and nested."""
     shown = metrics_of(held.metric, held.task)
     headline = metrics["metric"]
     key_numbers = [(with_error(headline["value"], headline["se"]), f"{title(held.metric)} ± s.e.")]
@@ -87,14 +87,14 @@ def calibration(held: HeldOut, metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def _confidence(predictions: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities and whether they came true, 1 or 0: of the predicted class, or of every label."""
+    """Probabilities of the predicted class, or of every label, and whether it was correct, 1 or 0."""
     if targets.ndim == 2:
         return predictions.ravel(), targets.ravel()
     return predictions.max(1), (predictions.argmax(1) == targets).astype(np.float64)
 
 
 def views(held: HeldOut, metrics: dict[str, Any]) -> Table:
-    """Each view's scores and their paired difference to the first view."""
+    """Each view's scores and their paired difference from the first view."""
     shown = metrics_of(held.metric, held.task)[:SHORT]
     parts = dict(zip(held.view_names, held.views, strict=True))
     first = held.views[0]
@@ -110,12 +110,12 @@ def views(held: HeldOut, metrics: dict[str, Any]) -> Table:
                 difference(metric, first, predictions, held.targets),
             ]
         rows.append(cells)
-    columns = [column for each in shown for column in (f"{title(each)} ± s.e.", f"to {held.view_names[0]}")]
+    columns = [column for each in shown for column in (f"{title(each)} ± s.e.", f"vs. {held.view_names[0]}")]
     return {"columns": ["view", *columns], "rows": rows}
 
 
 def difference(metric: Metric, before: np.ndarray, after: np.ndarray, targets: np.ndarray) -> str:
-    """By how much a metric changes from one prediction to another, with its paired standard error; empty if not."""
+    """How much a metric changes between two predictions, with its paired standard error; "" if they are equal."""
     if np.array_equal(before, after):
         return ""
     gain, error = metric.gain(before, after, targets)

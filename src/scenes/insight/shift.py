@@ -1,4 +1,4 @@
-"""Adversarial validation: whether test images can be told from training images."""
+"""Adversarial validation: whether test images can be told apart from training images."""
 
 from typing import NamedTuple
 
@@ -12,9 +12,9 @@ from sklearn.preprocessing import StandardScaler
 from scenes.randomness import key
 
 PARTS = 5
-MIN_ROWS = 20  # of each; with fewer the AUC would mean nothing
+MIN_ROWS = 20  # of each; with fewer, the AUC would be meaningless
 MAX_ROWS = 10_000  # of each; more would only take longer
-STRENGTH = 1e-3  # inverse of the regularisation, which is strong because there are about as many features as rows
+STRENGTH = 1e-3  # inverse regularisation, which is strong because there are about as many features as rows
 MAX_STEPS = 200
 SLIGHT, CLEAR = 0.6, 0.8
 
@@ -25,7 +25,7 @@ class Shift(NamedTuple):
     Attributes:
         aucs: The AUC on each held-out part.
         rows: int64, shape (k,): the rows compared; test rows are numbered after all training rows.
-        likeness: float64, shape (k,): their probability of being a test row, from a model not fitted to them.
+        likeness: float64, shape (k,): their probability of being a test row, from a model that was not fitted to them.
     """
 
     aucs: np.ndarray
@@ -44,7 +44,7 @@ class Shift(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """What this means for the cross-validation score."""
+        """What the AUC means for the cross-validation score."""
         if self.auc <= SLIGHT:
             return "train and test look alike: the cross-validation score should hold on the test set"
         if self.auc <= CLEAR:
@@ -57,8 +57,8 @@ def adversarial_validation(train: np.ndarray, test: np.ndarray, seed: int) -> Sh
 
     Args:
         train: float32, shape (n, f): embeddings.
-        test: float32, shape (m, f).
-        seed: Decides the parts, and which rows are taken if there are very many.
+        test: float32, shape (m, f): embeddings.
+        seed: Determines the parts, and which rows are used if there are very many.
 
     Returns:
         The result; None if there are too few rows.

@@ -22,15 +22,15 @@ SIDES = ("within train", "train and test", "within test")
 
 @dataclass(frozen=True)
 class Survey:
-    """Everything known about a competition's data; rows are numbered as in `Readable`.
+    """What is known about a competition's data; rows are numbered as in `Readable`.
 
     Attributes:
         data: The readable rows.
         looks: Each row's size, mode, format, brightness and sharpness; and the modified z-scores brightness_z and
             sharpness_z (of the logarithm of sharpness).
-        pairs: From `find_pairs`, with `side`, one of SIDES, and `conflict`: whether the labels differ.
+        pairs: From `find_pairs`, plus `side`, one of SIDES, and `conflict`: whether the labels differ.
         shift: How well training and test images can be told apart; None if unknown.
-        no_embeddings: Why there are no embeddings, and so no shift and fewer near duplicates; empty if there are.
+        no_embeddings: Why there are no embeddings, hence no shift and fewer near duplicates; empty if there are.
     """
 
     data: Readable
@@ -63,7 +63,7 @@ def survey(config: Config) -> Survey:
 
 
 def _look(data: Readable, size: int) -> tuple[pd.DataFrame, np.ndarray]:
-    """Reads all files once: the columns of `Survey.looks`, and perceptual hashes of shape (n, 63)."""
+    """Reads every file once; returns the columns of `Survey.looks`, and perceptual hashes of shape (n, 63)."""
     paths = [path for side in data.sides for path in side.table.paths]
     looks, hashes = [], []
     for row, path in enumerate(progress(paths, len(paths), "examining images", "img")):
@@ -77,7 +77,7 @@ def _look(data: Readable, size: int) -> tuple[pd.DataFrame, np.ndarray]:
 
 
 def _embed(config: Config, data: Readable, device: torch.device) -> tuple[np.ndarray | None, str]:
-    """The pretrained body's features of all rows, float32, shape (n, f); or the reason why there are none."""
+    """Computes the pretrained body's features of all rows, float32, shape (n, f); or says why there are none."""
     try:
         state = pretrained_state(config)
         if state is None:

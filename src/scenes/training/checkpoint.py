@@ -1,4 +1,4 @@
-"""The state of a fold's training, and its checkpoint: one file, whole or absent, tensors and plain values only."""
+"""The training state of a fold and its checkpoint: one file, written atomically, with tensors and plain values only."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,19 +21,19 @@ FORMAT = "scenes-checkpoint-2"
 
 @dataclass
 class State:
-    """All that changes while a fold trains.
+    """Everything that changes while a fold trains.
 
     Attributes:
         model: The network.
-        optimizer: Its optimiser, or None if no step is to be done.
-        scaler: The loss scaling of fp16; does nothing in other precisions.
-        averaged: The mean of the weights after the last epochs so far, or None.
+        optimizer: Its optimiser, or None if there are no steps to take.
+        scaler: The fp16 loss scaler; does nothing in other precisions.
+        averaged: The running mean of the last epochs' weights, or None.
         watch: Time and memory.
-        loss_sum: The sum of this process's parts of the mean losses of the epoch's steps so far, a scalar.
+        loss_sum: The sum of the mean losses of the epoch's steps so far, this process's share of it; a scalar.
         accumulate: How many micro-batches a batch is split into.
-        step: How many steps are done.
-        history: The finished epochs, rows of history.csv.
-        best: For early stopping: the best epoch, its loss and weights, and how many epochs passed since.
+        step: How many steps have been taken.
+        history: The finished epochs, as rows of history.csv.
+        best: For early stopping: the best epoch, its cost and weights, and how many epochs have passed since.
     """
 
     model: Classifier
@@ -48,8 +48,8 @@ class State:
     best: dict[str, Any] | None = None
 
     @property
-    def validated(self) -> Classifier:
-        """The network whose predictions count: the mean, once it has begun."""
+    def eval_model(self) -> Classifier:
+        """The network to evaluate and save: the averaged one as soon as it has weights."""
         if self.averaged is None or not self.averaged.n_averaged:
             return self.model
         mean: Classifier = self.averaged.module
@@ -57,23 +57,23 @@ class State:
 
     @property
     def steps_of_epoch(self) -> int:
-        """How many steps the present epoch has had so far."""
+        """How many steps of the current epoch have been taken."""
         return self.step - sum(row["steps"] for row in self.history)
 
     def track_best(self, epoch: int, cost: float) -> None:
         """Keeps the weights of the epoch with the lowest cost on the held-out rows."""
         if self.best is None or cost < self.best["cost"]:
-            weights = {name: tensor.detach().cpu().clone() for name, tensor in self.validated.state_dict().items()}
+            weights = {name: tensor.detach().cpu().clone() for name, tensor in self.eval_model.state_dict().items()}
             self.best = {"cost": cost, "epoch": epoch, "waited": 0, "model": weights}
         else:
             self.best["waited"] += 1
 
     def stops_early(self, patience: int | None) -> bool:
-        """Whether the cost has not improved for so many epochs."""
+        """Whether the cost has not improved for `patience` epochs."""
         return bool(patience and self.best and self.best["waited"] >= patience)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
+        """The content of a checkpoint."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict() if self.optimizer else None,
@@ -88,10 +88,10 @@ class State:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Takes over what `state_dict` gave.
+        """Restores what `state_dict` returned.
 
         Raises:
-            Exception: Of many kinds, if it is of another network or optimiser.
+            Exception: Of various types, if it belongs to another network or optimiser.
         """
         self.model.load_state_dict(saved["model"])
         if self.optimizer:
@@ -107,10 +107,10 @@ class State:
 
 
 def resume(fold: Fold, state: State) -> None:
-    """Takes over a fold's last checkpoint, if there is one.
+    """Restores a fold's last checkpoint, if there is one.
 
     Raises:
-        UserError: If it cannot be used.
+        UserError: If the checkpoint cannot be used.
     """
     saved = fold.processes.from_main(lambda: load(fold.folder, fold.identity))
     if not saved:
@@ -121,16 +121,16 @@ def resume(fold: Fold, state: State) -> None:
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"{last}: does not fit this network and optimiser ({type(error).__name__})\n"
-            f"  → delete {last} and previous.pt beside it to start this fold anew"
+            f"  → delete {last} and previous.pt beside it to restart this fold from scratch"
         ) from None
     if not fold.processes.is_main:
-        state.loss_sum.zero_()  # the saved one is the sum over all processes
+        state.loss_sum.zero_()  # the saved sum covers all processes
     state.accumulate = fold.processes.even(max(state.accumulate, fold.train.accumulate), fold.train.batch_size)
     say(f"  {fold.name} resumes at step {state.step} of {fold.schedule.steps}")
 
 
 def write_records(fold: Fold, state: State) -> None:
-    """Writes history.csv and time.json anew, in the main process."""
+    """Rewrites history.csv and time.json, in the main process only."""
     if fold.processes.is_main:
         write_json(fold.run.time_file(fold.number), state.watch.state())
         if state.history:
@@ -139,7 +139,7 @@ def write_records(fold: Fold, state: State) -> None:
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
-    """Writes ``last.pt`` and keeps the one before as ``previous.pt``; a kill at any moment leaves one of them."""
+    """Writes ``last.pt`` and keeps the previous one as ``previous.pt``; a kill at any moment leaves one of them."""
 
     def write(temporary: Path) -> None:
         torch.save({"format": FORMAT, **state}, temporary)
@@ -150,17 +150,17 @@ def save(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load(folder: Path, identity: str) -> dict[str, Any] | None:
-    """Reads the newest state.
+    """Reads the newest checkpoint.
 
     Args:
         folder: The fold's folder.
-        identity: What the state must belong to.
+        identity: What the checkpoint must belong to.
 
     Returns:
-        What was saved, or None if nothing was.
+        The saved state, or None if there is none.
 
     Raises:
-        UserError: If the newest file is damaged or belongs to something else; names the one before.
+        UserError: If the newest file is damaged or belongs to something else; the message names the previous one.
     """
     for name in ("last.pt", "previous.pt"):
         path = folder / name
@@ -172,12 +172,12 @@ def load(folder: Path, identity: str) -> dict[str, Any] | None:
 def _read(path: Path, identity: str) -> dict[str, Any]:
     previous = path.with_name("previous.pt")
     remedy = f"delete {path} to " + (
-        f"resume from {previous}" if path.name == "last.pt" and previous.exists() else "start this fold anew"
+        f"resume from {previous}" if path.name == "last.pt" and previous.exists() else "restart this fold from scratch"
     )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle, end-of-file and runtime errors, by kind of damage
-        raise UserError(f"{path}: damaged, or no checkpoint ({type(error).__name__})\n  → {remedy}") from None
+    except Exception as error:  # zip, pickle, EOF and runtime errors, depending on the damage
+        raise UserError(f"{path}: damaged or not a checkpoint ({type(error).__name__})\n  → {remedy}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path}: not a checkpoint of this version of the program\n  → {remedy}")
     if state.get("identity") != identity:

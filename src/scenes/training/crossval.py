@@ -1,4 +1,4 @@
-"""All folds of a run, and what they say together: oof.csv, metrics.json, a table."""
+"""Trains all folds of a run and scores them together: oof.csv, metrics.json, a table."""
 
 import gc
 import math
@@ -32,14 +32,14 @@ from scenes.training.prepare import prepare
 
 
 def cross_validate(config: Config, folds: Sequence[int], scores: bool = True) -> Run:
-    """Trains the folds that are not finished and scores all that are.
+    """Trains the unfinished folds and scores all finished ones.
 
-    Several processes of a launcher train each fold together; the main one reads and writes the run's files.
+    The processes of a launcher train each fold together; only the main one reads and writes the run's files.
 
     Args:
         config: The experiment.
-        folds: Which to train.
-        scores: Whether to write oof.csv and metrics.json; not where other processes train folds of the same run.
+        folds: Which folds to train.
+        scores: Whether to write oof.csv and metrics.json; False where other processes train folds of the same run.
 
     Raises:
         UserError: If the data, the config or a saved state cannot be used.
@@ -52,10 +52,10 @@ def cross_validate(config: Config, folds: Sequence[int], scores: bool = True) ->
             else:
                 run = Run(RUNS / config.name)
                 job = prepare(config, folds).pinned(run)
-        _introduce(job, run, config, processes.world)
+        _print_summary(job, run, config, processes.world)
         for fold in folds:
             if processes.from_main(lambda: run.is_finished(fold)):  # noqa: B023 - called at once
-                say(f"{fold_name(fold)}: finished before")
+                say(f"{fold_name(fold)}: already finished")
                 continue
             rows, held = job.data.rows(fold)
             say(f"{fold_name(fold)}: {len(rows)} rows to train on, {len(held)} held out")
@@ -63,7 +63,7 @@ def cross_validate(config: Config, folds: Sequence[int], scores: bool = True) ->
             with run.lock(fold) if processes.is_main else nullcontext():
                 train_fold(job, run, fold, deadline, processes=processes)
             if job.device.type == "cuda":
-                gc.collect()  # what the first fold imports keeps its frames, and with them its network, in a cycle
+                gc.collect()  # imports during the first fold leave a reference cycle that keeps its network alive
             say(f"  {fold_name(fold)} took {_duration(time.monotonic() - start)}")
     if processes.is_main and scores and run.finished_folds(config.data.folds):
         summarise(job, run)
@@ -71,17 +71,17 @@ def cross_validate(config: Config, folds: Sequence[int], scores: bool = True) ->
 
 
 def open_run(config: Config, folds: Sequence[int]) -> tuple[Job, Run]:
-    """Checks and reads all that training needs, and begins or resumes the run.
+    """Reads and checks everything that training needs, and starts or resumes the run.
 
     Raises:
-        UserError: If the data or the config cannot be used, or are not what the run began with.
+        UserError: If the data or the config cannot be used, or differ from what the run began with.
     """
     start = time.monotonic()
     job, run = prepare(config, folds), Run(RUNS / config.name)
     make_folder(run.folder)
-    with FileLock(run.folder / ".lock"):  # processes of several machines may be here at once, to train a fold each
+    with FileLock(run.folder / ".lock"):  # several machines may get here at once, each to train a fold
         begin(job.config)
-        if not run.folds_file.exists():  # later sessions find all in the cache
+        if not run.folds_file.exists():  # later, everything is in the cache
             write_json(run.folder / "time.json", {"preparing": round(time.monotonic() - start, 1)})
         write_or_compare(run.folds_file, job.data.fold_table())
         if job.data.skipped:
@@ -90,20 +90,20 @@ def open_run(config: Config, folds: Sequence[int]) -> tuple[Job, Run]:
         if not run.precision_file.exists():
             chosen = {"train": job.precision, "infer": job.predict_precision, "crops": job.crops}
             write_json(run.precision_file, chosen)
-        if not all(run.is_finished(fold) for fold in folds):  # otherwise it says what trained them
+        if not all(run.is_finished(fold) for fold in folds):  # otherwise keep the record of what trained them
             write_json(run.folder / "environment.json", describe())
             job = job.pinned(run)
     return job, run
 
 
 def dry_run(config: Config, folds: Sequence[int]) -> None:
-    """Does two batches of everything in a scratch folder and says what the full run would take."""
+    """Runs two batches of everything in a scratch folder and estimates how long the full run would take."""
     with together(config.train.batch_size) as processes:
         with processes.main_first():
             job = prepare(config, folds)
-            say(f"dry run of {config.name}: two batches of everything, nothing is kept but the image cache")
+            say(f"dry run of {config.name}: two batches of everything; only the image cache is kept")
             start = time.monotonic()
-            job.compute_features()  # here, so that it is timed apart; the full run finds them cached
+            job.compute_features()  # here, to time it separately; the full run finds them cached
             features = time.monotonic() - start
         with tempfile.TemporaryDirectory() as scratch:
             speed = train_fold(job, Run(Path(scratch)), folds[0], step_limit=2, processes=processes)
@@ -113,7 +113,7 @@ def dry_run(config: Config, folds: Sequence[int]) -> None:
     if train.epochs:
         seconds["training a fold"] = train.epochs * rows / speed.train
     if held:
-        epochs = 0 if job.trains_on_features else max(0, train.epochs - 1)  # from features, it takes no time
+        epochs = 0 if job.trains_on_features else max(0, train.epochs - 1)  # from features it takes no time
         seconds["validating a fold"] = held * (epochs + views) / speed.predict
     print_table(["part", "time"], [(part, _duration(value)) for part, value in seconds.items()])
     total = sum(value for part, value in seconds.items() if part.endswith("fold")) * len(folds)
@@ -121,13 +121,13 @@ def dry_run(config: Config, folds: Sequence[int]) -> None:
 
 
 def summarise(job: Job, run: Run) -> dict[str, Any]:
-    """Scores the finished folds: writes oof.csv and metrics.json; returns what the latter holds."""
+    """Scores the finished folds: writes oof.csv and metrics.json, and returns the content of metrics.json."""
     data = job.data
     return evaluate_run(run, job.config, data.task, data.table.names, data.targets, data.fold_of)
 
 
-def _introduce(job: Job, run: Run, asked: Config, processes: int) -> None:
-    """Says what is trained on what, and each automatic choice with its reason; `asked` has them as they were set."""
+def _print_summary(job: Job, run: Run, asked: Config, processes: int) -> None:
+    """Prints what is trained on what, and each automatic choice with its reason; `asked` is the config as written."""
     config, model = job.config, job.new_model()
     device = describe()["devices"]
     say(
@@ -157,7 +157,7 @@ def _introduce(job: Job, run: Run, asked: Config, processes: int) -> None:
 
 
 def _explained(precision: str, chosen: str) -> str:
-    """A precision and its reason, given what this machine would choose."""
+    """A precision and the reason for it, given what this machine would choose."""
     return chosen if chosen.startswith(precision) else f"{precision} (as the run began)"
 
 

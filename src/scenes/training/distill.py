@@ -23,22 +23,22 @@ LABEL_SHARE = 0.5  # of a training row's target; the rest is the teachers'
 
 
 def write_soft_targets(runs: Sequence[Run], out: Path) -> None:
-    """Writes, for every fold, targets by the models that never saw that fold's labels.
+    """Writes targets for every fold, made by the models that never saw that fold's labels.
 
-    A fold's training rows get the mean of their label and the teachers' probabilities, the test images the teachers'
-    probabilities alone. The teachers trained on those training rows; what they add to the label is the similarity of
-    the classes (Hinton et al. 2015, arXiv:1503.02531).
+    A fold's training rows get the mean of their label and the teachers' probabilities; the test images get the
+    teachers' probabilities alone. The teachers were trained on those training rows; what they add to the label is how
+    similar the classes are (Hinton et al. 2015, arXiv:1503.02531).
 
     Args:
         runs: The teachers, with all folds trained on the same rows in the same folds.
-        out: A CSV with the columns image_name, fold and one for each class.
+        out: A CSV with the columns image_name, fold and one per class.
 
     Raises:
-        UserError: If a run's folds are not all trained, or differ from the first run's, or an image cannot be read.
+        UserError: If a run has untrained folds or folds other than the first run's, or an image cannot be read.
     """
     check_file(out)
     configs = [run.load_config() for run in runs]
-    largest = max(config.largest_size for config in configs)  # each teacher sees images as sharp as its own run's
+    largest = max(config.largest_size for config in configs)  # every teacher sees images as sharp as in its run
     config = configs[0].model_copy(update={"image_size": largest})
     folds = range(config.data.folds)
     for run in runs:
@@ -75,7 +75,7 @@ def _teach(run: Run, fold: int, images: ImageSource, rows: np.ndarray, classes: 
     config, device = run.load_config(), choose_device()
     models = load_folds(run, config, [fold], device)
     if models[0].task.columns != list(classes):
-        raise UserError(f"{run.folder}: {fold_name(fold)} was trained on other classes")
+        raise UserError(f"{run.folder}: {fold_name(fold)} was trained on different classes")
     say(f"{run.name}, {fold_name(fold)}: {len(rows)} images")
     chosen, label = chosen_ensemble(run, config), f"{run.name} {fold_name(fold)}"
     return chosen.combine(predict_as_configured(config, models, images, rows, chosen.views, device, label))

@@ -16,18 +16,18 @@ from scenes.runs import RUNS, Run, fold_name, folds_text
 from scenes.training.crossval import open_run
 from scenes.training.workers import INTERRUPTED, OUT_OF_TIME, Slot, Task, failure, run_tasks
 
-FAILED = "Some could not be trained; everything else is done"
+FAILED = "Some folds could not be trained; all others are done"
 
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """What train.py is asked to train.
+    """An experiment that train.py was asked to train.
 
     Attributes:
-        config_file: As the command line names it.
-        settings: Its ``--set``.
-        config: The config that both of them make.
-        folds: Which folds.
+        config_file: The path given on the command line.
+        settings: The values of ``--set``.
+        config: The config that results from both.
+        folds: Which folds to train.
     """
 
     config_file: Path
@@ -37,16 +37,16 @@ class Experiment:
 
     @property
     def run(self) -> Run:
-        """Where it is trained."""
+        """The run it trains."""
         return Run(RUNS / self.config.name)
 
     @property
     def is_finished(self) -> bool:
-        """Whether no fold is left to train."""
+        """Whether all of its folds are trained."""
         return all(self.run.is_finished(fold) for fold in self.folds)
 
     def train_fold(self, fold: int, label: str, until: float = inf) -> Task:
-        """The command that trains one fold and writes no scores."""
+        """The task that trains one fold and writes no scores."""
         script = str(ROOT / "src/train.py")
         arguments = (script, str(self.config_file), "--folds", folds_text([fold]), "--train-only")
         return Task(label, self.run.fold_folder(fold) / "log.txt", arguments, self.settings, until)
@@ -55,15 +55,15 @@ class Experiment:
 def train_folds(
     experiments: Sequence[Experiment], slots: Sequence[Slot], conclude: Callable[[Experiment], object]
 ) -> None:
-    """Trains the folds that are not finished; one that fails leaves the others alone.
+    """Trains the unfinished folds; one that fails does not affect the others.
 
     Args:
         experiments: What to train.
-        slots: Where.
-        conclude: Called for each experiment whose folds are all finished afterwards.
+        slots: Where to train it.
+        conclude: Called at the end for each experiment whose folds are all finished.
 
     Raises:
-        UserError: If the data or a config cannot be used; or with each fold that failed and the end of its log.
+        UserError: If the data or a config cannot be used; or with each failed fold and the end of its log.
         StoppedError: If a signal or the time budget stopped it; everything is saved.
     """
     tasks = deque(_prepare(experiments))
@@ -93,13 +93,13 @@ def train_folds(
 
 
 def _prepare(experiments: Sequence[Experiment]) -> Iterator[Task]:
-    """Checks all data, fills the caches and lists the folds to train, so that a mistake in the data shows once."""
+    """Checks the data, fills the caches and yields the folds to train, so that a data error is reported only once."""
     start = time.time()
     for experiment in experiments:
         job, run = open_run(experiment.config, experiment.folds)
         left = [fold for fold in experiment.folds if not run.is_finished(fold)]
         if left:
-            job.compute_features()  # here with all cores, rather than in one process while the others wait
+            job.compute_features()  # here, with all cores, rather than in one process while others wait
         until = start + 60 * (experiment.config.train.time_budget_minutes or inf)
         prefix = f"{run.name} " if len(experiments) > 1 else ""
         yield from (experiment.train_fold(fold, prefix + fold_name(fold), until) for fold in left)

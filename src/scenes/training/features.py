@@ -33,12 +33,12 @@ def body_features(
     Args:
         model: On `device`.
         images: n images.
-        size: Pixels.
+        size: The image size in pixels.
         batch_size: Images at a time.
         device: Where the model is.
         workers: Loader processes, or ``auto``.
-        cache: The folder of all caches.
-        precision: ``fp32``, ``bf16`` or ``fp16``, the autocast type.
+        cache: The cache folder.
+        precision: The autocast type: ``fp32``, ``bf16`` or ``fp16``.
 
     Returns:
         float32, shape (n, f).
@@ -54,16 +54,16 @@ def body_features(
 
 
 def _save(path: Path, features: np.ndarray) -> None:
-    with path.open("wb") as file:  # np.save would append a suffix to a name
+    with path.open("wb") as file:  # given a path, np.save would append a suffix
         np.save(file, features, allow_pickle=False)
 
 
 def _key(model: Classifier, images: Images, size: int, device: torch.device, precision: str) -> str:
-    config = model.config  # the pool changes features and no weight
+    config = model.config  # the pooling changes the features but no weight
     about = f"{config.name} {config.pool} {size} {device.type} {precision}\n"
     digest = blake2b(about.encode(), digest_size=12)
     digest.update("".join(images.pixel_hashes.tolist()).encode())
-    digest.update(images.shapes.tobytes())  # runs of larger images keep sharper ones
+    digest.update(images.shapes.tobytes())  # runs with larger image sizes keep sharper images
     for name, tensor in {**model.body.state_dict(), "mean": model.mean, "std": model.std}.items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy())

@@ -1,4 +1,4 @@
-"""What can go wrong in a step: memory that runs out, numbers that are no longer finite."""
+"""Handles what can go wrong in a step: out of memory, values that are no longer finite."""
 
 import torch
 from torch import nn
@@ -9,40 +9,40 @@ from scenes.training.job import Fold
 
 
 def split_further(fold: Fold, state: State) -> None:
-    """Splits batches into twice as many parts, which gives the same gradients in half the memory.
+    """Splits batches into twice as many micro-batches, for the same gradients in half the memory.
 
-    But for batch norms that learn: their statistics are those of a part.
+    The gradients change only if batch norms learn, because their statistics are then those of a micro-batch.
 
     Raises:
-        UserError: If the parts cannot be smaller.
+        UserError: If micro-batches cannot get any smaller.
     """
-    halved = fold.processes.even(2 * state.accumulate, fold.job.most_parts)
-    if halved <= state.accumulate:
+    doubled = fold.processes.even(2 * state.accumulate, fold.job.max_accumulate)
+    if doubled <= state.accumulate:
         rows = -(-fold.train.batch_size // state.accumulate)
         what = "one image fits" if rows == 1 else f"{rows} images fit"
-        raise UserError(f"{fold.name}: not even {what} into memory; lower image_size or take another model")
-    state.accumulate = halved
-    say(f"  {fold.name}: out of memory; from step {state.step} on batches are split in {state.accumulate}")
+        raise UserError(f"{fold.name}: not even {what} into memory; lower image_size or use a smaller model")
+    state.accumulate = doubled
+    say(f"  {fold.name}: out of memory; from step {state.step} on, batches are split into {state.accumulate} parts")
     if fold.job.device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def out_of_memory(fold: Fold, state: State, where: str) -> UserError:
-    """The error for memory that ran out where a batch cannot simply be split and tried again."""
-    more = min(2 * state.accumulate, fold.job.most_parts)
+    """The error for running out of memory where the batch cannot simply be split and retried."""
+    more = min(2 * state.accumulate, fold.job.max_accumulate)
     return UserError(
-        f"{fold.name}: out of memory {where}, at step {state.step}; the last checkpoint is kept. Resume with batches "
-        f"in smaller parts: --set train.accumulate={more}; or train a smaller model under another name"
+        f"{fold.name}: out of memory {where}, at step {state.step}; the last checkpoint is kept. Resume with smaller "
+        f"micro-batches: --set train.accumulate={more}; or train a smaller model under another name"
     )
 
 
 def check_finite(fold: Fold, state: State) -> None:
-    """Stops a training before a loss or a weight that is not finite is saved.
+    """Stops training before a loss or weight that is not finite gets saved.
 
     Raises:
-        UserError: If there is one.
+        UserError: If the loss or a weight is not finite.
     """
-    weights = nn.utils.get_total_norm(state.model.parameters())  # in one number, which is read from a GPU once
+    weights = nn.utils.get_total_norm(state.model.parameters())  # a single number, so a GPU is read once
     if not torch.isfinite(fold.processes.total(state.loss_sum) + weights):
         raise UserError(
             f"{fold.name}: the loss is no longer finite at step {state.step}; the last good state is kept. "

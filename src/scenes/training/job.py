@@ -1,4 +1,4 @@
-"""What all folds of a run share (data, device, pretrained weights, features of a frozen body), and one of the folds."""
+"""What the folds of a run share (data, device, pretrained weights, frozen body's features), and a single fold."""
 
 import copy
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ from scenes.training.distributed import Processes
 from scenes.training.features import body_features
 from scenes.training.recipe import body_is_frozen
 
-CPU_CROPS = "the CPU makes them from here on; their pixels differ by a grey level, so the weights differ in some digits"
+CPU_CROPS = "the CPU makes the crops from here on; pixels differ by a grey level, so weights differ in some digits"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Job:
     Attributes:
         config: The experiment.
         data: The rows, images and folds.
-        pretrained: The body's weights to start from, or None.
+        pretrained: The weights that the body starts from, or None.
         device: Where to compute.
         crops: Where training images are cropped and flipped, ``cpu`` or ``gpu``.
     """
@@ -64,12 +64,12 @@ class Job:
 
     @cached_property
     def _template(self) -> Classifier:
-        """A network to be copied, which is quicker than making random weights and replacing them."""
-        with torch.random.fork_rng(devices=[]):  # what is random later does not depend on when this is made
+        """A network to copy, which is faster than making random weights and replacing them."""
+        with torch.random.fork_rng(devices=[]):  # later random numbers must not depend on when this is made
             torch.manual_seed(key("body", self.config.seed))
             model = Classifier(self.config.model, self.config.image_size, self.data.task)
         if self.pretrained:
-            model.body.load_state_dict(self.pretrained, assign=True)  # no second copy in memory
+            model.body.load_state_dict(self.pretrained, assign=True)  # avoids a second copy in memory
         return model
 
     @property
@@ -82,32 +82,32 @@ class Job:
 
     @property
     def trains_on_features(self) -> bool:
-        """Whether the body's output for a row never changes, so that only the head is trained."""
+        """Whether the body's output for a row never changes, so that only the head trains, on features."""
         return body_is_frozen(self.config.train) and self.config.augment == "none"
 
     @property
-    def most_parts(self) -> int:
-        """How many parts a batch can be split into: batch norms cannot learn statistics from a single row."""
+    def max_accumulate(self) -> int:
+        """The most micro-batches that a batch can be split into: batch norms cannot learn from a single row."""
         train = self.config.train
         is_frozen = recipe.freezes_batch_norm(train, self.pretrained is not None)
-        can_be_rows = is_frozen or not recipe.has_batch_norm(self._template)
-        return train.batch_size if can_be_rows else max(1, train.batch_size // 2)
+        allows_single_rows = is_frozen or not recipe.has_batch_norm(self._template)
+        return train.batch_size if allows_single_rows else max(1, train.batch_size // 2)
 
     @property
     def keeps_body(self) -> bool:
-        """Whether `features` are also those of the trained network, and known already."""
+        """Whether the trained network has the same `features`, which are then already computed."""
         return self.trains_on_features or (self.starts_with_probe and not self.config.train.epochs)
 
     @property
     def precision(self) -> str:
-        """What training computes in: ``fp32``, ``bf16`` or ``fp16``; a head alone always trains in fp32."""
+        """The precision of training: ``fp32``, ``bf16`` or ``fp16``; a head alone always trains in fp32."""
         if self.trains_on_features:
             return "fp32"
         return choose_precision(self.config.train.precision, self.device)
 
     @property
     def predict_precision(self) -> str:
-        """What prediction computes in, and the features of a frozen body."""
+        """The precision of prediction and of a frozen body's features."""
         return choose_precision(self.config.infer.precision, self.device)
 
     @cached_property
@@ -127,7 +127,7 @@ class Job:
 
     @cached_property
     def resident(self) -> ResidentImages | None:
-        """The training images on the GPU, if they are cropped there."""
+        """The training images in GPU memory, if they are cropped there."""
         if self.crops != "gpu":
             return None
         images = self.data.training_images
@@ -137,14 +137,14 @@ class Job:
             if not is_out_of_memory(error):
                 raise
         torch.cuda.empty_cache()
-        say(f"the GPU has no room for the decoded images: {CPU_CROPS}")
+        say(f"the decoded images do not fit into GPU memory: {CPU_CROPS}")
         return None
 
     def pinned(self, run: Run) -> "Job":
-        """The job in the precisions its run began in, and with its crops, whatever this machine would choose.
+        """The job with the precisions and crops its run began with, whatever this machine would choose.
 
         Raises:
-            UserError: If this machine cannot compute in them.
+            UserError: If this machine cannot compute in these precisions.
         """
         begun = read_json(run.precision_file, "train", "infer")
         for part, here in (("train", self.precision), ("infer", self.predict_precision)):
@@ -154,9 +154,9 @@ class Job:
             if begun[part] == "fp16" and self.device.type == "cpu":
                 raise UserError(
                     f"{began} and cannot compute in {begun[part]}\n"
-                    f"  → resume on a GPU; or start a run of another name: --set name=NEW; or delete {run.folder}"
+                    f"  → resume on a GPU; or start a run under another name: --set name=NEW; or delete {run.folder}"
                 )
-            say(f"{began}: it resumes in {begun[part]}, so that all folds are trained alike")
+            say(f"{began}: it resumes in {begun[part]}, so that all folds are trained the same way")
         train = self.config.train.model_copy(update={"precision": begun["train"]})
         infer = self.config.infer.model_copy(update={"precision": begun["infer"]})
         crops = begun.get("crops", "cpu")
@@ -166,21 +166,21 @@ class Job:
         return replace(self, config=self.config.model_copy(update={"train": train, "infer": infer}), crops=crops)
 
     def compute_features(self) -> None:
-        """Computes and keeps the frozen body's features, if training needs them."""
+        """Computes and caches the frozen body's features, if training needs them."""
         if self.starts_with_probe or self.trains_on_features:
             self.features  # noqa: B018 - kept by cached_property
 
 
 @dataclass(frozen=True)
 class Fold:
-    """What is trained, on which rows and by whom; nothing here changes.
+    """What is trained, on which rows and by which processes; immutable.
 
     Attributes:
         job: What the run's folds share.
         run: Where to write.
-        number: The fold's, or FULL.
-        processes: Those that train it together.
-        step_limit: For a dry run: stop after so many steps, predict as many batches, keep nothing.
+        number: The fold's number, or FULL.
+        processes: The processes that train it together.
+        step_limit: For a dry run: stop after this many steps, predict as many batches, keep nothing.
     """
 
     job: Job
@@ -191,33 +191,33 @@ class Fold:
 
     @property
     def name(self) -> str:
-        """What to call it."""
+        """The fold's name."""
         return fold_name(self.number)
 
     @property
     def train(self) -> TrainConfig:
-        """How it trains."""
+        """The training section of the config."""
         return self.job.config.train
 
     @property
     def folder(self) -> Path:
-        """Where its files are."""
+        """The folder of its files."""
         return self.run.fold_folder(self.number)
 
     @cached_property
     def held_rows(self) -> np.ndarray:
-        """The rows it never trains on."""
+        """The held-out rows, which it never trains on."""
         rows = self.job.data.rows(self.number)[1]
         return rows if self.step_limit is None else rows[: self.step_limit * self.job.config.infer.batch_size]
 
     @property
     def own_held_rows(self) -> np.ndarray:
-        """Those of them that this process predicts."""
+        """The held-out rows that this process predicts."""
         return self.held_rows[self.processes.share(len(self.held_rows), self.job.config.infer.batch_size)]
 
     @cached_property
     def held_batches(self) -> DataLoader[EvalBatch]:
-        """Their batches at the size of prediction, for every epoch's validation; its workers live as long as this."""
+        """Batches of these rows at the prediction size, for all epochs' validation; the loader keeps its workers."""
         config = self.job.config
         images = EvalImages(self.job.data.images, self.own_held_rows, [config.predict_size])
         return eval_loader(images, config.infer.batch_size, config.loader.workers, self.job.device, keep_workers=True)
@@ -230,19 +230,19 @@ class Fold:
 
     @cached_property
     def augmented(self) -> AugmentedImages:
-        """The images it trains on, as the CPU augments them."""
+        """Its training images, augmented on the CPU."""
         config, images = self.job.config, self.job.data.training_images
         size, symmetry = config.image_size, config.symmetry
         return AugmentedImages(images, config.augment, size, config.seed, self.number, symmetry)
 
     def targets(self, rows: Tensor) -> Tensor:
-        """What the network's outputs should be for some rows: float32, shape (rows, outputs), pinned for a GPU."""
+        """The target outputs of some rows: float32, shape (rows, outputs), pinned for a GPU."""
         targets = torch.from_numpy(self.job.data.training_outputs(self.number, rows.numpy()))
         return targets.pin_memory() if self.job.device.type == "cuda" else targets
 
     @cached_property
     def class_weights(self) -> Tensor | None:
-        """The loss's weight of each class, on the device."""
+        """The weight of each class in the loss, on the device."""
         data = self.job.data
         weights = recipe.class_weights(
             self.job.config.train, data.targets[data.rows(self.number)[0]], data.task.outputs
@@ -256,11 +256,11 @@ class Fold:
 
     @property
     def predicts_plain_view(self) -> bool:
-        """Whether the final prediction contains what an epoch's validation looks at."""
+        """Whether the final prediction includes the plain view, which validation uses."""
         return PLAIN in views_of(self.job.config)
 
     def cost(self, row: Mapping[str, Any]) -> float:
-        """What early stopping and the plateau schedule lower, from an epoch's row of the history."""
+        """What early stopping and the plateau schedule minimise, from an epoch's row of the history."""
         metric = self.job.data.metric
         if self.train.monitor == "loss":
             return row["val_loss"]
@@ -268,6 +268,6 @@ class Fold:
 
     @property
     def identity(self) -> str:
-        """What a checkpoint must belong to; the config itself is compared when a run begins."""
+        """What a checkpoint must belong to; the config itself is checked when the run is opened."""
         config = self.job.config
         return f"{config.name} {self.name} {config.model.name} {self.job.data.task.outputs} outputs"

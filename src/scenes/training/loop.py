@@ -1,7 +1,7 @@
 """One fold, top to bottom: start or resume, train step by step, validate after each epoch, predict, save.
 
-Everything random in a step follows from (seed, fold, step, micro-batch), so that a resumed run ends in the same bytes.
-Several processes do each step together: each its micro-batches, then all the same update.
+Everything random in a step depends only on (seed, fold, step, micro-batch), so a resumed run ends in the same bytes.
+Several processes take each step together: each runs its own micro-batches, then all make the same update.
 """
 
 import math
@@ -38,7 +38,7 @@ from scenes.training.stopwatch import Stopwatch
 from scenes.training.trackers import Trackers
 from scenes.training.validate import in_words, predict_held_rows, scores, validate
 
-CHECK_STEPS = 20  # how often the loss is checked to be finite, which waits for a GPU
+CHECK_STEPS = 20  # how often to check that the loss is finite, which waits for the GPU
 
 
 class Speed(NamedTuple):
@@ -56,18 +56,18 @@ def train_fold(
     step_limit: int | None = None,
     processes: Processes | None = None,
 ) -> Speed:
-    """Trains one fold, or resumes where it was stopped, and predicts the rows it never saw.
+    """Trains one fold, or resumes it, and predicts the rows it never saw.
 
     Args:
         job: What the run's folds share.
         run: Where to write.
-        number: The fold's, or FULL.
+        number: The fold's number, or FULL.
         deadline: When to save and stop, in seconds of the monotonic clock.
-        step_limit: For a dry run: stop after so many steps and predict as many batches.
-        processes: Those that train it together; by default this one alone.
+        step_limit: For a dry run: stop after this many steps and predict as many batches.
+        processes: The processes that train it together; by default this one alone.
 
     Raises:
-        UserError: If the loss is no longer finite, memory is too short, or a checkpoint cannot be used.
+        UserError: If the loss is no longer finite, memory runs out, or a checkpoint cannot be used.
         StoppedError: If a signal or the deadline stopped it between two steps, with everything saved.
     """
     fold = Fold(job, run, number, processes or Processes(), step_limit)
@@ -83,7 +83,7 @@ def train_fold(
 
 
 def _start(fold: Fold) -> State:
-    """Makes the network and the optimiser as they are before the first step."""
+    """Makes the network and the optimiser in their state before the first step."""
     job, train, processes = fold.job, fold.train, fold.processes
     watch = Stopwatch(job.device)
     with watch.stage("features"), processes.main_first():
@@ -98,13 +98,13 @@ def _start(fold: Fold) -> State:
         recipe.synchronise_batch_norms(model)
     processes.copy_main_(model.state_dict().values())
     averaged = recipe.make_average(model, train)
-    if train.compile:  # the body, which training and predictions share; names in checkpoints stay the same
-        torch.compiler.reset()  # torch compiles only so many variants of one function, and earlier folds have theirs
+    if train.compile:  # only the body, which training and prediction share; names in checkpoints stay the same
+        torch.compiler.reset()  # torch limits the variants it compiles of a function, and earlier folds used some up
         for network in (model, averaged.module) if averaged else (model,):
             network.body.compile()
     return State(
         model,
-        recipe.make_optimizer(model, train) if fold.schedule.steps else None,  # it imports torch's compiler
+        recipe.make_optimizer(model, train) if fold.schedule.steps else None,  # importing it imports torch's compiler
         torch.amp.GradScaler(job.device.type, enabled=job.precision == "fp16"),
         averaged,
         watch,
@@ -115,7 +115,7 @@ def _start(fold: Fold) -> State:
 
 
 def _train(fold: Fold, state: State, trackers: Trackers, deadline: float) -> float:
-    """Does all steps, saving now and then; returns the images per second."""
+    """Takes all steps, saving periodically; returns the images per second."""
     train, processes, is_kept = fold.train, fold.processes, fold.step_limit is None
     steps = fold.schedule.steps if is_kept else min(fold.step_limit or 0, fold.schedule.steps)
     meter = Meter(steps, fold.name, "img", train.batch_size, done=state.step)
@@ -123,7 +123,7 @@ def _train(fold: Fold, state: State, trackers: Trackers, deadline: float) -> flo
     stop = StopRequest(deadline, processes.largest)
     with closing(meter), closing(prefetched(_batches(fold, state), fold.job.device)) as batches, stop:
         while state.step < steps and not state.stops_early(train.early_stopping):
-            if network is None:  # an epoch begins, and which parts train follows from its number
+            if network is None:  # a new epoch, whose number decides which parts train
                 network = _network(fold, state)
             inputs, targets = _next(fold, state, batches, stop)
             rate = _step(fold, state, network, inputs, targets)
@@ -133,7 +133,7 @@ def _train(fold: Fold, state: State, trackers: Trackers, deadline: float) -> flo
                 synchronise(fold.job.device)
                 _end_epoch(fold, state, epoch, rate, trackers, meter.rate)
                 network = None
-            elif not is_kept and state.step == 1 < steps:  # the first step warms up, and is not to be timed
+            elif not is_kept and state.step == 1 < steps:  # the first step is a warm-up and not timed
                 synchronise(fold.job.device)
                 meter.restart()
             reason = stop.reason
@@ -149,7 +149,7 @@ def _train(fold: Fold, state: State, trackers: Trackers, deadline: float) -> flo
 
 
 def _batches(fold: Fold, state: State) -> Generator[tuple[Tensor, Tensor]]:
-    """Yields this process's inputs (images, crops to be made of them, or features of a frozen body) and targets."""
+    """Yields this process's inputs (images, crops still to be made, or a frozen body's features) and their targets."""
     job, config = fold.job, fold.job.config
     parts = fold.processes.micro_batches(config.train.batch_size, state.accumulate)
     sampler = StepSampler(fold.schedule, state.step, np.concatenate([*parts.values()]).tolist())
@@ -172,7 +172,7 @@ def _batches(fold: Fold, state: State) -> Generator[tuple[Tensor, Tensor]]:
 def _next(
     fold: Fold, state: State, batches: Iterator[tuple[Tensor, Tensor]], stop: StopRequest
 ) -> tuple[Tensor, Tensor]:
-    """Waits for a batch; a single process that is told to stop meanwhile saves and stops at once."""
+    """Waits for a batch; on a stop request in the meantime, a single process saves and stops at once."""
     if fold.processes.world > 1:
         return next(batches)
     try:
@@ -185,7 +185,7 @@ def _next(
 
 
 def _network(fold: Fold, state: State) -> nn.Module:
-    """The network with the modes and frozen parts of the epoch, as the processes train it together."""
+    """The network with the epoch's modes and frozen parts, wrapped for training by several processes."""
     stages = recipe.trainable_stages(fold.train, fold.schedule.epoch(state.step))
     recipe.set_modes(state.model, stages, fold.freezes_batch_norm)
     network = state.model.head if fold.job.trains_on_features else state.model
@@ -193,7 +193,7 @@ def _network(fold: Fold, state: State) -> nn.Module:
 
 
 def _step(fold: Fold, state: State, network: nn.Module, inputs: Tensor, targets: Tensor) -> float:
-    """Does one optimiser step; returns its learning rate."""
+    """Takes one optimiser step; returns its learning rate."""
     train, optimizer, scaler = fold.train, state.optimizer, state.scaler
     assert optimizer is not None  # there are steps
     costs = [fold.cost(row) for row in state.history] if train.schedule == "plateau" else []
@@ -210,7 +210,7 @@ def _step(fold: Fold, state: State, network: nn.Module, inputs: Tensor, targets:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise out_of_memory(fold, state, "in the optimiser's step") from None
+        raise out_of_memory(fold, state, "in the optimiser step") from None
     scaler.update()
     optimizer.zero_grad()
     state.step += 1
@@ -220,7 +220,7 @@ def _step(fold: Fold, state: State, network: nn.Module, inputs: Tensor, targets:
 
 
 def _add_gradients(fold: Fold, state: State, network: nn.Module, inputs: Tensor, targets: Tensor) -> bool:
-    """Runs a batch forward and backward in micro-batches; False, with nothing added, if memory ran out."""
+    """Runs the forward and backward pass in micro-batches; False, with nothing added, if memory ran out."""
     micro_batches = fold.processes.micro_batches(fold.train.batch_size, state.accumulate)
     sizes = [len(places) for places in micro_batches.values()]
     loss_before = state.loss_sum.clone()
@@ -234,16 +234,16 @@ def _add_gradients(fold: Fold, state: State, network: nn.Module, inputs: Tensor,
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        if fold.processes.world > 1:  # the others wait for this one's gradients
+        if fold.processes.world > 1:  # the others are waiting for this process's gradients
             raise out_of_memory(fold, state, "in one of the processes") from None
-    # Outside the except clause, where the error would still hold on to the memory of what failed.
+    # Outside the except clause, where the error would keep the failed step's memory alive.
     network.zero_grad()
     state.loss_sum.copy_(loss_before)
     return False
 
 
 def _loss(fold: Fold, state: State, network: nn.Module, number: int, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Runs a micro-batch forward; its part of the batch's mean loss."""
+    """Runs a micro-batch's forward pass; returns its share of the batch's mean loss."""
     job, train = fold.job, fold.train
     seed_all(key("step", job.config.seed, fold.number, state.step, number))  # for mixing, dropout and drop path
     inputs, targets = (tensor.to(job.device, non_blocking=True) for tensor in (inputs, targets))
@@ -254,7 +254,7 @@ def _loss(fold: Fold, state: State, network: nn.Module, number: int, inputs: Ten
     with autocast(job.device, job.precision), fast_gradients(job.device, train.compile):
         logits = network(inputs)
     losses = job.data.task.loss(logits, targets, train.label_smoothing, fold.class_weights)
-    return losses.sum() / train.batch_size  # of the whole batch: the split does not change the gradient
+    return losses.sum() / train.batch_size  # the whole batch's size, so that splitting does not change the gradient
 
 
 def _end_epoch(fold: Fold, state: State, epoch: int, rate: float, trackers: Trackers, speed: float) -> None:
@@ -276,7 +276,7 @@ def _end_epoch(fold: Fold, state: State, epoch: int, rate: float, trackers: Trac
     if len(fold.held_rows) and not (is_last and fold.predicts_plain_view and not fold.train.early_stopping):
         with state.watch.stage("validation"):
             row |= validate(fold, state)
-    row = fold.processes.from_main(lambda: row)  # to the last digit: later decisions follow from it
+    row = fold.processes.from_main(lambda: row)  # exactly the same everywhere: later decisions depend on it
     state.history.append(row)
     if fold.train.early_stopping:
         state.track_best(epoch, fold.cost(row))
@@ -285,19 +285,19 @@ def _end_epoch(fold: Fold, state: State, epoch: int, rate: float, trackers: Trac
 
 
 def _save(fold: Fold, state: State) -> None:
-    """Writes the checkpoint and the records; never a state whose loss is not finite."""
+    """Writes the checkpoint and the records, but never a state whose loss is not finite."""
     check_finite(fold, state)
     loss_sum = fold.processes.total(state.loss_sum)
     if fold.processes.is_main:
         checkpoint.save(fold.folder, state.state_dict() | {"loss_sum": loss_sum, "identity": fold.identity})
         write_records(fold, state)
-    fold.processes.wait()  # if one left now to stop, the launcher would stop the main process while it writes
+    fold.processes.wait()  # if one exited now, the launcher would stop the main process while it writes
 
 
 def _finish(fold: Fold, state: State, trackers: Trackers) -> float:
-    """Saves the final weights and predicts the held-out rows; returns the images per second of that."""
+    """Saves the final weights and predicts the held-out rows; returns the images predicted per second."""
     check_finite(fold, state)
-    model, data = state.validated, fold.job.data
+    model, data = state.eval_model, fold.job.data
     if state.best:
         model.load_state_dict(state.best["model"])
         say(f"  {fold.name}: restored epoch {state.best['epoch']}, the best on its held-out rows")
@@ -310,7 +310,7 @@ def _finish(fold: Fold, state: State, trackers: Trackers) -> float:
     views = views_of(fold.job.config)
     with state.watch.stage("prediction"):
         predictions = predict_held_rows(fold, model, views)
-    if state.history and "val_loss" not in state.history[-1]:  # the plain view was not predicted twice
+    if state.history and "val_loss" not in state.history[-1]:  # the last epoch skipped validation
         state.history[-1] |= scores(fold, predictions[views.index(PLAIN)])
         trackers.log(state.history[-1], state.step)
     write_records(fold, state)

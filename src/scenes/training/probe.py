@@ -13,10 +13,10 @@ from scenes.training.validate import in_words, scores
 
 
 def start_head_as_probe(fold: Fold, model: Classifier) -> list[dict[str, Any]]:
-    """Replaces the random head by a linear model (LP-FT, Kumar et al. 2022, arXiv:2202.10054).
+    """Replaces the random head with a linear model (LP-FT, Kumar et al. 2022, arXiv:2202.10054).
 
     Returns:
-        The start of the fold's history: how the probe scores on the held-out rows, if there are any.
+        The start of the fold's history: the probe's scores on the held-out rows, if there are any.
     """
     data, features = fold.job.data, fold.job.features
     rows, seed = data.rows(fold.number)[0], key("probe", fold.job.config.seed, fold.number)

@@ -1,4 +1,4 @@
-"""Tasks on a Ray cluster: each starts the same child process, on whichever machine has a GPU or cores free."""
+"""Tasks on a Ray cluster: each runs as a child process on whichever machine has a free GPU or free cores."""
 
 import os
 import signal
@@ -18,18 +18,18 @@ from scenes.ray_cluster import connect
 from scenes.training.workers import INTERRUPTED, POLL_SECONDS, Child, Slot, Task
 
 RETRIES = 3
-NEEDS = "Ray's machines need the repository on shared storage, at one path, and the same Python and packages"
-LOCK_SECONDS = 180.0  # to wait for the process of a lost attempt, which saves its state before it ends
+NEEDS = "all machines need the repository on shared storage, at the same path, and the same Python and packages"
+LOCK_SECONDS = 180.0  # how long to wait for the process of a lost attempt, which saves its state before it exits
 
 
 class KilledError(Exception):
-    """A signal, e.g. of the kernel's out-of-memory killer, ended a task's process; Ray tries it again."""
+    """A signal, e.g. from the kernel's out-of-memory killer, ended a task's process; Ray retries the task."""
 
 
 def ray_slots(tasks: int, address: str | None) -> list[Slot]:
     """Connects to Ray and makes a slot for each of its GPUs, or divides its cores if there are none.
 
-    Without an address: the cluster that this machine belongs to, else a Ray of this machine alone.
+    Without an address it uses the cluster that this machine belongs to, or else starts Ray on this machine alone.
 
     Raises:
         UserError: If Ray is not installed, or there is no cluster at the address.
@@ -49,21 +49,21 @@ def ray_slots(tasks: int, address: str | None) -> list[Slot]:
 
 
 class RayTask:
-    """A task that Ray runs, and tries again if its machine or process is lost."""
+    """A task that Ray runs and retries if its machine or process is lost."""
 
     def __init__(self, task: Task, needs: Mapping[str, int], environment: Mapping[str, str]) -> None:
         """Submits it."""
         import ray
 
-        mark = uuid4().hex
-        task.log(f"submitted to Ray ({mark})")
+        marker = uuid4().hex
+        task.log(f"submitted to Ray ({marker})")
         run: Any = ray.remote(_run_child).options(
             **needs,
             max_retries=RETRIES,
             retry_exceptions=[KilledError],
             runtime_env={"env_vars": {"PYTHONPATH": str(ROOT / "src")}},
         )
-        self._task, self._reference = task, run.remote(task, Path.cwd(), mark, environment)
+        self._task, self._reference = task, run.remote(task, Path.cwd(), marker, environment)
 
     def poll(self) -> int | None:
         """The process's exit code, or 1 if Ray has given up; None while it runs or waits."""
@@ -83,26 +83,26 @@ class RayTask:
             return 1
 
     def ask_to_stop(self) -> None:
-        """Lets it save its state and exit."""
+        """Asks it to save its state and exit."""
         import ray
 
         ray.cancel(self._reference)
 
     def kill(self) -> None:
-        """Ends it at once."""
+        """Kills it at once."""
         import ray
 
         ray.cancel(self._reference, force=True)
 
 
-def _run_child(task: Task, folder: Path, mark: str, environment: Mapping[str, str]) -> int:
+def _run_child(task: Task, folder: Path, marker: str, environment: Mapping[str, str]) -> int:
     """Runs a task's process on the machine that Ray chose; returns its exit code."""
     log_file, here = folder / task.log_file, socket.gethostname()
-    if not log_file.is_file() or mark not in log_file.read_text(encoding="utf-8", errors="replace"):
-        raise UserError(f"{folder} on {here} is not the folder that the command runs in; {NEEDS}")
+    if not log_file.is_file() or marker not in log_file.read_text(encoding="utf-8", errors="replace"):
+        raise UserError(f"{folder} on {here} is not the folder that the command was started in; {NEEDS}")
     with FileLock(log_file.with_name(".lock"), timeout=LOCK_SECONDS):
         pass
-    # Ray cancels by SIGINT, which is ignored in all that a script's shell starts in the background.
+    # Ray cancels with SIGINT, which is ignored by processes that a shell script starts in the background.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     child = Child(task, environment, here, folder)
     try:

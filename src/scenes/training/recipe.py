@@ -1,4 +1,4 @@
-"""How a step trains, as pure functions of the step: rates, what is frozen, parameter groups, losses' weights."""
+"""How a step trains, as pure functions of the step: learning rates, frozen parts, parameter groups, class weights."""
 
 import math
 from collections.abc import Sequence
@@ -19,36 +19,36 @@ PLATEAU_FACTOR = 0.1
 
 
 def learning_rate(step: int, schedule: Schedule, train: TrainConfig, costs: Sequence[float] = ()) -> float:
-    """The body's rate at a step.
+    """The body's learning rate at a step.
 
     Args:
-        step: From 0.
+        step: Counted from 0.
         schedule: Says how many steps there are.
-        train: The config.
-        costs: What the plateau schedule lowers, for each finished epoch.
+        train: The training settings.
+        costs: What the plateau schedule minimises, for each finished epoch.
     """
     total = schedule.steps
     if train.schedule == "one_cycle":
-        top = max(1, round(total * ONE_CYCLE_RISE))
-        if step < top:
-            return train.lr * (ONE_CYCLE_START + (1 - ONE_CYCLE_START) * _half_cosine(1 - step / top))
-        return train.lr * _half_cosine((step - top) / max(1, total - top))
+        peak = max(1, round(total * ONE_CYCLE_RISE))
+        if step < peak:
+            return train.lr * (ONE_CYCLE_START + (1 - ONE_CYCLE_START) * _cosine_decay(1 - step / peak))
+        return train.lr * _cosine_decay((step - peak) / max(1, total - peak))
     warmup = min(round(train.warmup_epochs * schedule.steps / max(1, schedule.epochs)), total // 2)
     if step < warmup:
         return train.lr * (step + 1) / warmup
     if train.schedule == "cosine":
-        return train.lr * _half_cosine((step - warmup) / max(1, total - warmup))
+        return train.lr * _cosine_decay((step - warmup) / max(1, total - warmup))
     if train.schedule == "plateau":
-        return train.lr * PLATEAU_FACTOR ** plateaus(costs, train.plateau_patience)
+        return train.lr * PLATEAU_FACTOR ** count_plateaus(costs, train.plateau_patience)
     return train.lr
 
 
-def _half_cosine(part: float) -> float:
-    """Falls smoothly from 1 at 0 to 0 at 1."""
-    return 0.5 * (1 + math.cos(math.pi * part))
+def _cosine_decay(progress: float) -> float:
+    """Falls along a cosine from 1 to 0 as `progress` goes from 0 to 1."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def plateaus(losses: Sequence[float], patience: int) -> int:
+def count_plateaus(losses: Sequence[float], patience: int) -> int:
     """Counts how often the loss went without a new minimum for more than `patience` epochs."""
     best, waited, count = math.inf, 0, 0
     for loss in losses:
@@ -60,52 +60,52 @@ def plateaus(losses: Sequence[float], patience: int) -> int:
 
 
 def trainable_stages(train: TrainConfig, epoch: int) -> Stages:
-    """How many of the body's last stages train in an epoch; an entry of a table holds until the next one."""
+    """How many of the body's last stages train in an epoch; a table's entry applies until the next one."""
     table = train.trainable_stages
     if not isinstance(table, dict):
         return table
-    begun = [start for start in table if start <= epoch]
-    return table[max(begun)] if begun else 0
+    started = [start for start in table if start <= epoch]
+    return table[max(started)] if started else 0
 
 
-def every_stages(train: TrainConfig) -> list[Stages]:
-    """How many of the body's last stages train, for each part of training."""
+def stages_by_phase(train: TrainConfig) -> list[Stages]:
+    """How many of the body's last stages train, for each phase of training."""
     table = train.trainable_stages
     return list(table.values()) if isinstance(table, dict) else [table]
 
 
 def body_is_frozen(train: TrainConfig) -> bool:
     """Whether the body never trains, so that its features can be computed once."""
-    return train.epochs == 0 or all(stages == 0 for stages in every_stages(train))
+    return train.epochs == 0 or all(stages == 0 for stages in stages_by_phase(train))
 
 
 def freezes_batch_norm(train: TrainConfig, is_pretrained: bool) -> bool:
     """Whether batch norms keep their running statistics.
 
-    Near to ImageNet (5,000 scenes, EfficientNet-Lite0) weights trained under the statistics of batches score 2 to 6
-    points lower, whichever statistics they are then predicted with; far from it (seedlings) a point higher:
+    On images near to ImageNet (5,000 scenes, EfficientNet-Lite0), weights trained with batch statistics score 2 to 6
+    points lower, whichever statistics prediction then uses; on images far from it (seedlings), a point higher:
     benchmarks/RESULTS.md.
     """
     return is_pretrained if train.batch_norm == "auto" else train.batch_norm == "frozen"
 
 
 def has_batch_norm(model: Classifier) -> bool:
-    """Whether a network has batch norms."""
+    """Whether a network contains batch norms."""
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
 def starts_with_probe(train: TrainConfig, model: Classifier) -> bool:
     """Whether a pretrained body's head starts as a linear probe.
 
-    The probe would not fit if batch norms learnt their statistics: the first step changes the features.
+    If batch norms learn their statistics, the first step changes the features that the probe was fitted to.
     """
-    are_fixed = freezes_batch_norm(train, is_pretrained=True) or body_is_frozen(train) or not has_batch_norm(model)
-    return train.linear_probe and are_fixed
+    keeps_features = freezes_batch_norm(train, is_pretrained=True) or body_is_frozen(train) or not has_batch_norm(model)
+    return train.linear_probe and keeps_features
 
 
 def synchronise_batch_norms(model: Classifier) -> None:
-    """Lets batch norms that learn take the statistics of all processes' rows, on GPUs; changes the model in place."""
-    from timm.layers import convert_sync_batchnorm  # torch's own would lose the activation of timm's batch norms
+    """Makes batch norms that learn use the rows of all processes, on GPUs; changes the model in place."""
+    from timm.layers import convert_sync_batchnorm  # torch's own would drop the activation in timm's batch norms
 
     model.body = convert_sync_batchnorm(model.body)
 
@@ -116,7 +116,7 @@ def set_modes(model: Classifier, stages: Stages, frozen_batch_norm: bool) -> Non
     Args:
         model: The network.
         stages: How many stages of the body train, or ``all``.
-        frozen_batch_norm: Batch norms use their running statistics and leave them as they are.
+        frozen_batch_norm: Whether batch norms use their running statistics and leave them unchanged.
     """
     model.train()
     groups = model.stages()[-stages:] if stages != "all" and stages > 0 else []
@@ -128,18 +128,18 @@ def set_modes(model: Classifier, stages: Stages, frozen_batch_norm: bool) -> Non
             is_frozen = any(not parameter.requires_grad for parameter in module.parameters(recurse=False))
             module.train(not (frozen_batch_norm or is_frozen))
     if stages == 0:
-        model.body.eval()  # no drop path in a body that does not train
+        model.body.eval()  # no drop path in a frozen body
 
 
 def parameter_groups(model: Classifier, train: TrainConfig) -> list[dict[str, Any]]:
     """Groups the weights for the optimiser: head and body, or the body's stages, with and without weight decay.
 
-    Not decayed are biases and norms (all that has one dimension) and what the body itself names, such as position
-    embeddings and class tokens. Under ``layer_decay`` each stage of the body has that part of the rate of the one above
-    it (Clark et al. 2020, arXiv:2003.10555, section 3).
+    Biases and norms (everything one-dimensional) are not decayed, nor is what the body itself exempts, such as position
+    embeddings and class tokens. With ``layer_decay`` the rate of each stage of the body is that of the stage above it
+    times this factor (Clark et al. 2020, arXiv:2003.10555, section 3).
 
     Returns:
-        Groups with ``scale``, their rate as a multiple of the highest of the body.
+        Groups with ``scale``, their learning rate as a multiple of the body's highest.
     """
     names = [name for name, _ in model.body.named_parameters()]
     parts = [(names, 1.0)]
@@ -147,11 +147,11 @@ def parameter_groups(model: Classifier, train: TrainConfig) -> list[dict[str, An
         parts = [(names, train.layer_decay**depth) for depth, names in enumerate(model.stages()[::-1])]
     named = [([(name, model.body.get_parameter(name)) for name in names], scale) for names, scale in parts]
     named.append((list(model.head.named_parameters()), (train.head_lr or train.lr) / train.lr))
-    spared = set(model.body.no_weight_decay()) if hasattr(model.body, "no_weight_decay") else set()
+    exempt = set(model.body.no_weight_decay()) if hasattr(model.body, "no_weight_decay") else set()
     groups = []
     for parameters, scale in named:
-        decayed = [parameter for name, parameter in parameters if parameter.ndim > 1 and name not in spared]
-        others = [parameter for name, parameter in parameters if parameter.ndim <= 1 or name in spared]
+        decayed = [parameter for name, parameter in parameters if parameter.ndim > 1 and name not in exempt]
+        others = [parameter for name, parameter in parameters if parameter.ndim <= 1 or name in exempt]
         for chosen, decay in ((decayed, train.weight_decay), (others, 0.0)):
             if chosen:
                 groups.append({"params": chosen, "weight_decay": decay, "scale": scale})
@@ -159,7 +159,7 @@ def parameter_groups(model: Classifier, train: TrainConfig) -> list[dict[str, An
 
 
 def make_optimizer(model: Classifier, train: TrainConfig) -> torch.optim.Optimizer:
-    """Makes the optimiser; its rates are set at every step."""
+    """Makes the optimiser; its learning rates are set at every step."""
     groups = parameter_groups(model, train)
     if train.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, nesterov=train.momentum > 0)
@@ -168,15 +168,15 @@ def make_optimizer(model: Classifier, train: TrainConfig) -> torch.optim.Optimiz
 
 
 def make_average(model: Classifier, train: TrainConfig) -> AveragedModel | None:
-    """Makes the mean of the weights after the last epochs (LAWA, arXiv:2209.14981); None if the last one's count."""
+    """Makes the average of the last epochs' weights (LAWA, arXiv:2209.14981); None if only the last epoch counts."""
     if train.average_epochs == 1:
         return None
-    # Not torch's default for parameters on a GPU, which cannot average the integers among the buffers.
+    # Not torch's default averaging on a GPU, which cannot average integer buffers.
     return AveragedModel(model, avg_fn=get_swa_avg_fn(), use_buffers=True)
 
 
 def class_weights(train: TrainConfig, targets: np.ndarray, classes: int) -> torch.Tensor | None:
-    """Weights of the loss by class, float32, shape (classes,); ``balanced`` makes every class count the same."""
+    """The weight of each class in the loss, float32, shape (classes,); with ``balanced`` all classes count the same."""
     if train.class_weights is None:
         return None
     if train.class_weights == "balanced":
@@ -186,12 +186,12 @@ def class_weights(train: TrainConfig, targets: np.ndarray, classes: int) -> torc
 
 
 def mix(images: torch.Tensor, targets: torch.Tensor, train: TrainConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mixes a batch with its own reverse, by mixup (arXiv:1710.09412) or CutMix (arXiv:1905.04899).
+    """Mixes a batch with its reverse, by mixup (arXiv:1710.09412) or CutMix (arXiv:1905.04899).
 
     Args:
-        images: (n, 3, s, s).
+        images: Shape (n, 3, s, s).
         targets: float32, shape (n, outputs).
-        train: Says how strongly; draws are from NumPy's global generator.
+        train: Says how strongly; random numbers come from NumPy's global generator.
 
     Returns:
         Images and targets of the same shapes.

@@ -1,7 +1,7 @@
-"""Which of a config's two recipes is used: that for images near to what the pretrained weights know, or far from it.
+"""Chooses one of a config's two recipes: for images near to what the pretrained weights know, or far from it.
 
-A linear probe tells: where it explains most of what the labels differ in, large steps would only spoil the body. With
-very few images they would too.
+A linear probe decides: where it already explains most of the labels, large steps would only spoil the body. With very
+few images they would do so too.
 """
 
 from collections.abc import Callable
@@ -20,12 +20,12 @@ from scenes.inference.calibration import FITS
 from scenes.randomness import key
 from scenes.runs import RUNS, Run
 
-FEW = 200  # training rows: `near` and `far` predict 0.52 and 0.42 right with 96 seedlings, 0.62 and 0.63 with 192
-NEAR = 0.83  # the share that is explained: of EfficientNet-Lite0 and -Lite2 0.85 on scenes, 0.75 and 0.81 on seedlings
+FEW = 200  # training rows: accuracy of `near` and `far` is 0.52 and 0.42 with 96 seedlings, 0.62 and 0.63 with 192
+NEAR = 0.83  # explained share; EfficientNet-Lite0 and -Lite2 both have 0.85 on scenes, 0.75 and 0.81 on seedlings
 
 
 def with_kept_recipe(config: Config) -> Config:
-    """Applies the recipe that is set, or that of the run to resume; without either a config keeps both."""
+    """Applies the configured recipe, or that of the run to resume; without either, the config keeps both."""
     if not (config.near or config.far):
         return config
     run, recipe = Run(RUNS / config.name), config.recipe
@@ -37,14 +37,14 @@ def with_kept_recipe(config: Config) -> Config:
 def choose_recipe(config: Config, data: Dataset, features: Callable[[], np.ndarray] | None) -> Config:
     """Applies the recipe that suits the images, if the config still has both.
 
-    With few rows it is near, with very many rows and classes far; otherwise it follows from the share of the log loss
-    (of numbers: the variance) that a linear probe explains (McFadden 1974, Frontiers in Econometrics). It is measured
-    on one fold's held-out rows, and holds for all folds.
+    With few rows that is `near`, with very many rows and classes `far`; otherwise the share of the log loss (for
+    numbers, the variance) that a linear probe explains decides (McFadden 1974, Frontiers in Econometrics). It is
+    measured on one fold's held-out rows and used for all folds.
 
     Args:
         config: The experiment.
         data: Its rows.
-        features: Gives the pretrained body's features of all rows, float32, shape (n, f); None without such a body.
+        features: Returns the pretrained body's features of all rows, float32, shape (n, f); None without such a body.
     """
     if not (config.near or config.far):
         return config
@@ -52,7 +52,7 @@ def choose_recipe(config: Config, data: Dataset, features: Callable[[], np.ndarr
 
 
 def _apply(config: Config, recipe: str, why: str) -> Config:
-    """The config with a recipe in place of both; says which."""
+    """Replaces a config's two recipes with one of them, and prints which."""
     say(f"recipe: {recipe} ({why})")
     return with_recipe(config, recipe)
 
@@ -60,21 +60,21 @@ def _apply(config: Config, recipe: str, why: str) -> Config:
 def _choose(
     config: Config, data: Dataset, features: Callable[[], np.ndarray] | None
 ) -> tuple[Literal["near", "far"], str]:
-    """The recipe and the reason."""
+    """Chooses the recipe; returns it with the reason."""
     rows = max(len(data.rows(fold)[0]) for fold in range(config.data.folds))
     if features and rows < FEW:
-        return "near", f"{rows} rows to train on; images count as far only from {FEW} on"
+        return "near", f"{rows} rows to train on; `far` needs at least {FEW}"
     if features and takes_hours(rows, data.task.outputs):
         return "far", f"a linear probe of {rows} rows and {data.task.outputs} outputs would take hours"
     share = _explained(config, data, features()) if features else None
     if share is None:
-        return "far", "no linear probe of pretrained weights can tell"
-    why = f"a linear probe explains {share:.3f} of the labels; images count as near from {NEAR} on"
+        return "far", "no linear probe on pretrained weights is possible"
+    why = f"a linear probe explains {share:.3f} of the labels; `near` needs at least {NEAR}"
     return "near" if share >= NEAR else "far", why
 
 
 def _explained(config: Config, data: Dataset, features: np.ndarray) -> float | None:
-    """The share of a fold's held-out loss that a linear probe takes away from that of constant predictions.
+    """The share of the held-out loss of constant predictions that a linear probe removes, on one fold.
 
     None if no fold holds out a row.
     """
@@ -89,7 +89,7 @@ def _explained(config: Config, data: Dataset, features: np.ndarray) -> float | N
         return metric.score(predictions, data.targets[held])[0] ** (2 if task.kind == "number" else 1)
 
     predictions = predictions_of(task, head.logits(features[held]))
-    for fit in FITS[task.kind][:1]:  # a probe of few rows is regularised so much that it is unsure of what it knows
+    for fit in FITS[task.kind][:1]:  # with few rows, strong regularisation makes the probe underconfident
         predictions = fit(predictions, data.targets[held]).apply(predictions)
     constant = task.prior(data.targets[fitted])[None].repeat(len(held), 0)
     return 1 - loss(predictions) / loss(constant)

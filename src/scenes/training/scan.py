@@ -1,4 +1,4 @@
-"""Which backbone? The linear probe of several, on the competition's folds and metric."""
+"""Ranks backbones by their linear probes, on the competition's folds and metric."""
 
 import time
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ from scenes.training.job import Job
 
 
 class Probed(NamedTuple):
-    """How a backbone's linear probe did on the rows it did not see.
+    """The score of a backbone's linear probe on rows it did not see.
 
     Attributes:
         name: The timm model.
         value: The competition's metric.
         error: Its standard error.
-        seconds: Features and all folds; less where the features were cached.
+        seconds: The time for the features and all folds; less if the features were cached.
     """
 
     name: str
@@ -38,14 +38,14 @@ class Probed(NamedTuple):
 
 
 def scan(config: Config, names: Sequence[str]) -> list[Probed]:
-    """Fits the linear probe of each backbone whose weights are at hand, and prints them, the best first.
+    """Fits the linear probe of each backbone whose weights are available, and prints the results, best first.
 
     Args:
-        config: The experiment: its data, image size and `model.weights` are used.
+        config: The experiment, which gives the data, the image size and `model.weights`.
         names: timm models.
 
     Raises:
-        UserError: If the data cannot be used, or no backbone's weights are at hand.
+        UserError: If the data cannot be used, or no backbone's weights are available.
     """
     data, device = read_dataset(config), choose_device()
     metric = competition_metric(config, data.task)
@@ -60,7 +60,7 @@ def scan(config: Config, names: Sequence[str]) -> list[Probed]:
     for name, reason in missing:
         say(f"left out: {name}: {reason}")
     if not done:
-        raise UserError("no backbone could be probed; put NAME.safetensors into input/weights/, or name other models")
+        raise UserError("no backbone could be probed; put NAME.safetensors into input/weights/ or name other models")
     done.sort(key=lambda probed: probed.value, reverse=metric.larger_is_better)
     rows = [(each.name, with_error(each.value, each.error), f"{each.seconds:.0f}") for each in done]
     print_table(["linear probe", f"{metric.name} ± s.e.", "seconds"], rows)
@@ -68,7 +68,7 @@ def scan(config: Config, names: Sequence[str]) -> list[Probed]:
     return done
 
 
-def at_hand() -> list[str]:
+def shipped_backbones() -> list[str]:
     """The backbones of the shipped configs."""
     names = [load_config(file).model.name for file in sorted(Path("configs").glob("*.yaml"))]
     return [name for name in dict.fromkeys(names) if name != "simple_cnn"]
@@ -79,7 +79,7 @@ def _with_model(config: Config, name: str) -> Config:
 
 
 def _probe(config: Config, data: Dataset, device: torch.device, metric: Metric) -> Probed:
-    """Fits one linear model a fold and scores all held-out rows."""
+    """Fits one linear model per fold and scores all held-out rows."""
     start = time.monotonic()
     features = Job(config, data, pretrained_state(config), device).features
     predictions = np.zeros((len(data.table), data.task.outputs), np.float32)
@@ -93,11 +93,11 @@ def _probe(config: Config, data: Dataset, device: torch.device, metric: Metric) 
 
 
 def _next_command(name: str) -> str:
-    """A shipped config that fine-tunes the backbone, or the nearest thing to it."""
+    """The command for a shipped config that fine-tunes the backbone, or for the closest substitute."""
     for file in sorted(Path("configs").glob("*.yaml")):
         config = load_config(file)
         if config.model.name == name and config.train.epochs:
             return f"bash train.sh {file}"
-    plain = "infer.image_size=null 'near={}' 'far={}'"  # what it has of these suits small networks
+    plain = "infer.image_size=null 'near={}' 'far={}'"  # its own values suit small networks
     own = f"model.name={name} name={name.partition('.')[0]}"
     return f"bash train.sh configs/effnet_lite0.yaml --set {own} {plain}"

@@ -1,4 +1,4 @@
-"""How long a fold takes and how much memory it needs at most, stage by stage."""
+"""Measures a fold's time and peak memory, stage by stage."""
 
 import re
 import resource
@@ -14,22 +14,22 @@ import torch
 MIB = 2**20
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # see proc(5)
-REST = "training"  # whatever belongs to no other stage
+REST = "training"  # everything outside the other stages
 
 
 class Stopwatch:
-    """Seconds and peak memory by stage, over all sessions of a fold."""
+    """Seconds and peak memory by stage, including those before the fold was resumed."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.seconds: dict[str, float] = {}
         self.memory: dict[str, dict[str, int]] = {}
-        self.earlier, self.begun = 0.0, time.monotonic()
+        self.earlier, self.started = 0.0, time.monotonic()
         reset_peak_memory(device)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Times its block as a stage of its own."""
+        """Times its block as a separate stage."""
         self._count_memory(REST)
         start = time.monotonic()
         yield
@@ -37,16 +37,16 @@ class Stopwatch:
         self._count_memory(name)
 
     def _count_memory(self, stage: str) -> None:
-        """Adds the peak since the last count to a stage."""
+        """Counts the peak since the last call towards a stage."""
         peaks = self.memory.setdefault(stage, {})
         for kind, mib in peak_memory(self.device).items():
             peaks[kind] = max(mib, peaks.get(kind, 0))
         reset_peak_memory(self.device)
 
     def state(self) -> dict[str, Any]:
-        """What time.json and a checkpoint hold: seconds in total and by stage, peak memory by stage in MiB."""
+        """The content of time.json, also in checkpoints: seconds in total and by stage, peak memory by stage in MiB."""
         self._count_memory(REST)
-        total = self.earlier + time.monotonic() - self.begun
+        total = self.earlier + time.monotonic() - self.started
         stages = {**self.seconds, REST: max(0.0, total - sum(self.seconds.values()))}
         return {
             "seconds": round(total, 1),
@@ -55,7 +55,7 @@ class Stopwatch:
         }
 
     def resume(self, saved: Mapping[str, Any]) -> None:
-        """Adds the time and memory of earlier sessions, as `state` gave them."""
+        """Adds the time and memory before the fold was resumed, as returned by `state`."""
         self.earlier = saved["seconds"]
         for name, seconds in saved["stages"].items():
             if name != REST:
@@ -66,12 +66,12 @@ class Stopwatch:
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
-    """Measures this process's highest memory since `reset_peak_memory`, in MiB.
+    """Measures this process's peak memory since `reset_peak_memory`, in MiB.
 
-    On systems that cannot reset the peak it counts since the process began.
+    On systems that cannot reset the peak, it is that since the process started.
 
     Returns:
-        ``memory_mib``, resident; and ``gpu_memory_mib``, of tensors, where there is a GPU.
+        ``memory_mib``, the resident memory; and with a GPU ``gpu_memory_mib``, the memory of tensors.
     """
     peak = {"memory_mib": _resident_peak() // MIB}
     if device.type == "cuda":
@@ -80,7 +80,7 @@ def peak_memory(device: torch.device) -> dict[str, int]:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Starts counting the peak anew."""
+    """Resets the peak."""
     with suppress(OSError):
         CLEAR_REFS.write_text(RESET_PEAK)
     if device.type == "cuda":
@@ -88,7 +88,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def _resident_peak() -> int:
-    """Bytes; macOS counts bytes too, other systems kilobytes."""
+    """The peak in bytes; `ru_maxrss` is in bytes on macOS and in kilobytes elsewhere."""
     with suppress(OSError):
         if found := re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text()):
             return int(found[1]) * 1024

@@ -1,4 +1,4 @@
-"""A search for better settings: Optuna proposes trials, two folds evaluate them, bad trials stop early."""
+"""Searches for better settings: Optuna proposes trials, two folds evaluate them, bad trials stop early."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from scenes.training.prepare import prepare
 from scenes.training.trial import CANNOT_TRAIN
 from scenes.training.workers import INTERRUPTED, Slot, Task, failure, run_tasks
 
-SHOWN = 5  # trials in the table at the end
+SHOWN = 5  # trials in the final table
 RANGE_KEYS = {"low", "high", "log"}
 
 Space = Mapping[str, Any]
@@ -39,18 +39,18 @@ def sweep(
 ) -> Path:
     """Searches a space for the settings with the lowest held-out cost; resumes a sweep that was stopped.
 
-    The cost is the log loss, or what follows from a metric that looks at probabilities or numbers.
+    The cost is the log loss, or is computed from the metric if that looks at probabilities or numbers.
 
     Args:
         config_file: The experiment to improve.
         overrides: ``key=value`` strings, as in train.py.
         space_file: What to search, see configs/sweeps/.
-        trials: The total number of trials, those of earlier sessions included.
-        folds: Which folds evaluate a trial.
+        trials: The total number of trials, including those before a stop.
+        folds: The folds to evaluate each trial on.
         slots: Where trials run; each fold of a trial is a process.
 
     Returns:
-        The best config's file.
+        The file of the best config.
 
     Raises:
         UserError: If the space or a config cannot be used, the sweep is already running, or no trial was completed.
@@ -60,13 +60,13 @@ def sweep(
     space = read_space(space_file)
     _check_ends(config_file, overrides, base.name, space, folds)
     folder = RUNS / f"{base.name}.sweep"
-    with only_process(folder, "running this sweep"):  # two would take each other's trials for interrupted ones
+    with only_process(folder, "running this sweep"):  # two would mistake each other's trials for interrupted ones
         study = _open(folder, base, space, folds)
         _enqueue_interrupted(study)
         left = trials - len(_done(study))
         if left > 0:
             listed = ", ".join(map(str, folds))
-            say(f"{folder}: {left} trials to go, folds {listed}; after a stop the same command continues")
+            say(f"{folder}: {left} trials to go, folds {listed}; if stopped, give the same command again to resume")
             _Search(study, config_file, overrides, base.name, space, folds, left).run(slots)
         best = _show(study, folder)
         path = folder / "best.yaml"
@@ -80,52 +80,52 @@ def read_space(path: Path) -> dict[str, Any]:
     """Reads what to search: ``key: [choices]`` or ``key: {low: …, high: …, log: true}``.
 
     Raises:
-        UserError: If it is anything else.
+        UserError: If the file contains anything else.
     """
     try:
         space = plain_yaml.parse(path.read_text(encoding="utf-8-sig"), str(path)).values
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a readable YAML file ({error}); see configs/sweeps/finetune.yaml") from None
     if not isinstance(space, dict) or not space:
-        raise UserError(f"{path}: a space consists of `key: [choices]` and `key: {{low: …, high: …}}` lines")
+        raise UserError(f"{path}: a search space consists of `key: [choices]` and `key: {{low: …, high: …}}` lines")
     for name, part in space.items():
         if isinstance(part, list) and part and all(isinstance(choice, bool | int | float | str) for choice in part):
             continue
         if not isinstance(part, dict) or not {"low", "high"} <= set(part) <= RANGE_KEYS:
-            raise UserError(f"{path}: {name}: write a list of plain choices, or {{low: …, high: …, log: true}}")
+            raise UserError(f"{path}: {name}: write a list of plain values, or {{low: …, high: …, log: true}}")
         low, high = part["low"], part["high"]
         if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in (low, high)) or low >= high:
-            raise UserError(f"{path}: {name}: low and high must be numbers, low the smaller one")
+            raise UserError(f"{path}: {name}: low and high must be numbers, with low < high")
         if part.get("log") and low <= 0:
-            raise UserError(f"{path}: {name}: a logarithmic range begins above 0")
+            raise UserError(f"{path}: {name}: a logarithmic range must start above 0")
     return space
 
 
 def _check_ends(config_file: Path, overrides: Sequence[str], name: str, space: Space, folds: Sequence[int]) -> None:
-    """Checks the experiment with both ends of every range, so that mistakes are found before the first trial."""
+    """Checks the experiment at both ends of every range, so that mistakes are found before the first trial."""
     for number, end in ((0, "low"), (-1, "high")):
         values = {key: part[number] if isinstance(part, list) else part[end] for key, part in space.items()}
         prepare(load_experiment(config_file, _settings(overrides, values, name)), folds)
 
 
 def _settings(overrides: Sequence[str], values: Mapping[str, Any], name: str) -> list[str]:
-    """The ``--set`` of an experiment with these values and this name."""
+    """The ``--set`` values that give an experiment these settings and this name."""
     return [*overrides, *(f"{key}={json.dumps(value)}" for key, value in values.items()), f"name={name}"]
 
 
 def _open(folder: Path, base: Config, space: Space, folds: Sequence[int]) -> optuna.Study:
-    """Opens the study in the folder's SQLite file; refuses one that began with something else."""
+    """Opens the study in the folder's SQLite file; refuses one that began with something different."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = f"sqlite:///{(folder / 'study.db').resolve()}"
     study = optuna.create_study(storage=storage, study_name=base.name, load_if_exists=True)
-    # With the same seed after a stop, the sampler would propose the same trials again.
+    # With the same seed after a stop, the sampler would repeat its proposals.
     study.sampler = optuna.samplers.TPESampler(seed=key("sweep", base.seed, len(study.trials)) % 2**32)
     study.pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
     begun = {"config": dump(base), "space": json.dumps(space), "folds": list(folds)}
     for name, value in begun.items():
         if study.user_attrs.get(name, value) != value:
             raise UserError(
-                f"{folder}: this sweep began with another {name}; restore it, or rename this one: --set name=NEW"
+                f"{folder}: this sweep began with another {name}; restore it, or rename the new one: --set name=NEW"
             )
         study.set_user_attr(name, value)
     return study
@@ -136,7 +136,7 @@ def _done(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def _enqueue_interrupted(study: optuna.Study) -> None:
-    """Puts trials that were killed or failed first in the queue; their runs resume from their checkpoints."""
+    """Puts killed and failed trials first in the queue; their runs resume from their checkpoints."""
     waiting = [trial.params for trial in [*_done(study), *study.get_trials(states=(TrialState.WAITING,))]]
     for trial in study.get_trials(states=(TrialState.RUNNING, TrialState.FAIL)):
         if trial.state == TrialState.RUNNING:
@@ -162,7 +162,7 @@ class _Attempt:
 
 @dataclass
 class _Search:
-    """Trains the trials that Optuna proposes, fold by fold, and tells it the results."""
+    """Trains the trials that Optuna proposes, fold by fold, and reports the results to it."""
 
     study: optuna.Study
     config_file: Path
@@ -176,7 +176,7 @@ class _Search:
     failures: list[Problem] = field(default_factory=list)
 
     def run(self, slots: Sequence[Slot]) -> None:
-        """Trains as many trials as are left.
+        """Trains the remaining trials.
 
         Raises:
             UserError: With the folds that failed for a reason other than their settings.
@@ -184,14 +184,14 @@ class _Search:
         """
         if run_tasks(slots, self._next_task, self._ended):
             raise StoppedError("interrupted", INTERRUPTED)
-        raise_problems(self.failures, "The sweep stopped; trials that were running are complete")
+        raise_problems(self.failures, "The sweep stopped; the trials that were running are complete")
 
     def _next_task(self, _: Slot) -> Task | None:
         if not self.ready and self.left and not self.failures:
             self.left -= 1
             self.ready.append(self._begin(self.study.ask()))
         names = {attempt.run.name for attempt in self.running.values()}
-        # A trial with the values of another shares its run, which is deleted at the end: the one that began goes on.
+        # Trials with equal values share a run, which is deleted once one is done, so one that has started goes first.
         waiting = sorted(self.ready, key=lambda attempt: -len(attempt.costs))
         attempt = next((attempt for attempt in waiting if attempt.run.name not in names), None)
         if attempt is None:
@@ -205,19 +205,19 @@ class _Search:
         return task
 
     def _begin(self, trial: Trial) -> _Attempt:
-        """Draws a trial's values."""
+        """Draws a trial's settings."""
         values = {name: _suggest(trial, name, part) for name, part in self.space.items()}
         say(f"trial {trial.number}: {', '.join(f'{name} {_shown(value)}' for name, value in values.items())}")
-        # Named after the values, so that a trial that is tried again finds its run.
+        # Named after the values, so that a retried trial finds its run.
         name = f"{self.name}.trial-{key('trial', repr(sorted(values.items()))):016x}"
         return _Attempt(trial, _settings([*self.overrides, "report=false"], values, name), Run(RUNS / name))
 
     def _ended(self, task: Task, code: int, lines: Sequence[str]) -> None:
-        """Takes a fold that ended into account: the trial continues, is complete, is stopped early or given up."""
+        """Handles a fold that ended: its trial continues, is complete, is stopped early or is given up."""
         attempt = self.running.pop(task)
         trial = attempt.trial
         if code == CANNOT_TRAIN:
-            say(f"trial {trial.number} is given up: {' '.join(lines)}")
+            say(f"trial {trial.number} was given up: {' '.join(lines)}")
             self._close(attempt, TrialState.PRUNED)
         elif code:
             self.failures.append(failure(task, code, lines))  # still running in the study: the next sweep resumes it
@@ -226,7 +226,7 @@ class _Search:
             metrics = read_json(attempt.run.metrics_file, "per_fold", "cost")
             name = metrics["cost"]
             self.study.set_user_attr("cost", name)
-            # All anew: the first fold was not calibrated while it was the only one.
+            # Reread all of them: the first fold was not calibrated while it was the only one.
             attempt.costs = [metrics["per_fold"][str(fold)]["cost"] for fold in finished]
             trial.report(attempt.mean, len(attempt.costs) - 1)
             if len(attempt.costs) == len(self.folds):
@@ -239,7 +239,7 @@ class _Search:
                 self.ready.append(attempt)
 
     def _close(self, attempt: _Attempt, state: TrialState) -> None:
-        """Tells the study, and deletes the run: the networks of a hundred trials would fill the disk."""
+        """Tells the study and deletes the run: a hundred trials' networks would fill the disk."""
         self.study.tell(attempt.trial, attempt.mean if state == TrialState.COMPLETE else None, state)
         shutil.rmtree(attempt.run.folder)
 
@@ -254,10 +254,10 @@ def _suggest(trial: Trial, name: str, part: Any) -> Any:
 
 
 def _show(study: optuna.Study, folder: Path) -> dict[str, Any]:
-    """Prints the best trials and which settings mattered; returns the best trial's settings."""
+    """Prints the best trials and which settings mattered; returns the settings of the best trial."""
     complete = study.get_trials(states=(TrialState.COMPLETE,))
     if not complete:
-        raise UserError(f"{folder}: no trial was completed; see the messages above, or change the space")
+        raise UserError(f"{folder}: no trial was completed; see the messages above, or change the search space")
     best = sorted(complete, key=lambda trial: trial.value or 0.0)
     names = list(best[0].params)
     rows = [(t.number, f"{t.value:.4f}", *(_shown(t.params[name]) for name in names)) for t in best[:SHOWN]]

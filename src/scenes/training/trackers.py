@@ -1,6 +1,6 @@
-"""Curves in TensorBoard (where it is installed) and Weights & Biases (where the config names a project).
+"""Logs curves to TensorBoard (if it is installed) and Weights & Biases (if the config names a project).
 
-Weights & Biases works offline, into ``wandb/`` in the fold's folder, for ``wandb sync`` to upload; WANDB_MODE=online in
+Weights & Biases works offline, in ``wandb/`` in the fold's folder, for ``wandb sync`` to upload; WANDB_MODE=online in
 the environment uploads at once.
 """
 
@@ -14,7 +14,7 @@ from scenes.config import Config
 
 
 class Trackers:
-    """Where a fold's curves go beside history.csv, under the names of its columns."""
+    """Logs a fold's curves, under the column names of history.csv."""
 
     def __init__(self, config: Config, folder: Path, fold: str, enabled: bool = True) -> None:
         self._board = self._wandb = None
@@ -23,7 +23,7 @@ class Trackers:
         if find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
-            # purge_step=0 discards earlier curves: a resumed run logs its history again, see `log_history`.
+            # purge_step=0 discards earlier curves, because a resumed run logs its history again, see `log_history`.
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=0)
         if config.train.wandb:
             import wandb
@@ -35,15 +35,14 @@ class Trackers:
                 id=name,
                 resume="allow",
                 dir=folder,
-                mode=cast(Any, os.environ.get("WANDB_MODE", "offline")),  # the network only if the user asks for it
+                mode=cast(Any, os.environ.get("WANDB_MODE", "offline")),  # online only if the user asks for it
                 config=config.model_dump(mode="json"),
             )
 
     def log_history(self, history: Iterable[Mapping[str, Any]]) -> None:
-        """Adds what happened before this session's first step: the probe and the epochs of earlier sessions.
+        """Logs what happened before this process's first step: the probe and, if resumed, the finished epochs.
 
-        No epoch is then missing or duplicated: TensorBoard was told to forget them, Weights & Biases skips the steps it
-        already has.
+        No epoch is missing or duplicated: TensorBoard discarded them, and Weights & Biases skips steps it already has.
         """
         step = 0
         for row in history:
@@ -60,7 +59,7 @@ class Trackers:
             self._wandb.log(known, step=step)
 
     def close(self) -> None:
-        """Writes out what is pending."""
+        """Flushes and closes the logs."""
         if self._board:
             self._board.close()
         if self._wandb:

@@ -1,7 +1,7 @@
-"""Trains one fold of a sweep's trial: what `sweep` runs in a child process.
+"""Trains one fold of a sweep's trial; `sweep` runs this in a child process.
 
-Exits as train.py does, but with code 4 if the trial's settings cannot be trained, e.g. because the loss diverges.
-A full disk, which is not due to the settings, still gives code 2.
+The exit codes are those of train.py, plus 4 if the trial's settings cannot be trained, e.g. because the loss diverges.
+A full disk, which is not the settings' fault, still gives code 2.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What a fold's network predicts for the rows it never trains on, and how well."""
+"""Predicts and scores a fold's held-out rows."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -17,8 +17,8 @@ from scenes.training.job import Fold
 
 
 def validate(fold: Fold, state: State) -> dict[str, float]:
-    """Scores the held-out rows under the plain view."""
-    model = state.validated
+    """Scores the held-out rows with the plain view."""
+    model = state.eval_model
     if fold.job.trains_on_features:
         return scores(fold, _predict_from_features(fold, model))
     return scores(fold, predict_held_rows(fold, model, [PLAIN])[0])
@@ -27,7 +27,7 @@ def validate(fold: Fold, state: State) -> dict[str, float]:
 def predict_held_rows(fold: Fold, model: Classifier, views: Sequence[View]) -> np.ndarray:
     """Predicts the held-out rows: float32, shape (views, n, outputs).
 
-    The plain view of a body that did not train is predicted from the features at hand, if they are of the same size.
+    If the body did not train, the plain view is predicted from its cached features, if the image size is the same.
     """
     config = fold.job.config
     if PLAIN not in views or not fold.job.keeps_body or config.predict_size != config.image_size:
@@ -49,16 +49,16 @@ def _predict_from_features(fold: Fold, model: Classifier) -> np.ndarray:
 
 
 def _predict_images(fold: Fold, model: Classifier, views: Sequence[View]) -> np.ndarray:
-    """Predicts each row in one of the processes."""
+    """Predicts the rows, divided among the processes."""
     job, processes = fold.job, fold.processes
-    processes.copy_main_(model.buffers())  # running statistics that are learnt differ
+    processes.copy_main_(model.buffers())  # learnt running statistics differ between processes
     label = f"predicting {fold.name}" if list(views) != [PLAIN] else ""
     rows, config, data = fold.own_held_rows, job.config, job.data
     own = None
     if len(rows):
         is_plain = all(view.canvas(config.predict_size) == config.predict_size for view in views)
         batches = fold.held_batches if is_plain else None
-        # A copy of a compiled body would be compiled anew.
+        # A copy of a compiled body would be compiled again.
         with nullcontext() if config.train.compile else fused(model, config.predict_size):
             own = predict_as_configured(
                 config, [model], data.images, rows, views, job.device, label, data.table.names, batches
@@ -67,7 +67,7 @@ def _predict_images(fold: Fold, model: Classifier, views: Sequence[View]) -> np.
 
 
 def scores(fold: Fold, predictions: np.ndarray) -> dict[str, float]:
-    """Scores predictions of the held-out rows, of shape (n, outputs), under history.csv's names."""
+    """Scores predictions for the held-out rows, of shape (n, outputs), under history.csv's column names."""
     task, targets = fold.job.data.task, fold.job.data.targets[fold.held_rows]
     metrics = {"val_loss": metric_named("rmse" if task.kind == "number" else "log_loss", task)}
     if task.kind == "classes":
@@ -77,6 +77,6 @@ def scores(fold: Fold, predictions: np.ndarray) -> dict[str, float]:
 
 
 def in_words(row: Mapping[str, Any]) -> str:
-    """The scores of a row of the history, for a line of output."""
+    """Formats the scores in a row of the history for a printed line."""
     found = {name.removeprefix("val_"): value for name, value in row.items() if name.startswith("val_")}
     return "".join(f", held-out {name} {value:.4f}" for name, value in found.items())

@@ -1,7 +1,7 @@
 """Runs commands side by side, each in a child process on a GPU, a share of the cores or a Ray cluster.
 
 A child prints to its task's log file, which `run_tasks` reads and shows, so its output survives this process. This
-module imports nothing heavy, because a child calls `end_with_parent` before all else.
+module imports nothing heavy, because a child calls `end_with_parent` first thing.
 """
 
 import os
@@ -36,9 +36,9 @@ class Task:
 
     Attributes:
         label: Its name on the screen.
-        log_file: The file it prints to; output of earlier attempts is kept.
-        arguments: What follows ``python``.
-        settings: Its ``--set``.
+        log_file: The file it prints to; the output of earlier attempts is kept.
+        arguments: The arguments after ``python``.
+        settings: The values of its ``--set``.
         until: When it has to stop, in Unix time; passed on as ``train.time_budget_minutes``.
     """
 
@@ -49,7 +49,7 @@ class Task:
     until: float = inf
 
     def command(self) -> list[str]:
-        """What follows ``python`` if the task starts now."""
+        """The arguments after ``python`` if the task starts now."""
         settings = list(self.settings)
         if self.until < inf:
             settings.append(f"train.time_budget_minutes={max(1e-3, (self.until - time.time()) / 60):.3f}")
@@ -64,23 +64,23 @@ class Task:
 
 
 class Running(Protocol):
-    """A task that was started."""
+    """A running task."""
 
     def poll(self) -> int | None:
         """The exit code, negative for the signal that killed it; None while it runs."""
 
     def ask_to_stop(self) -> None:
-        """Lets it save its state and exit."""
+        """Asks it to save its state and exit."""
 
     def kill(self) -> None:
-        """Ends it at once."""
+        """Kills it at once."""
 
 
 class Child:
     """A task's process on this machine.
 
-    It is in a session of its own, so Ctrl-C reaches it only through this process. Its standard input is a pipe that is
-    never written to and closes when this process ends, however it ends: see `end_with_parent`.
+    It has its own session, so Ctrl-C reaches it only through this process. Its standard input is a pipe that is never
+    written to and closes when this process ends, for whatever reason: see `end_with_parent`.
     """
 
     def __init__(self, task: Task, environment: Mapping[str, str], where: str, folder: Path = Path()) -> None:
@@ -88,9 +88,9 @@ class Child:
 
         Args:
             task: The command and its log.
-            environment: What is added to this process's environment.
-            where: What the log calls the place it runs on.
-            folder: Its working folder; the log file is relative to it.
+            environment: Variables to add to this process's environment.
+            where: The name in the log of the place where it runs.
+            folder: Its working folder, to which the log file is relative.
         """
         task.log(f"on {where}", folder)
         path = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
@@ -111,15 +111,15 @@ class Child:
         return self._process.poll()
 
     def wait(self) -> int:
-        """Waits for its end; returns the exit code."""
+        """Waits for it to exit; returns the exit code."""
         return self._process.wait()
 
     def ask_to_stop(self) -> None:
-        """Lets it save its state and exit."""
+        """Asks it to save its state and exit."""
         self._process.terminate()
 
     def kill(self) -> None:
-        """Kills it and all that it started."""
+        """Kills it and everything it started."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.wait()
@@ -131,9 +131,9 @@ class Slot:
 
     Attributes:
         name: Its name on the screen.
-        environment: What its processes' environment has beside this one's.
-        cores: The only ones of this machine that they use; all if empty.
-        on_ray: What each of them asks of a Ray cluster, ``num_gpus`` and ``num_cpus``; None for this machine.
+        environment: Variables that its processes get in addition to this process's environment.
+        cores: The cores of this machine that they may use; all if empty.
+        on_ray: What each of them requests from a Ray cluster, ``num_gpus`` and ``num_cpus``; None for this machine.
     """
 
     name: str
@@ -154,7 +154,7 @@ class Slot:
 
 
 def end_with_parent() -> None:
-    """Makes this process save its state and stop when the parent that started it as a `Child` is gone."""
+    """Makes this process save its state and stop when the parent that started it as a `Child` exits."""
 
     def wait_for_end_of_input() -> None:
         os.read(0, 1)
@@ -175,17 +175,17 @@ def make_slots(parallel: str | None, tasks: int, address: str | None = None) -> 
     """Makes the slots that ``--parallel`` and ``--ray-address`` ask for.
 
     Returns:
-        At most `tasks` slots; none if this process should run one task after another itself.
+        At most `tasks` slots; none if this process should run the tasks itself, one after another.
 
     Raises:
-        UserError: If the options contradict each other, or Ray is missing or does not answer.
+        UserError: If the options contradict each other, or Ray is not installed or does not answer.
     """
     if address and parallel != "ray":
-        raise UserError("--ray-address goes with --parallel ray")
+        raise UserError("--ray-address works only with --parallel ray")
     if parallel is None:
         return []
     if "LOCAL_RANK" in os.environ:
-        raise UserError("--parallel starts its own processes: leave out either it or torchrun and accelerate launch")
+        raise UserError("--parallel starts its own processes: do not combine it with torchrun or accelerate launch")
     if parallel == "ray":
         from scenes.training.ray_tasks import ray_slots
 
@@ -194,7 +194,7 @@ def make_slots(parallel: str | None, tasks: int, address: str | None = None) -> 
     if parallel == "auto":
         if gpus < 2:
             why = "one GPU" if gpus else "no GPU, and one process with all cores is as fast as several"
-            say(f"--parallel auto: {why}: one fold after another")
+            say(f"--parallel auto: {why}; training one fold after another")
         count = max(1, gpus)
     elif re.fullmatch(r"[1-9]\d{0,3}", parallel, re.ASCII):
         count = int(parallel)
@@ -205,9 +205,9 @@ def make_slots(parallel: str | None, tasks: int, address: str | None = None) -> 
 
 
 def local_slots(count: int, gpus: int) -> list[Slot]:
-    """Divides this machine into slots: GPUs round robin, cores evenly.
+    """Divides this machine into slots: GPUs round-robin, cores evenly.
 
-    Slots have equal numbers of threads, because on a CPU the last digits of a result depend on it.
+    All slots have the same number of threads, because on a CPU the last digits of a result depend on it.
     """
     cores = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else list(range(usable_cores()))
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(len(cores) // count or 1))} if count > 1 else {}
@@ -223,11 +223,11 @@ def local_slots(count: int, gpus: int) -> list[Slot]:
 
 
 def failure(task: Task, code: int, lines: Sequence[str]) -> Problem:
-    """Describes a task that failed, with the end of its log."""
+    """Describes a failed task, with the end of its log."""
     how = f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
-    remedy = "if it ran out of memory, run fewer at a time" if code < 0 else "fix that"
+    remedy = "if it ran out of memory, run fewer at a time" if code < 0 else "fix this"
     shown = "".join(f"\n      | {line}" for line in lines)
-    return Problem(task.label, f"{how}; {task.log_file} ends:{shown}", f"{remedy}; the same command continues")
+    return Problem(task.label, f"{how}; {task.log_file} ends:{shown}", f"{remedy}; the same command resumes")
 
 
 def run_tasks(
@@ -236,66 +236,66 @@ def run_tasks(
     ended: Callable[[Task, int, Sequence[str]], None],
     is_over: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Runs tasks in the slots until there is none left and none is running; prints what they print.
+    """Runs tasks in the slots until none are left or running; prints their output.
 
     The first Ctrl-C or SIGTERM is passed on, so that all tasks save their state and exit; a second one kills them.
 
     Args:
         slots: Where tasks run.
-        next_task: Gives a free slot its next task, or None if there is none for it at the moment.
-        ended: Called with each task that ended, its exit code and the last lines of its log; may lead to new tasks.
-        is_over: Asked again and again; once it is true, everything that runs is killed.
+        next_task: Returns the next task for a free slot, or None if there is none at the moment.
+        ended: Called with each task that ended, its exit code and the last lines of its log; may create new tasks.
+        is_over: Polled repeatedly; once it returns True, all running tasks are killed.
 
     Returns:
         Whether a signal interrupted it.
     """
-    works: dict[Slot, _Work] = {}
-    is_told = False
+    active: dict[Slot, _ActiveTask] = {}
+    stop_was_sent = False
     with StopRequest(inf) as stop:
         try:
             while not is_over():
                 for slot in slots:
-                    if slot not in works and not stop.signalled and (task := next_task(slot)):
-                        works[slot] = _Work(task, slot)
-                if not works:
+                    if slot not in active and not stop.signalled and (task := next_task(slot)):
+                        active[slot] = _ActiveTask(task, slot)
+                if not active:
                     break
-                if stop.signalled and not is_told:
-                    is_told = True
-                    for work in works.values():
-                        work.running.ask_to_stop()
-                for slot, work in list(works.items()):
-                    code = work.running.poll()  # before the log is read: what has ended has printed everything
-                    work.show_new_lines()
+                if stop.signalled and not stop_was_sent:
+                    stop_was_sent = True
+                    for each in active.values():
+                        each.running.ask_to_stop()
+                for slot, each in list(active.items()):
+                    code = each.running.poll()  # before reading the log, so that it is complete once the task has ended
+                    each.show_new_lines()
                     if code is not None:
-                        del works[slot]
-                        if code and work.task.label:
-                            say(f"{work.task.label}: exit code {code}; its log: {work.task.log_file}")
-                        ended(work.task, INTERRUPTED if code and is_told else code, work.last)
+                        del active[slot]
+                        if code and each.task.label:
+                            say(f"{each.task.label}: exit code {code}; its log: {each.task.log_file}")
+                        ended(each.task, INTERRUPTED if code and stop_was_sent else code, each.last_lines)
                 time.sleep(POLL_SECONDS)
-        except BaseException as error:  # a second signal kills; after any other error all tasks save and exit
-            for work in works.values():
-                work.running.kill() if isinstance(error, KeyboardInterrupt) else work.running.ask_to_stop()
+        except BaseException as error:  # a second signal kills the tasks; on any other error they save and exit
+            for each in active.values():
+                each.running.kill() if isinstance(error, KeyboardInterrupt) else each.running.ask_to_stop()
             raise
-        for work in works.values():
-            work.running.kill()
+        for each in active.values():
+            each.running.kill()
         return stop.signalled
 
 
-class _Work:
-    """A running task, and how much of its log was read."""
+class _ActiveTask:
+    """A running task, and how far its log has been read."""
 
     def __init__(self, task: Task, slot: Slot) -> None:
-        self.task, self.last = task, deque[str](maxlen=LAST_LINES)
+        self.task, self.last_lines = task, deque[str](maxlen=LAST_LINES)
         self._position = task.log_file.stat().st_size if task.log_file.exists() else 0
         self.running = slot.start(task)
 
     def show_new_lines(self) -> None:
-        """Prints what was added to the log since the last call, whole lines only, after the task's label."""
+        """Prints the whole lines added to the log since the last call, each prefixed with the task's label."""
         with self.task.log_file.open("rb") as file:
             file.seek(self._position)
             added = file.read()
         whole = added[: added.rfind(b"\n") + 1]
         self._position += len(whole)
         for line in filter(str.strip, whole.decode(errors="replace").splitlines()):
-            self.last.append(line.rstrip())
+            self.last_lines.append(line.rstrip())
             say(f"[{self.task.label}] {line.rstrip()}" if self.task.label else line.rstrip())

@@ -10,7 +10,7 @@ for (const nav of document.querySelectorAll("nav")) {
   }
 }
 
-// A click on a header sorts by its column, a second click reverses the order. Empty cells come last.
+// A click on a header sorts by that column, a second click reverses the order. Empty cells come last.
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   const headers = [...table.tHead.rows[0].cells];
@@ -37,13 +37,13 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }));
 }
 
-// A confusion matrix with many classes: only cells that are not 0 are drawn, none smaller than can be seen.
+// A confusion matrix with many classes: only non-zero cells are drawn, and none too small to see.
 for (const canvas of document.querySelectorAll("canvas.heatmap")) {
   const names = JSON.parse(canvas.dataset.names);
   const cells = JSON.parse(canvas.dataset.cells); // [truth, prediction, count, share of the truth]
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  let margin = 0; // pixels on the screen, for the names
-  let size = 1; // of a cell, likewise
+  let margin = 0; // for the names, in screen pixels
+  let size = 1; // of a cell, in screen pixels
   const draw = () => {
     const [side, scale, style] = [canvas.clientWidth, devicePixelRatio, getComputedStyle(canvas)];
     canvas.width = canvas.height = side * scale;
@@ -53,7 +53,7 @@ for (const canvas of document.querySelectorAll("canvas.heatmap")) {
     size = (side - margin) / names.length;
     ink.fillStyle = style.getPropertyValue("--panel");
     ink.fillRect(margin, margin, side, side);
-    const least = size > 5 ? 0.3 : 0.6; // small dots must be strong to be seen
+    const least = size > 5 ? 0.3 : 0.6; // small dots need strong colours to be visible
     for (const [truth, prediction, , share] of cells) {
       const right = truth === prediction;
       const dot = Math.max(size > 5 ? size - 1 : size, right ? 2 : 3);
