@@ -16,10 +16,10 @@ pytest.importorskip("optuna")
 
 import sweep
 from scenes.config_file import load_config
-from scenes.console import UserError
+from scenes.console import StoppedError, UserError
 from scenes.script import report
 from scenes.training import crossval, trial, workers
-from scenes.training.workers import Task
+from scenes.training.workers import OUT_OF_TIME, Task
 from tiny import TINY
 
 SETTINGS = [*TINY, "train.epochs=1", "train.batch_size=48"]
@@ -230,6 +230,20 @@ def test_a_full_disk_is_no_bad_trial_and_stops_the_sweep(
     assert "given up" not in capsys.readouterr().out
     run("--parallel=2", "--folds=0", trials=1)
     assert "1 trials were completed" in capsys.readouterr().out
+
+
+def test_a_time_budget_holds_for_the_sweep_which_then_resumes(here: Path) -> None:
+    with pytest.raises(StoppedError, match="time budget") as stopped:
+        sweep.main(
+            ["tiny.yaml", "--space", "space.yaml", "--trials", "2", "--folds=0", "--set", *SETTINGS]
+            + ["train.time_budget_minutes=1e-3"]
+        )
+    assert stopped.value.exit_code == OUT_OF_TIME
+    sweep.main(
+        ["tiny.yaml", "--space", "space.yaml", "--trials", "2", "--folds=0", "--set", *SETTINGS]
+        + ["train.time_budget_minutes=60"]
+    )
+    assert load_config(Path("runs/tiny.sweep/best.yaml")).train.time_budget_minutes is None
 
 
 def test_a_trial_runs_in_a_process_of_its_own(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:

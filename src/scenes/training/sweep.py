@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from scenes.randomness import key
 from scenes.runs import RUNS, Run, fold_name, read_json
 from scenes.training.prepare import prepare
 from scenes.training.trial import CANNOT_TRAIN
-from scenes.training.workers import INTERRUPTED, Slot, Task, failure, run_tasks
+from scenes.training.workers import INTERRUPTED, OUT_OF_TIME, Slot, Task, failure, run_tasks
 
 SHOWN = 5  # trials in the final table
 RANGE_KEYS = {"low", "high", "log"}
@@ -54,8 +56,10 @@ def sweep(
 
     Raises:
         UserError: If the space or a config cannot be used, the sweep is already running, or no trial was completed.
-        StoppedError: If a signal stopped it.
+        StoppedError: If a signal or ``train.time_budget_minutes``, which holds for the whole sweep, stopped it.
     """
+    until = time.time() + 60 * (load_experiment(config_file, overrides).train.time_budget_minutes or inf)
+    overrides = [*overrides, "train.time_budget_minutes=null"]  # of the sweep, not of each trial
     base = load_experiment(config_file, overrides)
     space = read_space(space_file)
     _check_ends(config_file, overrides, base.name, space, folds)
@@ -67,7 +71,7 @@ def sweep(
         if left > 0:
             listed = ", ".join(map(str, folds))
             say(f"{folder}: {left} trials to go, folds {listed}; if stopped, give the same command again to resume")
-            _Search(study, config_file, overrides, base.name, space, folds, left).run(slots)
+            _Search(study, config_file, overrides, base.name, space, folds, left, until).run(slots)
         best = _show(study, folder)
         path = folder / "best.yaml"
         chosen = f"selected_on={json.dumps([*base.selected_on, str(folder)])}"  # its CV on these folds is optimistic
@@ -171,6 +175,7 @@ class _Search:
     space: Space
     folds: Sequence[int]
     left: int
+    until: float
     ready: list[_Attempt] = field(default_factory=list)
     running: dict[Task, _Attempt] = field(default_factory=dict)
     failures: list[Problem] = field(default_factory=list)
@@ -180,13 +185,17 @@ class _Search:
 
         Raises:
             UserError: With the folds that failed for a reason other than their settings.
-            StoppedError: If a signal stopped it.
+            StoppedError: If a signal or the time budget stopped it.
         """
         if run_tasks(slots, self._next_task, self._ended):
             raise StoppedError("interrupted", INTERRUPTED)
         raise_problems(self.failures, "The sweep stopped; the trials that were running are complete")
+        if self.ready or self.left:
+            raise StoppedError("the time budget is used up", OUT_OF_TIME)
 
     def _next_task(self, _: Slot) -> Task | None:
+        if time.time() >= self.until:
+            return None
         if not self.ready and self.left and not self.failures:
             self.left -= 1
             self.ready.append(self._begin(self.study.ask()))
@@ -200,7 +209,7 @@ class _Search:
         fold = self.folds[len(attempt.costs)]
         command = ("-m", "scenes.training.trial", str(self.config_file), "--fold", str(fold))
         label = f"trial {attempt.trial.number} {fold_name(fold)}"
-        task = Task(label, attempt.run.fold_folder(fold) / "log.txt", command, attempt.settings)
+        task = Task(label, attempt.run.fold_folder(fold) / "log.txt", command, attempt.settings, self.until)
         self.running[task] = attempt
         return task
 
@@ -219,6 +228,8 @@ class _Search:
         if code == CANNOT_TRAIN:
             say(f"trial {trial.number} was given up: {' '.join(lines)}")
             self._close(attempt, TrialState.PRUNED)
+        elif code == OUT_OF_TIME:
+            self.ready.append(attempt)
         elif code:
             self.failures.append(failure(task, code, lines))  # still running in the study: the next sweep resumes it
         else:
