@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from scenes.console import UserError, say
+from scenes.console import UserError
 from scenes.environment import ensure_environment
 from scenes.script import add_settings_option, run
 
@@ -41,11 +41,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.images and (missing := [name for name in ("ray", "pyarrow") if not find_spec(name)]):
         raise UserError(f"--images needs {' and '.join(missing)}: pip install ray==2.60.0 pyarrow==26.0.1")
 
-    from scenes.runs import Run, newest
+    from scenes.runs import chosen_run
 
-    chosen = Run(arguments.run) if arguments.run else newest()
-    if not arguments.run:
-        say(f"the run that finished last: {chosen.folder}")
+    chosen = chosen_run(arguments.run)
     views = [f"infer.tta={arguments.tta}"] if arguments.tta else []
     config = chosen.load_config(arguments.set + views)
     folds = chosen.chosen_folds(arguments.folds, config.data.folds)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from scenes.console import say
 from scenes.environment import ensure_environment
 from scenes.script import run
 
@@ -30,11 +29,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     results = sys.stdout
     with redirect_stdout(sys.stderr):  # so that a pipe gets only the results
-        from scenes.runs import Run, newest
+        from scenes.runs import chosen_run
 
-        chosen = Run(arguments.run) if arguments.run else newest()
-        if not arguments.run:
-            say(f"the run that finished last: {chosen.folder}")
+        chosen = chosen_run(arguments.run)
         config = chosen.load_config()
         folds = chosen.chosen_folds(arguments.folds, config.data.folds)
 

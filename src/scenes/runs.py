@@ -10,7 +10,7 @@ from typing import Any
 
 from scenes.config import Config
 from scenes.config_file import differences, dump, read_values, validate
-from scenes.console import UserError
+from scenes.console import UserError, say
 from scenes.files import only_process, write_text
 
 RUNS = Path("runs")
@@ -186,6 +186,19 @@ def _compare_soft_targets(run: Run, config: Config) -> None:
             f"{file} (data.soft_targets) has changed since {run.folder} began\n"
             f"  → restore the file; or name this run differently: --set name=NEW; or delete {run.folder}"
         )
+
+
+def chosen_run(folder: Path | None) -> Run:
+    """The run in a folder; without one the run that finished last, which is printed.
+
+    Raises:
+        UserError: If no run has finished.
+    """
+    if folder:
+        return Run(folder)
+    run = newest()
+    say(f"the run that finished last: {run.folder}")
+    return run
 
 
 def newest() -> Run:

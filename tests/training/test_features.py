@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from scenes.config import ModelConfig
+from scenes.config import Config, ModelConfig
 from scenes.model.backbone import Classifier
 from scenes.training.features import body_features
 
-CPU = torch.device("cpu")
 SIZE = 32
 
 
@@ -32,7 +31,9 @@ def make(seed: int = 0, **options: Any) -> Classifier:
 def compute(
     model: Classifier, images: Pictures, cache: Path, size: int = SIZE, batch_size: int = 2, precision: str = "fp32"
 ) -> np.ndarray:
-    return body_features(model, images, size, batch_size, CPU, 0, cache, precision)  # type: ignore[arg-type]
+    settings = {"batch_size": batch_size, "precision": precision}
+    config = Config(name="tiny", data={"cache": cache}, infer=settings, loader={"workers": 0})  # type: ignore[arg-type]
+    return body_features(model, images, size, config)  # type: ignore[arg-type]
 
 
 def by_hand(model: Classifier, images: list[np.ndarray]) -> np.ndarray:

@@ -233,16 +233,11 @@ def test_a_full_disk_is_no_bad_trial_and_stops_the_sweep(
 
 
 def test_a_time_budget_holds_for_the_sweep_which_then_resumes(here: Path) -> None:
+    command = ["tiny.yaml", "--space", "space.yaml", "--trials", "2", "--folds=0", "--set", *SETTINGS]
     with pytest.raises(StoppedError, match="time budget") as stopped:
-        sweep.main(
-            ["tiny.yaml", "--space", "space.yaml", "--trials", "2", "--folds=0", "--set", *SETTINGS]
-            + ["train.time_budget_minutes=1e-3"]
-        )
+        sweep.main([*command, "train.time_budget_minutes=1e-3"])
     assert stopped.value.exit_code == OUT_OF_TIME
-    sweep.main(
-        ["tiny.yaml", "--space", "space.yaml", "--trials", "2", "--folds=0", "--set", *SETTINGS]
-        + ["train.time_budget_minutes=60"]
-    )
+    sweep.main([*command, "train.time_budget_minutes=60"])
     assert load_config(Path("runs/tiny.sweep/best.yaml")).train.time_budget_minutes is None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from scenes.competition.find import image_files
 from scenes.competition.task import Task
@@ -54,7 +55,7 @@ def predict_at_scale(
     names = list(dict.fromkeys(read_names(images)))  # an image listed twice is predicted once
     if not names:
         raise UserError(f"{images}: contains no images")
-    load_folds(run, config, folds, choose_device())  # if this fails, let it fail here rather than in an actor
+    load_folds(run, config, folds, torch.device("cpu"))  # if this fails, let it fail here rather than in an actor
     with only_process(out, "predicting into it"):
         pin(out / MADE_BY, run, config, folds)
         done = {path for file in out.glob("part-*.parquet") for path in read_paths(file)}

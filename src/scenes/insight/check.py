@@ -15,7 +15,7 @@ from scenes.data.augment import compose
 from scenes.files import check_file, write_result
 from scenes.insight import figures, gallery, page
 from scenes.insight.duplicates import group_pairs
-from scenes.insight.findings import find
+from scenes.insight.findings import SINGULAR, find
 from scenes.insight.gallery import Shown
 from scenes.insight.quality import OUTLYING
 from scenes.insight.readable import Readable
@@ -28,7 +28,6 @@ PAIRS_SHOWN = 36
 VALUES_SHOWN = 10
 MAX_BARS = 40  # more classes get only the table and no figure
 AUGMENTED = 6
-SINGULAR = {"classes": "class", "labels": "label", "number": "range"}
 
 
 def check(config: Config, out: Path) -> None:

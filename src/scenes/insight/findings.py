@@ -13,6 +13,7 @@ from scenes.insight.shift import MIN_ROWS
 from scenes.insight.survey import SIDES, Survey
 
 EXAMPLES = 3
+SINGULAR = {"classes": "class", "labels": "label", "number": "range"}
 UNBALANCED = 10  # ratio of the largest to the smallest class
 
 
@@ -44,7 +45,7 @@ def _rows(survey: Survey) -> Iterator[Finding]:
     data = survey.data
     names, counts = [name for name, _ in data.groups], np.array([len(rows) for _, rows in data.groups])
     least, most = int(counts.argmin()), int(counts.argmax())
-    one = {"classes": "class", "labels": "label", "number": "range"}[data.task.kind]
+    one = SINGULAR[data.task.kind]
     span = f"{counts[least]:,} ({names[least]}) to {counts[most]:,} ({names[most]}) a {one}"
     if counts[least] == counts[most]:
         span = f"{counts[least]:,} a {one}"

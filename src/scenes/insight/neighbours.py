@@ -11,7 +11,6 @@ from scenes.data.dataset import Dataset
 from scenes.files import write_atomic
 from scenes.insight import page
 from scenes.model.backbone import Classifier
-from scenes.model.device import choose_precision
 from scenes.randomness import key
 from scenes.training.features import body_features
 
@@ -68,10 +67,8 @@ def find_neighbours(model: Classifier, config: Config, data: Dataset, task: Task
     """
     count = len(data.table)
     chosen = np.sort(np.random.default_rng(key("neighbours", config.seed)).permutation(count)[:MOST]).tolist()
-    images, device = data.images.take(chosen), model.mean.device
-    precision = choose_precision(config.infer.precision, device)
-    settings = (config.predict_size, config.infer.batch_size, device, config.loader.workers, config.data.cache)
-    features = body_features(model, images, *settings, precision)
+    images = data.images.take(chosen)
+    features = body_features(model, images, config.predict_size, config)
     rows = data.fold_table().iloc[chosen]
     names = dict(zip(task.columns, task.names, strict=True))
     labels = [names.get(label, label) for label in rows["label"]]

@@ -134,14 +134,9 @@ def read_times(run: Run, folds: int) -> dict[str, dict[str, Any]]:
     return {name: read_json(file, "seconds") for name, file in _files(run, folds, "time.json").items()}
 
 
-def _read_csv(file: Path, **options: Any) -> pd.DataFrame:
-    """Reads a CSV of a run.
-
-    Raises:
-        UserError: If it is missing or damaged.
-    """
+def _read_csv(file: Path) -> pd.DataFrame:
     try:
-        return pd.read_csv(file, **options)
+        return pd.read_csv(file)
     except (FileNotFoundError, ValueError) as error:  # pandas raises ValueErrors
         raise UserError(f"{file}: missing or damaged ({error}); run the train.py command again") from None
 

@@ -13,7 +13,7 @@ from scenes.insight.quality import brightness, deviations, read_header, sharpnes
 from scenes.insight.readable import Readable, read
 from scenes.insight.shift import Shift, adversarial_validation
 from scenes.model.backbone import Classifier
-from scenes.model.device import choose_device, choose_precision
+from scenes.model.device import choose_device
 from scenes.model.pretrained import pretrained_state
 from scenes.training.features import body_features
 
@@ -87,7 +87,6 @@ def _embed(config: Config, data: Readable, device: torch.device) -> tuple[np.nda
         return None, str(error)
     model.body.load_state_dict(state)
     model.to(device, memory_format=torch.channels_last)
-    precision = choose_precision(config.infer.precision, device)
-    settings = (config.image_size, config.infer.batch_size, device, config.loader.workers, config.data.cache, precision)
     # The linear probe of training reuses these features from the cache.
-    return np.concatenate([body_features(model, side.images, *settings) for side in data.sides]), ""
+    features = [body_features(model, side.images, config.image_size, config) for side in data.sides]
+    return np.concatenate(features), ""

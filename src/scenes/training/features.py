@@ -7,48 +7,37 @@ import numpy as np
 import torch
 from filelock import FileLock
 
+from scenes.config import Config
 from scenes.console import Meter
 from scenes.data.batches import EvalImages, eval_loader
 from scenes.data.images import Images
 from scenes.files import make_folder, write_atomic
 from scenes.inference.predict import SplitWhenOutOfMemory, autocast
 from scenes.model.backbone import Classifier
-from scenes.model.device import synchronise
+from scenes.model.device import choose_precision, synchronise
 from scenes.model.fusion import fuse_batch_norms
 from scenes.model.prefetch import prefetched
 
 
-def body_features(
-    model: Classifier,
-    images: Images,
-    size: int,
-    batch_size: int,
-    device: torch.device,
-    workers: int | str,
-    cache: Path,
-    precision: str,
-) -> np.ndarray:
+def body_features(model: Classifier, images: Images, size: int, config: Config) -> np.ndarray:
     """Computes the pooled features of every image, once for all folds and runs.
 
     Args:
-        model: On `device`.
+        model: On the device to compute on.
         images: n images.
         size: The image size in pixels.
-        batch_size: Images at a time.
-        device: Where the model is.
-        workers: Loader processes, or ``auto``.
-        cache: The cache folder.
-        precision: The autocast type: ``fp32``, ``bf16`` or ``fp16``.
+        config: Has the cache folder, and the precision, batch size and workers of prediction.
 
     Returns:
         float32, shape (n, f).
     """
-    path = cache / f"features-{_key(model, images, size, device, precision)}.npy"
+    cache, precision = config.data.cache, choose_precision(config.infer.precision, model.mean.device)
+    path = cache / f"features-{_key(model, images, size, precision)}.npy"
     if not path.exists():
         make_folder(cache)
         with FileLock(f"{path}.lock"):
             if not path.exists():
-                computed = _compute(model, images, size, batch_size, device, workers, precision)
+                computed = _compute(model, images, size, config, precision)
                 write_atomic(path, lambda temporary: _save(temporary, computed))
     return np.load(path, allow_pickle=False)
 
@@ -58,9 +47,9 @@ def _save(path: Path, features: np.ndarray) -> None:
         np.save(file, features, allow_pickle=False)
 
 
-def _key(model: Classifier, images: Images, size: int, device: torch.device, precision: str) -> str:
+def _key(model: Classifier, images: Images, size: int, precision: str) -> str:
     config = model.config  # the pooling changes the features but no weight
-    about = f"{config.name} {config.pool} {size} {device.type} {precision}\n"
+    about = f"{config.name} {config.pool} {size} {model.mean.device.type} {precision}\n"
     digest = blake2b(about.encode(), digest_size=12)
     digest.update("".join(images.pixel_hashes.tolist()).encode())
     digest.update(images.shapes.tobytes())  # runs with larger image sizes keep sharper images
@@ -70,17 +59,11 @@ def _key(model: Classifier, images: Images, size: int, device: torch.device, pre
     return digest.hexdigest()
 
 
-def _compute(
-    model: Classifier,
-    images: Images,
-    size: int,
-    batch_size: int,
-    device: torch.device,
-    workers: int | str,
-    precision: str,
-) -> np.ndarray:
+def _compute(model: Classifier, images: Images, size: int, config: Config, precision: str) -> np.ndarray:
     model.eval()
-    loader = eval_loader(EvalImages(images, np.arange(len(images)), [size]), batch_size, workers, device)
+    device, batch_size = model.mean.device, config.infer.batch_size
+    rows = EvalImages(images, np.arange(len(images)), [size])
+    loader = eval_loader(rows, batch_size, config.loader.workers, device)
     meter = Meter(len(loader), "features of the frozen body", "img", batch_size)
     fused = fuse_batch_norms(model.body, size)
     body = SplitWhenOutOfMemory(lambda canvas: fused(model.normalise(canvas.to(device, non_blocking=True))))

@@ -113,17 +113,7 @@ class Job:
     @cached_property
     def features(self) -> np.ndarray:
         """The frozen body's features of all training rows, float32, shape (n, f)."""
-        config = self.config
-        return body_features(
-            self.new_model(),
-            self.data.images,
-            config.image_size,
-            config.infer.batch_size,
-            self.device,
-            config.loader.workers,
-            config.data.cache,
-            self.predict_precision,
-        )
+        return body_features(self.new_model(), self.data.images, self.config.image_size, self.config)
 
     @cached_property
     def resident(self) -> ResidentImages | None:
