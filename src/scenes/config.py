@@ -46,6 +46,7 @@ class DataConfig(Section):
     label_columns: list[str] | None = None  # several 0/1 columns, instead of label_column
     label_separator: Annotated[str, Field(min_length=1)] | None = None  # " " if a cell holds several labels
     class_names: list[str] | None = None  # display names, in the order of the sorted labels
+    submission_labels: dict[str, str] = {}  # {cat: 0, dog: 1}: what a submission has in place of these labels
     group_column: str | None = None  # rows of the same group share a fold
     near_duplicates: Path | None = None  # check.py's near_duplicates.csv: rows of the same group share a fold
     drop: list[str] = []  # training images to leave out, by name in the CSV; relabel.py writes drop and relabel
@@ -72,7 +73,7 @@ class DataConfig(Section):
             raise ValueError("black comes first and must be less than white")
         return value
 
-    @field_validator("drop", "relabel", mode="before")
+    @field_validator("drop", "relabel", "submission_labels", mode="before")
     @classmethod
     def _to_text(cls, value: object) -> object:
         """Turns numbers into text: names and labels are text in the CSV, even if YAML reads them as 7 or 7.0."""

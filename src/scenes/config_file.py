@@ -25,6 +25,7 @@ FREE_KEYS = (
     "data.image_dir",
     "data.test_image_dir",
     "data.class_names",
+    "data.submission_labels",
     "data.cache",
     "data.sample",
     "train.accumulate",

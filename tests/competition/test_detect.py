@@ -14,6 +14,8 @@ from scenes import plain_yaml
 from scenes.competition.detect import detect
 from scenes.competition.experiment import load_experiment
 from scenes.competition.rows import read_test, read_train_rows
+from scenes.competition.submission import check_submission_form
+from scenes.competition.task import class_task
 from scenes.console import UserError
 from small import images, table
 
@@ -67,6 +69,28 @@ def class_columns(root: Path) -> None:
     table(root / "sample_submission.csv", ["id", "a", "b", "c"], [(name, 0.3, 0.3, 0.4) for name in TEST])
 
 
+def inner_folders(root: Path) -> None:
+    images(root, *(f"train/{'ab'[i % 2]}/images/{name}.png" for i, name in enumerate(TRAIN)))
+    images(root, *(f"test/images/{name}.png" for name in TEST))
+
+
+def one_hot_alone(root: Path) -> None:
+    flags(root, 1)
+    (root / "sample_submission.csv").unlink()
+
+
+def two_stages(root: Path) -> None:
+    """Writes samples with all class names; the second stage's lists both stages' images."""
+    images(root, *(f"train/{'ab'[i % 2]}/{name}.png" for i, name in enumerate(TRAIN)))
+    images(root, *(f"test_stage{1 + i % 2}/{name}.png" for i, name in enumerate(TEST)))
+    for stage, listed in ((1, TEST[::2]), (2, TEST)):
+        table(
+            root / f"sample_submission_stage{stage}.csv",
+            ["id", "a", "b"],
+            [(f"{name}.png", 0.5, 0.5) for name in listed],
+        )
+
+
 def flags(root: Path, ones: int) -> None:
     images(root, *(f"all/{name}.png" for name in [*TRAIN, *TEST]))
     rows = [(name, f"p{i % 7}", *(int((i + at) % 3 < ones) for at in range(3))) for i, name in enumerate(TRAIN)]
@@ -111,6 +135,9 @@ KINDS: dict[str, tuple[Callable[[Path], object], dict[str, Any]]] = {
     "folders": (folders, {"data.train_csv": "train/{label}/{file}", "data.test_csv": "test/{file}"}),
     "nested folders": (nested_folders, {"data.train_csv": "seg_train/seg_train/{label}/{file}", "task": "classes"}),
     "names": (names, {"data.train_csv": "train/{label}.{number}.jpg", "metric": "roc_auc"}),
+    "inner folders": (inner_folders, {"data.train_csv": "train/{label}/images/{file}"}),
+    "one-hot without a sample": (one_hot_alone, {"data.label_columns": ["a", "b", "c"], "task": "classes"}),
+    "a sample per stage": (two_stages, {"data.train_csv": "train/{label}/{file}", "metric": "log_loss"}),
     "several files": (several_files, {"data.image_pattern": "{id}_green", "task": "labels"}),
 }
 
@@ -135,7 +162,7 @@ def test_every_kind_is_detected_and_read_without_a_word_by_hand(
     assert problems == test_problems == []
     assert len(train) == len(test) == 20
     assert {path.parts[1].removeprefix("seg_") for path in train.paths} <= {"train", "all"}
-    assert {path.parts[1].removeprefix("seg_") for path in test.paths} <= {"test", "all"}
+    assert {path.parts[1].removeprefix("seg_").partition("_")[0] for path in test.paths} <= {"test", "all"}
 
 
 def test_many_integers_may_be_a_quantity(tmp_path: Path) -> None:
@@ -271,3 +298,53 @@ def test_two_test_folders_are_no_test_folder(tmp_path: Path) -> None:
     found = detect(tmp_path)
     assert "data.test_csv" not in found.values
     assert any("test images" in note for note in found.unknown)
+
+
+def test_folders_are_no_classes_where_a_table_lists_the_images(tmp_path: Path) -> None:
+    images(tmp_path, *(f"part_{1 + i % 2}/{name}.jpg" for i, name in enumerate(TRAIN)))
+    rows = [(name, i % 2, i % 3) for i, name in enumerate(TRAIN)]
+    table(tmp_path / "metadata.csv", ["image", "sex", "finding"], rows)
+    with pytest.raises(UserError, match=r"metadata\.csv.*'finding'"):
+        detect(tmp_path)
+
+
+def test_what_only_splits_the_rows_is_no_label(tmp_path: Path) -> None:
+    images(tmp_path, *(f"images/{name}.jpg" for name in TRAIN))
+    table(tmp_path / "list.csv", ["image", "partition"], [(name, i % 3) for i, name in enumerate(TRAIN)])
+    with pytest.raises(UserError, match=r"list\.csv.*'partition'"):
+        detect(tmp_path)
+
+
+def test_several_rows_of_an_image_are_asked_about(tmp_path: Path) -> None:
+    one_column(tmp_path, cycle("a", "b"), "a")
+    table(tmp_path / "train.csv", ["id", "kind"], [(name, label) for name in TRAIN[:15] for label in "ab"])
+    assert any("30 rows for 15 images" in note for note in detect(tmp_path).unknown)
+
+
+def test_the_samples_ids_may_be_in_another_column_of_the_test_table(tmp_path: Path) -> None:
+    images(tmp_path, *(f"train/{name}.png" for name in TRAIN), *(f"test/{name}.png" for name in TEST))
+    table(tmp_path / "train.csv", ["file", "kind"], zip(TRAIN, cycle("a", "b"), strict=True))
+    table(tmp_path / "test.csv", ["case", "file"], [(f"case{i}", name) for i, name in enumerate(TEST)])
+    table(tmp_path / "sample_submission.csv", ["Id", "kind"], [(f"case{i}", "a") for i in COUNT])
+    prepare.main(["detect", str(tmp_path)])
+    (tmp_path / "exp.yaml").write_text("")
+    config = load_experiment(tmp_path / "exp.yaml", [f"data.root={tmp_path}"])
+    assert config.data.id_column == "case"
+    (train, problems), (test, test_problems) = read_train_rows(config.data), read_test(config.data)
+    assert problems == test_problems == []
+    assert train.names == TRAIN
+    assert test.names == [f"case{i}" for i in COUNT]
+    assert not check_submission_form(config, class_task(["a", "b"]), test)
+
+
+def test_test_images_of_another_format_are_asked_about(tmp_path: Path) -> None:
+    one_column(tmp_path, cycle("a", "b"), "a")
+    for name in TEST:
+        (tmp_path / f"test/{name}.png").rename(tmp_path / f"test/{name}.tif")
+    assert any(".tif" in note and ".png" in note for note in detect(tmp_path).unknown)
+
+
+def test_files_that_are_no_images_are_named(tmp_path: Path) -> None:
+    images(tmp_path, *(f"train/{name}.tfrec" for name in TRAIN))
+    with pytest.raises(UserError, match=r"20 \.tfrec files"):
+        detect(tmp_path)

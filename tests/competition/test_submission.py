@@ -174,6 +174,36 @@ def test_ids_keep_every_byte() -> None:
     assert [row[0] for row in written(THREE, predictions, config(), ids=ids)[1:]] == ids
 
 
+def test_a_submission_may_have_other_texts_for_the_labels() -> None:
+    sample(["id", "label"])
+    texts = {"cat": "0", "dog": "1", "sea, calm": "2"}
+    assert [row[1] for row in written(THREE, OF_THREE, config(submission_labels=texts))] == ["label", "0", "2", "1"]
+    rows = written(THREE, OF_THREE, config("map@5", submission_labels=texts))
+    assert rows[1] == ["b", "0 1 2"]
+    sample(["id", "2", "0", "1"])
+    rows = written(THREE, OF_THREE, config("log_loss", submission_labels=texts))
+    assert [float(cell) for cell in rows[1][1:]] == pytest.approx([0.1, 0.7, 0.2])
+    _, problems = plan_submission(config(submission_labels={"bird": "3"}), THREE, table())
+    assert "bird" in problems[0].what
+
+
+def test_a_sample_without_any_of_the_labels_is_doubted_before_training(capsys: pytest.CaptureFixture[str]) -> None:
+    sample(["id", "label"])  # zeros
+    assert not check_submission_form(config(), THREE, table())
+    assert "'cat'" in (said := capsys.readouterr().out)
+    assert "'0'" in said
+    check_submission_form(config(), TWO, table())
+    check_submission_form(config(submission_labels={"cat": "0"}), THREE, table())
+    assert not capsys.readouterr().out
+
+
+def test_a_column_that_has_the_samples_ids_is_named() -> None:
+    sample(["id", "label"], ["1", "2", "3"])
+    test = Table(Path("input/test.csv"), IDS, [], pd.DataFrame({"file": IDS, "case": ["1", "2", "3"]}))
+    problems = check_submission_form(config(), THREE, test)
+    assert all("data.id_column: case" in problem.remedy for problem in problems)
+
+
 def test_the_form_can_be_given() -> None:
     sample(["id", "x"])
     assert written(TWO, OF_THREE[:, :2], config("accuracy", "probabilities"))[1][1] == "0.2"

@@ -89,6 +89,16 @@ def test_an_empty_cell_is_no_label_of_any_task() -> None:
 
 
 @pytest.mark.parametrize(
+    ("cells", "kind"), [(["a", "", "b"], None), (["1.5", "", "2.5"], "number"), (["a b", "", "b"], "labels")]
+)
+def test_a_row_that_is_dropped_needs_no_label(cells: list[str], kind: str | None) -> None:
+    assert read({"label": cells}, kind).problems
+    found = read({"label": cells}, kind, drop=["1.jpg"])
+    assert not found.problems
+    assert found.task
+
+
+@pytest.mark.parametrize(
     ("values", "kind"),
     [
         ({}, "classes"),

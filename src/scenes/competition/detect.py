@@ -1,15 +1,17 @@
 """Infers what a competition is from its files alone: rows, images, labels, task, groups and a likely metric."""
 
+import os
 import re
+from collections import Counter
 from collections.abc import Sequence
-from fnmatch import fnmatch
 from pathlib import Path
 
-from scenes.competition.infer_rows import Detected, Rows, infer_test_rows, path_rows, table_rows
-from scenes.competition.inventory import Inventory
+from scenes.competition.find import is_litter
+from scenes.competition.infer_rows import Detected, Rows, infer_test_rows, lists_images, path_rows, table_rows
+from scenes.competition.inventory import TABLES, Inventory
+from scenes.competition.table import some
 from scenes.console import UserError
 
-SAMPLES = ("*sample*submission*", "*submission*sample*", "*sample_sub*", "*submission_format*")
 GROUPS = re.compile(r"patient|subject|person|driver|location|(^|_)(group|scene|site|series|study|seq|sequence)(_|$)")
 
 
@@ -25,19 +27,19 @@ def detect(root: Path) -> Detected:
     if not files.images:
         raise UserError(_no_images(root, files))
     found = Detected()
-    sample = next((table for table in files.tables if any(fnmatch(table.stem, like) for like in SAMPLES)), None)
+    # Of those for several stages, the one with the most rows.
+    sample = max((table for table in files.tables if table.is_sample), key=len, default=None)
     rows = table_rows(files, sample, found)
-    has_table = any(table.role == "train" for table in files.tables)
-    if rows is None and not has_table and not any("train" in name.lower() for name in files.unreadable):
+    lists = [table for table in files.tables if table.role == "train" or lists_images(files, table)]
+    if rows is None and not lists and not any("train" in name.lower() for name in files.unreadable):
         rows = path_rows(files, sample, found)
     unread = [*files.unreadable.values()]
     if rows is None:
-        listed = ", ".join(table.file for table in files.tables)
-        looked_at = f"in {listed} or in the images' paths" if listed else "in the images' paths, and there is no table"
-        raise UserError(
-            f"{root}: no training rows found {looked_at}; set data.train_csv, data.image_column, "
-            "data.label_column and data.image_dir" + "".join(f"\n  not read: {why}" for why in unread)
-        )
+        places = ["in the images' paths; for a folder per class there is also python src/prepare.py folders DIR"]
+        places += [f"in {table.file}, with the columns {some(list(table.columns))}" for table in files.tables]
+        places += [f"read: {why}" for why in unread]
+        remedy = "set data.train_csv, data.image_column, data.label_column and data.image_dir"
+        raise UserError(f"{root}: no training rows found; {remedy}" + "".join(f"\n  not {place}" for place in places))
     found.unknown += [f"what is in {why}" for why in unread]
     infer_test_rows(files, rows, sample, found)
     if sample and sample.file != "sample_submission.csv":
@@ -56,6 +58,11 @@ def _no_images(root: Path, files: Inventory) -> str:
             f"{root}: no image files, but {wide[0].file} has {len(wide[0].columns)} columns: pixels in a CSV are not "
             "read; write each row as an image file, and a CSV with its name and label"
         )
+    kinds = Counter(Path(name).suffix.lower() for _, _, names in os.walk(root) for name in names if not is_litter(name))
+    others = [(kind, count) for kind, count in kinds.most_common() if kind and kind not in TABLES]
+    if others:
+        kind, count = others[0]
+        return f"{root}: no image files, but {count} {kind} files, which are not read; write the images as image files"
     return f"{root}: no image files; unpack the archives there, or give the folder that holds them"
 
 

@@ -61,7 +61,7 @@ def table_rows(files: Inventory, sample: Source | None, found: Detected) -> Rows
     """Finds the table whose rows are images with labels."""
     best: tuple[tuple[bool, int, int, int], Rows, str] | None = None
     for table in files.tables:
-        if table is sample or table.role == "test":
+        if table.is_sample or table.role == "test":
             continue
         names, image = _name_columns(files, table, sample)
         if not image or not (target := find_target(table, names, sample, files)):
@@ -79,7 +79,20 @@ def table_rows(files: Inventory, sample: Source | None, found: Detected) -> Rows
         found.set("data.train_csv", table.file, f"{len(table)} rows with labels")
     _place_images(files, table, rows.names, image, found)
     found.summary.append(("rows", f"{table.file}, {len(table)} rows", f"the ids in {rows.names!r}"))
+    keys = [*zip(*(table.columns[name] for name in {rows.names, image} & set(table.columns)), strict=True)]
+    if not table.is_json and (repeated := len(keys) - len(set(keys))):
+        found.unknown.append(
+            f"what several rows of an image mean: {table.file} has {len(keys)} rows for {len(keys) - repeated} images "
+            "(boxes, masks, a row per label?); training needs one row per image"
+        )
     return rows
+
+
+def lists_images(files: Inventory, table: Source) -> bool:
+    """Whether a table that is not about test images names most of the images."""
+    if table.is_sample or table.role == "test" or 2 * len(table) < len(files.images):
+        return False
+    return any(_share(files, cells) >= FOUND for cells in table.columns.values())
 
 
 def _name_columns(files: Inventory, table: Source, sample: Source | None) -> tuple[str, str | None]:
@@ -162,6 +175,10 @@ def _patterns(images: Sequence[str]) -> Iterator[str]:
         suffixes.setdefault(image.rpartition("/")[0], Counter())[split_suffix(image)[1]] += 1
     above = dict.fromkeys(folder.rpartition("/")[0] for folder in suffixes if folder)
     yield from (f"{folder}/{{label}}/{{file}}".lstrip("/") for folder in above)
+    inner = dict.fromkeys(
+        (folder.rpartition("/")[0].rpartition("/")[0], folder.rpartition("/")[2]) for folder in suffixes
+    )
+    yield from (f"{folder}/{{label}}/{last}/{{file}}".lstrip("/") for folder, last in inner if last)
     if len(suffixes) <= FEW_FOLDERS:
         for folder, counts in suffixes.items():
             suffix = counts.most_common(1)[0][0]
@@ -184,15 +201,27 @@ def infer_test_rows(files: Inventory, rows: Rows, sample: Source | None, found: 
         cells = table.columns[image if image in table.columns else column]
         if table.file != "test.csv":
             found.set("data.test_csv", table.file, f"{len(table)} rows without labels")
+    own = _column_of_ids(table, sample) if sample and table is not sample and not table.is_json else None
+    if own and own != column:
+        found.set("data.id_column", own, "the sample's ids")
     pattern = values.get("data.image_pattern", "")
     place = files.place([cell + pattern.rpartition("}")[2] for cell in cells], "test")
     if place.share < FOUND:
         found.unknown.append(f"where the test images are: {place.share:.0%} of {table.file}'s are in {place.folder}")
     if place.folder != values.get("data.image_dir"):
         found.set("data.test_image_dir", place.folder, f"{place.share:.0%} of {table.file}'s images are there")
-    if place.suffix and "data.image_suffix" not in values and not pattern:
+    suffix = values.get("data.image_suffix", "")
+    if suffix and place.suffix not in ("", suffix):
+        found.unknown.append(f"why the test images in {place.folder} are {place.suffix}, not {suffix} as in training")
+    if place.suffix and not suffix and not pattern:
         found.set("data.image_suffix", place.suffix, f"{table.file}'s names lack it")
     found.summary.append(("test rows", f"{table.file}, {len(table)} rows", f"images in {place.folder}/"))
+
+
+def _column_of_ids(table: Source, sample: Source) -> str | None:
+    """The column of a test table with the sample's ids."""
+    asked = set(next(iter(sample.columns.values())))
+    return next((column for column, cells in table.columns.items() if set(cells) == asked), None)
 
 
 def _folder_of_tests(files: Inventory, found: Detected) -> None:

@@ -10,8 +10,9 @@ from scenes.competition.label_text import FLAGS, sort_labels
 
 NAMES = (  # of label columns, the most common first
     *("label", "labels", "class", "target", "targets", "category", "category_id", "classname", "class_id", "label_id"),
-    *("labelId", "tags", "attribute_ids", "diagnosis", "level", "species", "breed", "y"),
+    *("labelId", "tags", "attribute_ids", "diagnosis", "level", "species", "breed", "dx", "Finding Labels"),
 )
+SPLITS = {"partition", "split", "subset", "fold", "set", "usage", "train", "is_train"}  # never labels
 SEPARATORS = (" ", "|", ";", ",")
 MOST_GRADES = 30  # more distinct integers than this are a number if the sample's are decimals
 SHARED = 0.8  # share of the words in multi-word cells that recur in other cells, if the words are labels
@@ -54,7 +55,7 @@ class Target:
 
 def find_target(table: Source, ids: str, sample: Source | None, files: Inventory) -> Target | None:
     """Infers what is to be predicted from a table's columns; None if no column can be the label."""
-    others = [column for column in table.columns if column != ids]
+    others = [column for column in table.columns if column != ids and column.lower() not in SPLITS]
     asked = list(sample.columns)[1:] if sample else []
     if len(asked) > 1:
         shared = [column for column in asked if column in table.columns]
@@ -67,6 +68,10 @@ def find_target(table: Source, ids: str, sample: Source | None, files: Inventory
                 why = "its values are the sample's columns"
                 return Target([column], why, True, "classes", task_why, "log_loss", "a probability for each class")
         asked = shared or asked  # the sample may have columns of its own, such as Usage
+    flags = [column for column in others if set(table.columns[column]) <= set(FLAGS)]
+    if not asked and len(flags) > 2 and all(sum(map(FLAGS.__getitem__, row)) == 1 for row in _rows(table, flags)):
+        why = f"of 0 and 1 in {table.file}, exactly one 1 per row"
+        return Target(flags, why, False, "classes", why, "accuracy", "a label")
     chosen, why, is_sure = _label_column(table, others, asked, sample)
     return _cell_target(table, chosen, why, is_sure, sample, files) if chosen else None
 
@@ -86,6 +91,7 @@ def _label_column(
             known = set(table.columns[column])
             if (
                 1 < len(known) < len(table)
+                and len(known & set(guesses)) >= min(2, len(guesses))
                 and sum(guesses[word] for word in guesses if word in known) > 0.5 * guesses.total()
             ):
                 return column, f"the sample's {asked[0]!r} has its values", True
@@ -97,7 +103,7 @@ def _label_column(
 
 def _flag_target(table: Source, shared: list[str], asked: list[str]) -> Target:
     """The target in several columns of 0 and 1."""
-    cells = list(zip(*(table.columns[column] for column in shared), strict=True))
+    cells = _rows(table, shared)
     ones = [sum(FLAGS.get(cell, 0) for cell in row) for row in cells]
     unknown = []
     if missing := len(asked) - len(shared):
@@ -111,6 +117,10 @@ def _flag_target(table: Source, shared: list[str], asked: list[str]) -> Target:
     form = f"a probability for each {'class' if is_one_hot else 'label'}"
     why = f"the sample's columns, of 0 and 1 in {table.file}"
     return Target(shared, why, True, task, task_why, metric, form, unknown=unknown)
+
+
+def _rows(table: Source, columns: Sequence[str]) -> list[tuple[str, ...]]:
+    return list(zip(*(table.columns[column] for column in columns), strict=True))
 
 
 def _cell_target(
@@ -167,6 +177,8 @@ def _class_metric(cells: Sequence[str], sample: Source | None) -> tuple[str, str
     """A common metric for class labels, and the form of submission it was chosen for."""
     asked = list(sample.columns.values())[1] if sample and len(sample.columns) == 2 else []
     labels = set(cells)
+    if sample and len(sample.columns) > 2 and len(labels & set(sample.columns)) >= SHARED * len(labels):
+        return "log_loss", "a probability for each class"
     most = max((len(cell.split()) for cell in asked), default=0)
     if most > 1 and not any(" " in label for label in labels):
         return f"map@{most}", f"up to {most} labels per row, best first"

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from scenes.console import UserError
 CELLS = 2_000_000  # of a CSV to read
 TRIED = 200  # names of a table to search for
 ROLES = ("train", "test", "val")
+SAMPLES = ("*sample*submission*", "*submission*sample*", "*sample_sub*", "*submission_format*")
 TABLES = (".csv", ".json", ".csv.gz", ".tsv", ".parquet", ".xlsx")  # the first two are read
 DEPTH = 3  # levels of folders to search for tables
 
@@ -37,6 +39,11 @@ class Source:
     def stem(self) -> str:
         """The file's name in lower case, without suffix."""
         return Path(self.file).stem.lower()
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether its name is that of a sample submission."""
+        return any(fnmatch(self.stem, like) for like in SAMPLES)
 
     @property
     def role(self) -> str:

@@ -38,12 +38,13 @@ def read_train_rows(data: DataConfig) -> tuple[Table, list[Problem]]:
     """
     labels = data.label_columns or [data.label_column]
     extra = [column for column in (data.group_column, data.fold_column) if column]
-    image = [data.image_column] if data.train_csv.suffix == ".csv" and not data.image_pattern else []
-    wanted = list(dict.fromkeys([_id_column(data), *image, *labels, *extra]))
+    names = [data.image_column] if data.train_csv.suffix == ".csv" and not data.image_pattern else [_id_column(data)]
+    wanted = list(dict.fromkeys([*names, *labels, *extra]))
     folder, columns, problems = _read_columns(data, data.train_csv, data.image_dir, wanted)
     keys, finder = _image_keys(columns, data, is_test=False), Finder(folder, _suffix(data, data.train_csv))
     paths, found = _find_images(keys, finder)
-    ids = columns[_id_column(data)].tolist()
+    id_column = _id_column(data) if _id_column(data) in columns else data.image_column  # an id may be of test rows only
+    ids = columns[id_column].tolist()
     names = ids if len(set(ids)) == len(ids) else keys  # a pattern can tell apart images with the same name
     table = Table(data.root / data.train_csv, names, paths, columns)
     problems += _id_problems(table, keys, found, is_test=False)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from scenes.competition.rows import sample_file
 from scenes.competition.table import Table, some
 from scenes.competition.task import Number, Task
 from scenes.config import Config
-from scenes.console import Problem
+from scenes.console import Problem, say
 
 ORIGIN = "get the competition's sample submission again, or remove it"
 
@@ -30,8 +30,10 @@ class Form:
         header: The id column, then the value columns.
         ids: The rows' ids, in order, each once.
         outputs: The outputs of the value columns, if there is a column for each; else that of the positive class.
+        labels: What each output is called.
         k: How many labels a ranking has.
         separator: What separates the labels of a set.
+        doubt: Why the labels may not be what the competition expects; empty if nothing suggests that.
     """
 
     kind: str
@@ -39,8 +41,10 @@ class Form:
     header: list[str]
     ids: list[str]
     outputs: list[int]
+    labels: list[str]
     k: int = 1
     separator: str = " "
+    doubt: str = ""
 
     def write(self, names: Sequence[str], predictions: np.ndarray, decoding: Decoding = PLAIN) -> pd.DataFrame:
         """Makes the submission.
@@ -113,13 +117,13 @@ def _positive(form: Form, predictions: np.ndarray, _: Decoding) -> list[np.ndarr
 
 def _label(form: Form, predictions: np.ndarray, decoding: Decoding) -> list[list[str]]:
     """The label of the chosen class."""
-    return [[form.task.columns[best] for best in decoding.apply(predictions).argmax(1)]]
+    return [[form.labels[best] for best in decoding.apply(predictions).argmax(1)]]
 
 
 def _ranking(form: Form, predictions: np.ndarray, _: Decoding) -> list[list[str]]:
     """The labels of the k most probable classes, best first."""
     best = np.argsort(-predictions, axis=1, kind="stable")[:, : form.k]
-    return [[form.separator.join(form.task.columns[at] for at in row) for row in best]]
+    return [[form.separator.join(form.labels[at] for at in row) for row in best]]
 
 
 def _set(form: Form, predictions: np.ndarray, decoding: Decoding) -> list[list[str]]:
@@ -127,7 +131,7 @@ def _set(form: Form, predictions: np.ndarray, decoding: Decoding) -> list[list[s
     is_chosen = decoding.apply(predictions) >= 0.5
     is_empty = ~is_chosen.any(1)
     is_chosen[is_empty, predictions[is_empty].argmax(1)] = True
-    return [[form.separator.join(form.task.columns[at] for at in np.flatnonzero(row)) for row in is_chosen]]
+    return [[form.separator.join(form.labels[at] for at in np.flatnonzero(row)) for row in is_chosen]]
 
 
 def _number(form: Form, predictions: np.ndarray, _: Decoding) -> list[np.ndarray]:
@@ -180,12 +184,29 @@ def plan_submission(config: Config, task: Task, test: Table) -> tuple[Form | Non
     if len(header) < 2:
         return None, [*problems, Problem(str(file), f"has one column, {header[0]!r}", ORIGIN)]
     form, form_problems = _fit(config, task, metric, header, rows, str(file))
+    if form and form.kind in ("label", "ranking", "set"):
+        form = replace(form, doubt=_doubt(form, columns.iloc[:, 1].tolist(), file))
     return form, problems + _id_problems(file, rows, ids, test) + form_problems
 
 
 def check_submission_form(config: Config, task: Task, test: Table) -> list[Problem]:
     """Finds why no submission could be written, before any training; arguments and errors as for `plan_submission`."""
-    return plan_submission(config, task, test)[1]
+    form, problems = plan_submission(config, task, test)
+    if form and form.doubt:
+        say(form.doubt)
+    return problems
+
+
+def _doubt(form: Form, cells: Sequence[str], file: Path) -> str:
+    """Says if a sample submission's cells have none of the labels that would be written."""
+    several = form.kind != "label"
+    words = {word for cell in cells for word in (cell.split(form.separator) if several else [cell]) if word}
+    if not words or words & set(form.labels):
+        return ""
+    return (
+        f"{file}: has {some(sorted(words))} where a submission would have labels such as {some(form.labels)}; if the "
+        "competition wants other texts, set data.submission_labels"
+    )
 
 
 def _id_problems(file: Path, rows: list[str], ids: list[str], test: Table) -> list[Problem]:
@@ -194,6 +215,8 @@ def _id_problems(file: Path, rows: list[str], ids: list[str], test: Table) -> li
     if repeated := [name for name, count in Counter(rows).items() if count > 1]:
         problems.append(Problem(str(file), f"repeats the id {some(repeated)}", ORIGIN))
     remedy = "use the files of one competition, or remove the sample"
+    if own := next((column for column, cells in test.columns.items() if set(cells) == set(rows)), None):
+        remedy = f"set data.id_column: {own}"
     known, listed = set(ids), set(rows)
     if strange := [name for name in dict.fromkeys(rows) if name not in known]:
         problems.append(Problem(str(file), f"lists {len(strange)} ids that {test.file} lacks: {some(strange)}", remedy))
@@ -207,13 +230,19 @@ def _fit(
 ) -> tuple[Form | None, list[Problem]]:
     """Chooses the kind of form by what is wanted and the value columns."""
     values, wants = header[1:], config.submission or metric.wants
-    outputs = _outputs(task, values)
+    written = config.data.submission_labels
+    if strange := [label for label in written if label not in task.columns]:
+        what = f"names {some(strange)}, which are not labels of the training rows"
+        return None, [Problem("data.submission_labels", what, f"the labels are {some(task.columns)}")]
+    labels = [written.get(label, label) for label in task.columns]
+    places = {text: at for texts in (task.names, task.columns, labels) for at, text in enumerate(texts)}
+    outputs = _outputs(task, values, places)
     kind = None
     if outputs is not None:
         is_decided = (task.kind == "labels" and wants in ("sets", "labels")) or config.submission == "labels"
         kind = "decisions" if is_decided else "probabilities"
     elif len(values) > 1:
-        return None, [_columns_problem(task, values, source)]
+        return None, [_columns_problem(task, values, places, source)]
     elif task.kind == "number":
         kind = "grade" if wants == "labels" else "number"
     elif task.kind == "labels":
@@ -225,30 +254,30 @@ def _fit(
     if kind is None:
         return None, [_form_problem(config, task, metric, values, source)]
     if kind == "positive":
-        outputs = [_places(task).get(values[0], 1)]
+        outputs = [places.get(values[0], 1)]
     separator = (config.data.label_separator or " ") if kind == "set" else " "
-    return Form(kind, task, header, ids, outputs or [task.outputs - 1], min(metric.k, task.outputs), separator), []
+    k = min(metric.k, task.outputs)
+    return Form(kind, task, header, ids, outputs or [task.outputs - 1], labels, k, separator), []
 
 
-def _places(task: Task) -> dict[str, int]:
-    """The outputs by their names and, with precedence, by the data's spelling."""
-    return {text: at for texts in (task.names, task.columns) for at, text in enumerate(texts)}
+def _outputs(task: Task, values: list[str], places: dict[str, int]) -> list[int] | None:
+    """The output of each value column, if each has one: all for classes, at least some for labels.
 
-
-def _outputs(task: Task, values: list[str]) -> list[int] | None:
-    """The output of each value column, if each has one: all for classes, at least some for labels."""
+    Args:
+        task: What is predicted.
+        values: The columns.
+        places: The outputs by all that they are called: names, the data's spelling, the submission's.
+    """
     if task.kind == "number" or (len(values) == 1 and task.outputs > 1 and task.kind == "classes"):
         return None
-    places = _places(task)
     found = [places[column] for column in values if column in places]
     if len(set(found)) < len(values) or (task.kind == "classes" and len(found) < task.outputs):
         return None
     return found
 
 
-def _columns_problem(task: Task, values: list[str], source: str) -> Problem:
-    """Says which of several value columns are not outputs."""
-    places = _places(task)
+def _columns_problem(task: Task, values: list[str], places: dict[str, int], source: str) -> Problem:
+    """Says which of several value columns are not outputs; arguments as for `_outputs`."""
     found = {places[column] for column in values if column in places}
     parts = []
     if strange := [column for column in values if column not in places]:

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -51,7 +52,7 @@ def read_targets(table: Table, data: DataConfig, kind: str | None) -> Targets:
         return _from_columns(table, data.label_columns, data.class_names, kind)
     if kind == "labels":
         return _from_words(table, data)
-    return _numbers(table, data.label_column) if kind == "number" else _classes(table, data)
+    return _numbers(table, data) if kind == "number" else _classes(table, data)
 
 
 def _classes(table: Table, data: DataConfig) -> Targets:
@@ -68,7 +69,7 @@ def _classes(table: Table, data: DataConfig) -> Targets:
         (missing, "with a missing value as label", "label or remove them"),
     ):
         rows = [row for row, label in enumerate(labels) if label in wrong]
-        problems += problem_for_rows(table, rows, labels, what, remedy)
+        problems += _label_problems(table, rows, labels, what, remedy, data)
         counts = Counter({label: count for label, count in counts.items() if label not in wrong})
     classes = sort_labels(list(counts))
     problems += _name_problems(table, classes, data.class_names)
@@ -84,6 +85,7 @@ def _classes(table: Table, data: DataConfig) -> Targets:
 def _from_columns(table: Table, columns: list[str], names: list[str] | None, kind: str | None) -> Targets:
     """Several columns of 0 and 1: classes where each row has exactly one 1, else labels."""
     problems: list[Problem] = []
+    remedy = "write 0 or 1; of several numbers per row only one can be predicted, data.label_column"
     if len(columns) == 1:
         problems.append(Problem("data.label_columns", "is a single column", f"set data.label_column: {columns[0]}"))
     values = np.zeros((len(table), len(columns)), np.float32)
@@ -91,7 +93,7 @@ def _from_columns(table: Table, columns: list[str], names: list[str] | None, kin
         cells = table.columns[column].str.strip().tolist()
         values[:, at] = [FLAGS.get(cell, np.nan) for cell in cells]
         wrong = np.flatnonzero(np.isnan(values[:, at]))
-        problems += problem_for_rows(table, wrong, cells, f"with neither 0 nor 1 in {column!r}", "write 0 or 1")
+        problems += problem_for_rows(table, wrong, cells, f"with neither 0 nor 1 in {column!r}", remedy)
     problems += _name_problems(table, columns, names)
     ones = np.nansum(values, 1)
     if kind is None:
@@ -113,8 +115,8 @@ def _from_words(table: Table, data: DataConfig) -> Targets:
     cells = table.columns[data.label_column].tolist()
     words = [list(dict.fromkeys(filter(None, map(str.strip, cell.split(separator))))) for cell in cells]
     empty = [row for row, found in enumerate(words) if not found]
-    problems = problem_for_rows(
-        table, empty, cells, "with an empty label", "label them, with a word such as `none` where no label fits"
+    problems = _label_problems(
+        table, empty, cells, "with an empty label", "label them, with a word such as `none` where no label fits", data
     )
     labels = sort_labels(list({word for found in words for word in found}))
     problems += _name_problems(table, labels, data.class_names)
@@ -127,19 +129,30 @@ def _from_words(table: Table, data: DataConfig) -> Targets:
     return Targets(Labels(labels, list(data.class_names or labels)), values, problems)
 
 
-def _numbers(table: Table, column: str) -> Targets:
+def _numbers(table: Table, data: DataConfig) -> Targets:
     """One column of numbers."""
+    column = data.label_column
     cells = table.columns[column].tolist()
-    values = pd.to_numeric(pd.Series(cells), errors="coerce").to_numpy(np.float64)
+    values = pd.to_numeric(pd.Series(cells), errors="coerce").to_numpy(np.float64, copy=True)
     wrong = np.flatnonzero(~np.isfinite(values))
-    problems = problem_for_rows(
-        table, wrong, cells, f"with no number in {column!r}", "write numbers, or set task: classes for labels"
+    problems = _label_problems(
+        table, wrong, cells, f"with no number in {column!r}", "write numbers, or set task: classes for labels", data
     )
     sound = values[np.isfinite(values)].astype(np.float32)
+    values[wrong] = sound.mean() if len(sound) else 0  # of rows that data.drop names
     if len(sound) and sound.min() == sound.max():
         problems.append(Problem(str(table.file), f"all rows have {column!r} {cells[0]}", "there is nothing to predict"))
     task = Number.of(column, sound) if len(sound) else None
     return Targets(task, values.astype(np.float32), problems)
+
+
+def _label_problems(
+    table: Table, rows: Iterable[int], cells: Sequence[str], what: str, remedy: str, data: DataConfig
+) -> list[Problem]:
+    """Reports rows by their labels, but for those whose label data.drop or data.relabel overrules."""
+    overruled = {*data.drop, *data.relabel}
+    counted = [row for row in rows if table.names[row] not in overruled]
+    return problem_for_rows(table, counted, cells, what, f"{remedy}; or name them in data.drop")
 
 
 def _name_problems(table: Table, columns: list[str], names: list[str] | None) -> list[Problem]:

@@ -193,7 +193,9 @@ def _groupings(
 ) -> Iterator[Sequence[str] | np.ndarray]:
     """Yields what rows can have in common that must not be split between folds."""
     yield images.pixel_hashes
-    if data.id_column and data.id_column != data.image_column:  # images with the same id get one prediction
+    if data.id_column and data.id_column not in table.columns:
+        say(f"{table.file} has no column {data.id_column!r}: its rows are named by {data.image_column!r}")
+    elif data.id_column and data.id_column != data.image_column:  # images with the same id get one prediction
         yield table.columns[data.id_column].tolist()
     if data.group_column:
         yield table.columns[data.group_column].tolist()

@@ -46,6 +46,8 @@ def submit(run: Run, config: Config, folds: Sequence[int], out: Path | None = No
         raise UserError(f"{out} is a folder; name a file in it, e.g. --out {out / run.name}.csv")
     inputs = read_inputs(config, run_task(run, config, folds))
     say(f"{out}: {inputs.form}")
+    if inputs.form.doubt:
+        say(inputs.form.doubt)
     metric = competition_metric(config, inputs.form.task)
     if config.submission and config.submission != metric.wants:
         say(f"submission: {config.submission}, although the metric {metric.name} is computed from {metric.wants}")
