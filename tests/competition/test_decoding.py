@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, f1_score
+from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, f1_score, fbeta_score
 
 from scenes.competition.decoding import FITS, PLAIN, Decoding, expected_grades
 
@@ -73,6 +73,19 @@ def test_thresholds_for_labels_win_f1_over_one_half(average: str) -> None:
     assert (len(one.values), len(each.values)) == (1, 6)
     assert score(predictions) + 0.02 < score(one.apply(predictions))
     assert score(one.apply(predictions)) < score(each.apply(predictions)) + 0.01
+
+
+def test_where_recall_counts_more_labels_are_given_sooner() -> None:
+    random = np.random.default_rng(5)
+    chances = random.beta(1, 4, (4000, 5)).astype(np.float32)
+    targets = (random.random(chances.shape) < chances).astype(np.float32)
+    f1, f2 = (FITS[f"labels_f{beta}_samples"][0](chances[:2000], targets[:2000]) for beta in (1, 2))
+    assert f2.values[0] < f1.values[0] < 0.5
+
+    def score(decided: np.ndarray) -> float:
+        return fbeta_score(targets[2000:] > 0.5, decided[2000:] >= 0.5, beta=2, average="samples", zero_division=0)
+
+    assert score(f2.apply(chances)) > max(score(f1.apply(chances)), score(chances)) + 0.01
 
 
 @given(st.integers(1, 4), st.integers(2, 30), st.integers(0, 10**6), st.sampled_from(["micro", "macro"]))

@@ -165,6 +165,13 @@ def test_every_kind_is_detected_and_read_without_a_word_by_hand(
     assert {path.parts[1].removeprefix("seg_").partition("_")[0] for path in test.paths} <= {"test", "all"}
 
 
+def test_labels_with_confidences_are_no_ranking(tmp_path: Path) -> None:
+    one_column(tmp_path, cycle(*range(9)), "3 0.25")
+    found = detect(tmp_path)
+    assert found.values["metric"] == "accuracy"
+    assert any("confidences" in note for note in found.unknown)
+
+
 def test_many_integers_may_be_a_quantity(tmp_path: Path) -> None:
     labels = range(100, 140)
     images(tmp_path, *(f"train/{label}.png" for label in labels), "test/x.png")

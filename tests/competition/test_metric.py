@@ -83,6 +83,10 @@ LABEL_REFERENCES: dict[str, Reference] = {
     "log_loss": log_loss,
     "roc_auc": auc,
     "labels_f1_micro": lambda p, t: sklearn.f1_score(t >= 0.5, p >= 0.5, average="micro", zero_division=0),
+    "labels_f1_samples": lambda p, t: sklearn.f1_score(t >= 0.5, p >= 0.5, average="samples", zero_division=0),
+    "labels_f2_samples": lambda p, t: sklearn.fbeta_score(
+        t >= 0.5, p >= 0.5, beta=2, average="samples", zero_division=0
+    ),
     "labels_f1_macro": lambda p, t: sklearn.f1_score(t >= 0.5, p >= 0.5, average="macro", zero_division=0),
 }
 NUMBER_REFERENCES: dict[str, Reference] = {

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from scenes.competition.metric import f_of_rows
+
 THRESHOLDS = np.round(np.arange(0.02, 0.99, 0.02), 2)  # for labels; a finer grid would fit noise
 GRADE_CANDIDATES = 100  # possible values of a grade's threshold
 SWEEPS = 10  # over the grades' thresholds; they rarely move after the third
@@ -130,6 +132,16 @@ def fit_one_threshold(average: str) -> Fit:
     return fit
 
 
+def fit_threshold_of_rows(beta: int) -> Fit:
+    """The threshold for all labels with the best mean F score of the rows, see `f_of_rows`."""
+
+    def fit(predictions: np.ndarray, targets: np.ndarray) -> Decoding:
+        scores = [f_of_rows(predictions >= threshold, targets, beta).mean() for threshold in THRESHOLDS]
+        return Decoding("labels", [float(THRESHOLDS[int(np.argmax(scores))])])
+
+    return fit
+
+
 def fit_thresholds(average: str) -> Fit:
     """A threshold for each label, so that together they have the best F1, ``micro`` or ``macro``."""
 
@@ -199,6 +211,8 @@ FITS: dict[str, list[Fit]] = {
     "quadratic_kappa": [round_grades, fit_grades],
     "labels_f1_micro": [fit_one_threshold("micro"), fit_thresholds("micro")],
     "labels_f1_macro": [fit_one_threshold("macro"), fit_thresholds("macro")],
+    "labels_f1_samples": [fit_threshold_of_rows(1)],
+    "labels_f2_samples": [fit_threshold_of_rows(2)],
     "f1_macro": [fit_class_weights("f1")],
     "balanced_accuracy": [fit_class_weights("recall")],
 }

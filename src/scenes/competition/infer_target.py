@@ -179,6 +179,8 @@ def _class_metric(cells: Sequence[str], sample: Source | None) -> tuple[str, str
     labels = set(cells)
     if sample and len(sample.columns) > 2 and len(labels & set(sample.columns)) >= SHARED * len(labels):
         return "log_loss", "a probability for each class"
+    if any(_fraction(word) for cell in asked for word in cell.split() if " " in cell):
+        return "accuracy", "a label, since labels with confidences or boxes, as the sample has, cannot be written"
     most = max((len(cell.split()) for cell in asked), default=0)
     if most > 1 and not any(" " in label for label in labels):
         return f"map@{most}", f"up to {most} labels per row, best first"

@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -188,6 +189,20 @@ def _labels_f1_macro(predictions: np.ndarray, targets: np.ndarray) -> tuple[floa
     return float(values.mean()), influences.mean(1)
 
 
+def f_of_rows(chosen: np.ndarray, targets: np.ndarray, beta: int) -> np.ndarray:
+    """Each row's F score (van Rijsbergen 1979), in which recall counts beta times as much as precision.
+
+    Chosen labels are bool, shape (n, labels), targets 0 or 1; float64, shape (n,), 0 where both have no label.
+    """
+    actual = targets >= 0.5
+    both = beta**2 * actual.sum(1) + chosen.sum(1)
+    return (1 + beta**2) * (chosen & actual).sum(1) / np.maximum(both, 1)
+
+
+def _labels_f_samples(predictions: np.ndarray, targets: np.ndarray, beta: int) -> tuple[float, np.ndarray]:
+    return _mean(f_of_rows(predictions >= 0.5, targets, beta))
+
+
 def _log_loss(predictions: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
     """The loss of the true class in nats; for labels, the mean over them."""
     if targets.ndim == 1:
@@ -302,6 +317,8 @@ METRICS: dict[str, tuple[tuple[str, ...], str, bool, Callable[..., tuple[float, 
     "top_k": (("classes",), "ranking", True, _top_k),
     "labels_f1_micro": (("labels",), "sets", True, _labels_f1_micro),
     "labels_f1_macro": (("labels",), "sets", True, _labels_f1_macro),
+    "labels_f1_samples": (("labels",), "sets", True, partial(_labels_f_samples, beta=1)),  # the mean over rows
+    "labels_f2_samples": (("labels",), "sets", True, partial(_labels_f_samples, beta=2)),
     "rmse": (("number",), "number", False, _rmse),
     "mae": (("number",), "number", False, _mae),
 }
