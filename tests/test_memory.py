@@ -55,7 +55,7 @@ LOG_LOSS = metric_named("log_loss", TASK)
     [
         (lambda views, targets: MAP.score(views[0], targets), 1.0),
         (lambda views, targets: class_scores(views[0], targets, TASK.columns), 1.5),
-        (lambda views, targets: Calibration("classes", [0.5]).apply(views[0]), 3.5),  # with its result twice
+        (lambda views, targets: Calibration("classes", [0.5]).apply(views[0]), 2.0),
         (lambda views, targets: view_weights(LOG_LOSS)(views, targets), 3.5),
         (lambda views, targets: TASK.as_outputs(targets), 1.5),
     ],

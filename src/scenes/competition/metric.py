@@ -23,7 +23,7 @@ from scenes.console import UserError
 Function = Callable[[np.ndarray, np.ndarray], tuple[float, np.ndarray]]
 
 DEFAULT = {"classes": "accuracy", "labels": "roc_auc", "number": "rmse"}
-BLOCK_VALUES = 2**22  # predictions that are worked on at once
+BLOCK_VALUES = 2**20  # predictions that are worked on at once
 
 
 @dataclass(frozen=True)

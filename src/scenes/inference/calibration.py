@@ -44,7 +44,10 @@ class Calibration:
         """
         if not self.temperatures:
             return predictions
-        return np.concatenate([self._apply(predictions[rows]) for rows in blocks(predictions)])
+        recalibrated = np.empty(predictions.shape, np.float32)
+        for rows in blocks(predictions):
+            recalibrated[rows] = self._apply(predictions[rows])
+        return recalibrated
 
     def _apply(self, predictions: np.ndarray) -> np.ndarray:
         temperatures = np.array(self.temperatures)
