@@ -68,8 +68,9 @@ def find_target(table: Source, ids: str, sample: Source | None, files: Inventory
                 why = "its values are the sample's columns"
                 return Target([column], why, True, "classes", task_why, "log_loss", "a probability for each class")
         asked = shared or asked  # the sample may have columns of its own, such as Usage
-    flags = [column for column in others if set(table.columns[column]) <= set(FLAGS)]
-    if not asked and len(flags) > 2 and all(sum(map(FLAGS.__getitem__, row)) == 1 for row in _rows(table, flags)):
+    is_named = asked or any(name in others for name in NAMES)
+    flags = [] if is_named else [column for column in others if set(table.columns[column]) <= set(FLAGS)]
+    if len(flags) > 2 and all(sum(map(FLAGS.__getitem__, row)) == 1 for row in _rows(table, flags)):
         why = f"of 0 and 1 in {table.file}, exactly one 1 per row"
         return Target(flags, why, False, "classes", why, "accuracy", "a label")
     chosen, why, is_sure = _label_column(table, others, asked, sample)
