@@ -344,6 +344,18 @@ def test_the_samples_ids_may_be_in_another_column_of_the_test_table(tmp_path: Pa
     assert not check_submission_form(config, class_task(["a", "b"]), test)
 
 
+def test_the_samples_id_need_not_be_its_first_column(tmp_path: Path) -> None:
+    folders(tmp_path)
+    table(tmp_path / "sample_submission.csv", ["Category", "Id"], [("a c", f"{name}.png") for name in TEST])
+    prepare.main(["detect", str(tmp_path)])
+    (tmp_path / "exp.yaml").write_text("")
+    config = load_experiment(tmp_path / "exp.yaml", [f"data.root={tmp_path}"])
+    test, problems = read_test(config.data)
+    assert not problems
+    assert test.names == [f"{name}.png" for name in TEST]
+    assert not check_submission_form(config, class_task(["a c", "b c"]), test)
+
+
 def test_test_images_of_another_format_are_asked_about(tmp_path: Path) -> None:
     one_column(tmp_path, cycle("a", "b"), "a")
     for name in TEST:

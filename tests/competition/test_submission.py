@@ -197,6 +197,12 @@ def test_a_sample_without_any_of_the_labels_is_doubted_before_training(capsys: p
     assert not capsys.readouterr().out
 
 
+def test_the_id_need_not_be_the_samples_first_column() -> None:
+    Path("input/sample_submission.csv").write_text("Category,Id\n" + "".join(f"cat,{one}\n" for one in IDS))
+    rows = written(THREE, OF_THREE, config(id_column="Id"))
+    assert rows == [["Category", "Id"], ["cat", "b"], ["sea, calm", "a"], ["dog", "007"]]
+
+
 def test_a_column_that_has_the_samples_ids_is_named() -> None:
     sample(["id", "label"], ["1", "2", "3"])
     test = Table(Path("input/test.csv"), IDS, [], pd.DataFrame({"file": IDS, "case": ["1", "2", "3"]}))

@@ -4,10 +4,19 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from scenes.competition.find import is_litter
-from scenes.competition.infer_rows import Detected, Rows, infer_test_rows, lists_images, path_rows, table_rows
+from scenes.competition.infer_rows import (
+    Detected,
+    Rows,
+    infer_test_rows,
+    lists_images,
+    path_rows,
+    sample_ids,
+    table_rows,
+)
 from scenes.competition.inventory import TABLES, Inventory
 from scenes.competition.table import some
 from scenes.console import UserError
@@ -29,6 +38,9 @@ def detect(root: Path) -> Detected:
     found = Detected()
     # Of those for several stages, the one with the most rows.
     sample = max((table for table in files.tables if table.is_sample), key=len, default=None)
+    if sample and (own := sample_ids(files, sample)) != next(iter(sample.columns)):
+        sample = replace(sample, columns={own: sample.columns[own], **sample.columns})
+        found.set("data.id_column", own, "names images in the sample")
     rows = table_rows(files, sample, found)
     lists = [table for table in files.tables if table.role == "train" or lists_images(files, table)]
     if rows is None and not lists and not any("train" in name.lower() for name in files.unreadable):

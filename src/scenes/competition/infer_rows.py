@@ -88,6 +88,14 @@ def table_rows(files: Inventory, sample: Source | None, found: Detected) -> Rows
     return rows
 
 
+def sample_ids(files: Inventory, sample: Source) -> str:
+    """The column of a sample submission with the ids: the first one, unless only another names images."""
+    first, *others = sample.columns
+    if _share(files, sample.columns[first]) >= FOUND:
+        return first
+    return next((column for column in others if _share(files, sample.columns[column]) >= FOUND), first)
+
+
 def lists_images(files: Inventory, table: Source) -> bool:
     """Whether a table that is not about test images names most of the images."""
     if table.is_sample or table.role == "test" or 2 * len(table) < len(files.images):

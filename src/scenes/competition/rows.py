@@ -43,8 +43,8 @@ def read_train_rows(data: DataConfig) -> tuple[Table, list[Problem]]:
     folder, columns, problems = _read_columns(data, data.train_csv, data.image_dir, wanted)
     keys, finder = _image_keys(columns, data, is_test=False), Finder(folder, _suffix(data, data.train_csv))
     paths, found = _find_images(keys, finder)
-    id_column = _id_column(data) if _id_column(data) in columns else data.image_column  # an id may be of test rows only
-    ids = columns[id_column].tolist()
+    # An id may be in the test table only.
+    ids = columns[_id_column(data) if _id_column(data) in columns else data.image_column].tolist()
     names = ids if len(set(ids)) == len(ids) else keys  # a pattern can tell apart images with the same name
     table = Table(data.root / data.train_csv, names, paths, columns)
     problems += _id_problems(table, keys, found, is_test=False)
@@ -72,8 +72,8 @@ def read_test(data: DataConfig, may_lack_images: bool = False) -> tuple[Table, l
     source = test_source(data) or data.test_csv
     image_dir = data.test_image_dir or data.image_dir
     column = _id_column(data)
-    if data.root / source == sample_file(data):  # the first column is the id, whatever its name
-        column = (read_cells(data.root / source, 1)[1] or [[column]])[0][0]
+    if data.root / source == sample_file(data):
+        column = id_column((read_cells(data.root / source, 1)[1] or [[column]])[0], data)
     folder, columns, problems = _read_columns(data, source, image_dir, [column])
     keys = _image_keys(columns, data, is_test=True) if column == _id_column(data) else columns[column].tolist()
     finder = Finder(folder, _suffix(data, source))
@@ -120,6 +120,11 @@ def overlap(train: Table, test: Table) -> list[Problem]:
     what = "also a training image, so a score on it would mean nothing"
     remedy = f"remove these rows from {train.file} or {test.file}"
     return problem_for_rows(test, rows, test.names, what, remedy)
+
+
+def id_column(header: Sequence[str], data: DataConfig) -> str:
+    """The column of a sample submission with the ids: `data.id_column` if it has that, else the first one."""
+    return data.id_column if data.id_column and data.id_column in header else header[0]
 
 
 def _id_column(data: DataConfig) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 from scenes.competition.csv_file import read_columns
 from scenes.competition.decoding import PLAIN, Decoding
 from scenes.competition.metric import Metric, competition_metric
-from scenes.competition.rows import sample_file
+from scenes.competition.rows import id_column, sample_file
 from scenes.competition.table import Table, some
 from scenes.competition.task import Number, Task
 from scenes.config import Config
@@ -33,6 +33,7 @@ class Form:
         labels: What each output is called.
         k: How many labels a ranking has.
         separator: What separates the labels of a set.
+        id_place: Where the sample has the id among its columns.
         doubt: Why the labels may not be what the competition expects; empty if nothing suggests that.
     """
 
@@ -44,6 +45,7 @@ class Form:
     labels: list[str]
     k: int = 1
     separator: str = " "
+    id_place: int = 0
     doubt: str = ""
 
     def write(self, names: Sequence[str], predictions: np.ndarray, decoding: Decoding = PLAIN) -> pd.DataFrame:
@@ -55,13 +57,14 @@ class Form:
             decoding: How predictions become labels.
 
         Returns:
-            The columns of the header, in the order of `ids`.
+            The columns of the header, with rows in the order of `ids`.
         """
         averaged = _average(names, predictions, self.ids)
         columns = [pd.Series(self.ids), *(pd.Series(cells) for cells in WRITERS[self.kind](self, averaged, decoding))]
         table = pd.concat(columns, axis=1)
         table.columns = pd.Index(self.header)
-        return table
+        places = [*range(1, len(self.header))]
+        return table.iloc[:, [*places[: self.id_place], 0, *places[self.id_place :]]]
 
     def __str__(self) -> str:
         """Describes the form for display."""
@@ -180,12 +183,15 @@ def plan_submission(config: Config, task: Task, test: Table) -> tuple[Form | Non
         values = data.label_columns or (task.columns if wants_columns else [data.label_column])
         return _fit(config, task, metric, [data.id_column or data.image_column, *values], ids, "the metric")
     columns, problems = read_columns(file, [], ORIGIN)
-    header, rows = columns.columns.tolist(), columns.iloc[:, 0].tolist()
+    header = columns.columns.tolist()
+    place = header.index(id_column(header, config.data))
+    rows, header = columns.iloc[:, place].tolist(), [header.pop(place), *header]
     if len(header) < 2:
         return None, [*problems, Problem(str(file), f"has one column, {header[0]!r}", ORIGIN)]
     form, form_problems = _fit(config, task, metric, header, rows, str(file))
-    if form and form.kind in ("label", "ranking", "set"):
-        form = replace(form, doubt=_doubt(form, columns.iloc[:, 1].tolist(), file))
+    if form:
+        doubt = _doubt(form, columns.iloc[:, 0 if place else 1].tolist(), file)
+        form = replace(form, id_place=place, doubt=doubt)
     return form, problems + _id_problems(file, rows, ids, test) + form_problems
 
 
@@ -199,6 +205,8 @@ def check_submission_form(config: Config, task: Task, test: Table) -> list[Probl
 
 def _doubt(form: Form, cells: Sequence[str], file: Path) -> str:
     """Says if a sample submission's cells have none of the labels that would be written."""
+    if form.kind not in ("label", "ranking", "set"):
+        return ""
     several = form.kind != "label"
     words = {word for cell in cells for word in (cell.split(form.separator) if several else [cell]) if word}
     if not words or words & set(form.labels):
