@@ -356,6 +356,24 @@ def test_the_samples_id_need_not_be_its_first_column(tmp_path: Path) -> None:
     assert not check_submission_form(config, class_task(["a c", "b c"]), test)
 
 
+def test_no_key_is_written_twice(tmp_path: Path) -> None:
+    images(tmp_path, *(f"train/{name}.png" for name in TRAIN), *(f"test/{name}.png" for name in TEST))
+    table(
+        tmp_path / "train.csv", ["Id", "file", "kind"], [(f"c{i}", name, "ab"[i % 2]) for i, name in enumerate(TRAIN)]
+    )
+    table(tmp_path / "test.csv", ["case", "Id", "file"], [(i, name, name) for i, name in enumerate(TEST)])
+    table(tmp_path / "sample_submission.csv", ["kind", "Id"], [("a", name) for name in TEST])
+    prepare.main(["detect", str(tmp_path)])
+    assert plain_yaml.parse((tmp_path / "competition.yaml").read_text(), "").values["data"]["id_column"] == "Id"
+
+
+@pytest.mark.parametrize(("name", "says"), [("images.7z", "unpack"), ("a.npy", r"1 \.npy files")])
+def test_what_to_do_without_images_depends_on_what_is_there(tmp_path: Path, name: str, says: str) -> None:
+    images(tmp_path, name, "readme.txt" if name.endswith("7z") else "train.csv")
+    with pytest.raises(UserError, match=says):
+        detect(tmp_path)
+
+
 def test_test_images_of_another_format_are_asked_about(tmp_path: Path) -> None:
     one_column(tmp_path, cycle("a", "b"), "a")
     for name in TEST:

@@ -21,6 +21,7 @@ from scenes.competition.inventory import TABLES, Inventory
 from scenes.competition.table import some
 from scenes.console import UserError
 
+ARCHIVES = {".zip", ".7z", ".rar", ".tar", ".gz", ".tgz", ".bz2", ".xz"}
 GROUPS = re.compile(r"patient|subject|person|driver|location|(^|_)(group|scene|site|series|study|seq|sequence)(_|$)")
 
 
@@ -72,7 +73,7 @@ def _no_images(root: Path, files: Inventory) -> str:
         )
     kinds = Counter(Path(name).suffix.lower() for _, _, names in os.walk(root) for name in names if not is_litter(name))
     others = [(kind, count) for kind, count in kinds.most_common() if kind and kind not in TABLES]
-    if others:
+    if others and not kinds.keys() & ARCHIVES:
         kind, count = others[0]
         return f"{root}: no image files, but {count} {kind} files, which are not read; write the images as image files"
     return f"{root}: no image files; unpack the archives there, or give the folder that holds them"

@@ -33,8 +33,8 @@ class Detected:
     unknown: list[str] = field(default_factory=list)
 
     def set(self, key: str, value: Any, why: str) -> None:
-        """Adds a line."""
-        self.lines.append(Line(key, value, why))
+        """Adds a line, in place of an earlier one with this key."""
+        self.lines = [*(line for line in self.lines if line.key != key), Line(key, value, why)]
 
     @property
     def values(self) -> dict[str, Any]:
