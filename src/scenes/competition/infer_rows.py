@@ -13,6 +13,7 @@ from scenes.competition.find import split_suffix
 from scenes.competition.infer_target import Target, find_target
 from scenes.competition.inventory import Inventory, Source
 from scenes.competition.path_pattern import as_expression
+from scenes.competition.table import column_of
 
 FOUND = 0.9  # share of a column's names that must be images
 FEW_FOLDERS = 4  # with more image folders than this, labels are not looked for in file names
@@ -79,7 +80,7 @@ def table_rows(files: Inventory, sample: Source | None, found: Detected) -> Rows
         found.set("data.train_csv", table.file, f"{len(table)} rows with labels")
     _place_images(files, table, rows.names, image, found)
     found.summary.append(("rows", f"{table.file}, {len(table)} rows", f"the ids in {rows.names!r}"))
-    keys = [*zip(*(table.columns[name] for name in {rows.names, image} & set(table.columns)), strict=True)]
+    keys = table.cells([name for name in (rows.names, image) if name in table.columns])
     if not table.is_json and (repeated := len(keys) - len(set(keys))):
         found.unknown.append(
             f"what several rows of an image mean: {table.file} has {len(keys)} rows for {len(keys) - repeated} images "
@@ -209,9 +210,10 @@ def infer_test_rows(files: Inventory, rows: Rows, sample: Source | None, found: 
         cells = table.columns[image if image in table.columns else column]
         if table.file != "test.csv":
             found.set("data.test_csv", table.file, f"{len(table)} rows without labels")
-    own = _column_of_ids(table, sample) if sample and table is not sample and not table.is_json else None
-    if own and own != column:
-        found.set("data.id_column", own, "the sample's ids")
+    if sample and table is not sample and not table.is_json:
+        own = column_of(table.columns.items(), set(next(iter(sample.columns.values()))))
+        if own and own != column:
+            found.set("data.id_column", own, "the sample's ids")
     pattern = values.get("data.image_pattern", "")
     place = files.place([cell + pattern.rpartition("}")[2] for cell in cells], "test")
     if place.share < FOUND:
@@ -224,12 +226,6 @@ def infer_test_rows(files: Inventory, rows: Rows, sample: Source | None, found: 
     if place.suffix and not suffix and not pattern:
         found.set("data.image_suffix", place.suffix, f"{table.file}'s names lack it")
     found.summary.append(("test rows", f"{table.file}, {len(table)} rows", f"images in {place.folder}/"))
-
-
-def _column_of_ids(table: Source, sample: Source) -> str | None:
-    """The column of a test table with the sample's ids."""
-    asked = set(next(iter(sample.columns.values())))
-    return next((column for column, cells in table.columns.items() if set(cells) == asked), None)
 
 
 def _folder_of_tests(files: Inventory, found: Detected) -> None:

@@ -70,7 +70,7 @@ def find_target(table: Source, ids: str, sample: Source | None, files: Inventory
         asked = shared or asked  # the sample may have columns of its own, such as Usage
     is_named = asked or any(name in others for name in NAMES)
     flags = [] if is_named else [column for column in others if set(table.columns[column]) <= set(FLAGS)]
-    if len(flags) > 2 and all(sum(map(FLAGS.__getitem__, row)) == 1 for row in _rows(table, flags)):
+    if len(flags) > 2 and all(sum(map(FLAGS.__getitem__, row)) == 1 for row in table.cells(flags)):
         why = f"of 0 and 1 in {table.file}, exactly one 1 per row"
         return Target(flags, why, False, "classes", why, "accuracy", "a label")
     chosen, why, is_sure = _label_column(table, others, asked, sample)
@@ -104,7 +104,7 @@ def _label_column(
 
 def _flag_target(table: Source, shared: list[str], asked: list[str]) -> Target:
     """The target in several columns of 0 and 1."""
-    cells = _rows(table, shared)
+    cells = table.cells(shared)
     ones = [sum(FLAGS.get(cell, 0) for cell in row) for row in cells]
     unknown = []
     if missing := len(asked) - len(shared):
@@ -118,10 +118,6 @@ def _flag_target(table: Source, shared: list[str], asked: list[str]) -> Target:
     form = f"a probability for each {'class' if is_one_hot else 'label'}"
     why = f"the sample's columns, of 0 and 1 in {table.file}"
     return Target(shared, why, True, task, task_why, metric, form, unknown=unknown)
-
-
-def _rows(table: Source, columns: Sequence[str]) -> list[tuple[str, ...]]:
-    return list(zip(*(table.columns[column] for column in columns), strict=True))
 
 
 def _cell_target(

@@ -53,6 +53,10 @@ class Source:
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), []))
 
+    def cells(self, columns: Sequence[str]) -> list[tuple[str, ...]]:
+        """The rows' cells in some columns."""
+        return list(zip(*(self.columns[column] for column in columns), strict=True))
+
 
 class Place(NamedTuple):
     """Where a column's images are.

@@ -40,9 +40,11 @@ class LinearHead(NamedTuple):
         return features @ self.weights.T + self.biases
 
 
-def takes_hours(rows: int, outputs: int) -> bool:
-    """Whether fitting a head to so many rows would take longer than training a network to start with."""
-    return rows * outputs > MOST_VALUES
+def why_too_large(rows: int, outputs: int) -> str:
+    """Says that fitting a head would take longer than training a network to start with; empty if it would not."""
+    if rows * outputs <= MOST_VALUES:
+        return ""
+    return f"a linear probe of {rows} rows and {outputs} outputs would take hours"
 
 
 def fit_classes(features: np.ndarray, targets: np.ndarray, classes: int, seed: int) -> LinearHead:

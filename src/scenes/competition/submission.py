@@ -12,7 +12,7 @@ from scenes.competition.csv_file import read_columns
 from scenes.competition.decoding import PLAIN, Decoding
 from scenes.competition.metric import Metric, competition_metric
 from scenes.competition.rows import id_column, sample_file
-from scenes.competition.table import Table, some
+from scenes.competition.table import Table, column_of, some
 from scenes.competition.task import Number, Task
 from scenes.config import Config
 from scenes.console import Problem, say
@@ -60,11 +60,13 @@ class Form:
             The columns of the header, with rows in the order of `ids`.
         """
         averaged = _average(names, predictions, self.ids)
-        columns = [pd.Series(self.ids), *(pd.Series(cells) for cells in WRITERS[self.kind](self, averaged, decoding))]
+        columns = [pd.Series(cells) for cells in WRITERS[self.kind](self, averaged, decoding)]
+        columns.insert(self.id_place, pd.Series(self.ids))
+        id_name, *header = self.header
+        header.insert(self.id_place, id_name)
         table = pd.concat(columns, axis=1)
-        table.columns = pd.Index(self.header)
-        places = [*range(1, len(self.header))]
-        return table.iloc[:, [*places[: self.id_place], 0, *places[self.id_place :]]]
+        table.columns = pd.Index(header)
+        return table
 
     def __str__(self) -> str:
         """Describes the form for display."""
@@ -222,10 +224,9 @@ def _id_problems(file: Path, rows: list[str], ids: list[str], test: Table) -> li
     problems = []
     if repeated := [name for name, count in Counter(rows).items() if count > 1]:
         problems.append(Problem(str(file), f"repeats the id {some(repeated)}", ORIGIN))
-    remedy = "use the files of one competition, or remove the sample"
-    if own := next((column for column, cells in test.columns.items() if set(cells) == set(rows)), None):
-        remedy = f"set data.id_column: {own}"
     known, listed = set(ids), set(rows)
+    own = column_of(test.columns.items(), listed) if known != listed else None
+    remedy = f"set data.id_column: {own}" if own else "use the files of one competition, or remove the sample"
     if strange := [name for name in dict.fromkeys(rows) if name not in known]:
         problems.append(Problem(str(file), f"lists {len(strange)} ids that {test.file} lacks: {some(strange)}", remedy))
     if missing := [name for name in ids if name not in listed]:

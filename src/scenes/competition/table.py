@@ -1,8 +1,9 @@
 """The rows of a competition's file, and messages that name them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -70,6 +71,11 @@ def bad_image_rows(table: Table, reasons: Mapping[int, str], what: str) -> str:
     places = table.columns.index
     found = [(places[row], f"{table.names[row]}: {why}") for row, why in reasons.items()]
     return f"{table.file}: {_rows(found, what)}"
+
+
+def column_of(columns: Iterable[tuple[Any, Iterable[str]]], values: set[str]) -> str | None:
+    """The name of the first column with exactly these values, in any order; None if there is none."""
+    return next((name for name, cells in columns if set(cells) == values), None)
 
 
 def some(texts: Sequence[str]) -> str:

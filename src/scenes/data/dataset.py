@@ -71,12 +71,13 @@ class Dataset:
 
     def training_outputs(self, fold: int, rows: np.ndarray) -> np.ndarray:
         """The outputs a fold trains the network towards, for some of its `training_rows`: float32, (rows, outputs)."""
+        if fold not in self.soft:
+            return self.task.as_outputs(self.targets[rows])
         outputs = np.zeros((len(rows), self.task.outputs), np.float32)
         is_labelled = rows < len(self.table)
         outputs[is_labelled] = self.task.as_outputs(self.targets[rows[is_labelled]])
-        if fold in self.soft:
-            places = self.soft[fold].places(rows)
-            outputs[places >= 0] = self.soft[fold].outputs[places[places >= 0]]
+        places = self.soft[fold].places(rows)
+        outputs[places >= 0] = self.soft[fold].outputs[places[places >= 0]]
         return outputs
 
     @property

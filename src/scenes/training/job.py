@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from scenes.competition.linear_head import takes_hours
+from scenes.competition.linear_head import why_too_large
 from scenes.config import Config, TrainConfig
 from scenes.console import UserError, say
 from scenes.data.augment import AugmentedImages
@@ -78,7 +78,7 @@ class Job:
         train = self.config.train
         if self.pretrained is None or not recipe.starts_with_probe(train, self._template):
             return False
-        return not train.epochs or not takes_hours(len(self.data.table), self.data.task.outputs)
+        return not train.epochs or not why_too_large(len(self.data.table), self.data.task.outputs)
 
     @property
     def trains_on_features(self) -> bool:

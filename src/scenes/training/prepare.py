@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import numpy as np
 import torch
 
-from scenes.competition.linear_head import takes_hours
+from scenes.competition.linear_head import why_too_large
 from scenes.config import Config
 from scenes.config_file import recipes_of
 from scenes.console import UserError, say
@@ -108,9 +108,8 @@ def _check_model(job: Job) -> None:
             f"train.accumulate: {split} leaves batch norms a single row to learn from; set at most {job.max_accumulate}"
         )
     if config.train.linear_probe and not job.starts_with_probe:
-        why = "batch norms learn their statistics" if job.pretrained else "no pretrained weights"
-        if job.pretrained and takes_hours(len(job.data.table), job.data.task.outputs):
-            why = f"a linear probe of {len(job.data.table)} rows and {job.data.task.outputs} outputs would take hours"
+        too_large = why_too_large(len(job.data.table), job.data.task.outputs)
+        why = (too_large or "batch norms learn their statistics") if job.pretrained else "no pretrained weights"
         say(f"{why}: the head starts at random, without a linear probe")
     if job.trains_on_features:
         say("the body is frozen and nothing is augmented: its features are computed once and only the head trains")

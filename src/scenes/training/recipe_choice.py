@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from scenes.competition.linear_head import takes_hours
+from scenes.competition.linear_head import why_too_large
 from scenes.competition.metric import metric_named
 from scenes.competition.task import predictions_of
 from scenes.config import Config
@@ -64,8 +64,8 @@ def _choose(
     rows = max(len(data.rows(fold)[0]) for fold in range(config.data.folds))
     if features and rows < FEW:
         return "near", f"{rows} rows to train on; `far` needs at least {FEW}"
-    if features and takes_hours(rows, data.task.outputs):
-        return "far", f"a linear probe of {rows} rows and {data.task.outputs} outputs would take hours"
+    if features and (why := why_too_large(rows, data.task.outputs)):
+        return "far", why
     share = _explained(config, data, features()) if features else None
     if share is None:
         return "far", "no linear probe on pretrained weights is possible"

@@ -58,9 +58,10 @@ def sweep(
         UserError: If the space or a config cannot be used, the sweep is already running, or no trial was completed.
         StoppedError: If a signal or ``train.time_budget_minutes``, which holds for the whole sweep, stopped it.
     """
-    until = time.time() + 60 * (load_experiment(config_file, overrides).train.time_budget_minutes or inf)
+    start, base = time.time(), load_experiment(config_file, overrides)
+    until = start + 60 * (base.train.time_budget_minutes or inf)
     overrides = [*overrides, "train.time_budget_minutes=null"]  # of the sweep, not of each trial
-    base = load_experiment(config_file, overrides)
+    base = base.model_copy(update={"train": base.train.model_copy(update={"time_budget_minutes": None})})
     space = read_space(space_file)
     _check_ends(config_file, overrides, base.name, space, folds)
     folder = RUNS / f"{base.name}.sweep"
